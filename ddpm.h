@@ -1,0 +1,542 @@
+/* ddpm.h - conditional denoising diffusion (DDPM, Ho et al. 2020) in plain C: train and sample diffusers' UNet2DModel.
+ *
+ * Usage, complete (examples/embed.c is this as a program; in ONE source file define DDPM_IMPLEMENTATION first):
+ *
+ *     ddpm_model_config config = ddpm_model_preset("tiny", 24);            // a UNet, and a label encoder for 24 classes
+ *     ddpm_model *model;       ddpm_model_create(&model, &config, NULL);   // NULL: the reference backend, all threads
+ *     ddpm_model_alloc(model, DDPM_FOR_TRAINING);  ddpm_model_init(model, 529);
+ *     ddpm_schedule schedule;  ddpm_schedule_create(&schedule, NULL);      // T = 1000, squaredcos_cap_v2
+ *     ddpm_net *net;           ddpm_net_create(&net, model, 32, 32, 16, 1);
+ *     ddpm_trainer trainer;    ddpm_trainer_init(&trainer, net, &schedule, NULL);
+ *     double loss;             ddpm_train_step(&trainer, pictures, labels, 16, 1e-4, &loss);    // as often as you like
+ *     ddpm_model_use(model, DDPM_EMA);
+ *     ddpm_sample(net, &schedule, NULL, labels, 16, pictures, NULL, NULL);  // pictures: (16,3,32,32) in [-1,1]
+ *     ddpm_net_free(net);  ddpm_schedule_free(&schedule);  ddpm_model_free(model);
+ *
+ * Every function that can fail returns a ddpm_result; ddpm_error() then says what, where and what to do about it.
+ * Nothing here prints, exits or keeps global state (the error text is thread-local). Functions that take a model, net or
+ * graph are not to be called on the same one from two threads at once; inside, they use OpenMP's threads.
+ *
+ * What it does not do: half precision, text conditioning, latents. Files, pictures and data sets are in io/ and lab/.
+ *
+ * Contents:  1 errors, memory   2 random numbers   3 tensors, operations, graph   4 backends
+ *            5 model            6 noise schedule   7 training                     8 sampling
+ * C11, and valid C++17 (a CUDA backend is C++). Overridable before the include: DDPM_REAL (float or double), DDPM_API
+ * (linkage), DDPM_MALLOC/DDPM_FREE, DDPM_ASSERT (off by default; guards internal invariants only). */
+#ifndef DDPM_H
+#define DDPM_H
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef DDPM_REAL
+#define DDPM_REAL float
+#endif
+#ifndef DDPM_API
+#define DDPM_API extern
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+typedef DDPM_REAL ddpm_real;
+
+/* ---- 1. Errors and memory ------------------------------------------------------------------------------------- */
+
+typedef enum ddpm_result {
+    DDPM_OK,
+    DDPM_ERR_ARGUMENT,    /* a value that no model could accept */
+    DDPM_ERR_SHAPE,       /* tensors, pictures or levels that do not fit each other */
+    DDPM_ERR_RANGE,       /* a label or timestep outside its range */
+    DDPM_ERR_MEMORY,      /* an allocation failed, or is known to be too large */
+    DDPM_ERR_FILE,        /* the operating system refused a file; the text holds its reason */
+    DDPM_ERR_FORMAT,      /* a file was read and is not what it should be */
+    DDPM_ERR_UNSUPPORTED, /* valid for diffusers, not implemented here */
+    DDPM_ERR_NONFINITE,   /* NaN or infinity appeared in a loss or gradient */
+    DDPM_ERR_BACKEND,     /* the backend's device failed */
+    DDPM_STOPPED          /* a callback asked to stop: not a failure */
+} ddpm_result;
+
+/* This thread's last failure: what happened, where (file, tensor, shape), and after "hint:" a way out. Never NULL. */
+DDPM_API const char *ddpm_error(void);
+
+/* Records a printf-style message for ddpm_error() and returns `code`. For io/, lab/ and backends as well. */
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+DDPM_API ddpm_result ddpm_fail(ddpm_result code, const char *format, ...);
+
+/* An arena: many small allocations with one lifetime, freed together. Start from {0}. */
+typedef struct ddpm_arena {
+    struct ddpm_arena_block *first;
+} ddpm_arena;
+DDPM_API void *ddpm_arena_alloc(ddpm_arena *arena, size_t bytes); /* zeroed, 64-byte aligned; NULL: see ddpm_error() */
+DDPM_API char *ddpm_arena_string(ddpm_arena *arena, const char *text);
+DDPM_API void ddpm_arena_free(ddpm_arena *arena);
+
+/* ---- 2. Random numbers ------------------------------------------------------------------------------------------
+ * Counter-based (Philox 4x32-10, Salmon et al. 2011): a number has an address instead of a history, so that batch size,
+ * micro-batches, threads, ranks and a resumed run all see the same noise. */
+
+typedef enum ddpm_purpose { /* which stream of numbers: two purposes never share one */
+    DDPM_RANDOM_WEIGHTS,    /* initialisation; picture = index of the parameter */
+    DDPM_RANDOM_NOISE,      /* eps of add_noise */
+    DDPM_RANDOM_TIMESTEP,   /* t of add_noise */
+    DDPM_RANDOM_DROPOUT,    /* step = index of the node */
+    DDPM_RANDOM_START,      /* x_T of sampling */
+    DDPM_RANDOM_STEP,       /* z of a sampling step; step = its index */
+    DDPM_RANDOM_SHUFFLE,    /* order of the data; step = epoch */
+    DDPM_RANDOM_USER        /* for the caller's own use: this value and above, up to 255 */
+} ddpm_purpose;
+
+typedef struct ddpm_address {
+    uint64_t seed;
+    uint64_t picture; /* index of the first picture in the whole run, below 2^56; picture i of a batch adds i */
+    uint32_t step;
+    uint32_t purpose; /* ddpm_purpose */
+} ddpm_address;
+
+/* Four 32-bit words: block number `block` of the stream at `address`. */
+DDPM_API void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4]);
+/* `count` standard normals of one picture's stream, computed in float by Box-Muller with our own log and sincos (explicit
+ * fma): the same bits on every processor. |value| < 5.8; relative error of a value below 1e-6. */
+DDPM_API void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out);
+/* Uniform integer in [0, range), range <= 2^32: floor(word * range / 2^32). */
+DDPM_API uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range);
+/* A permutation of 0..count-1 (Fisher-Yates) for `address`. */
+DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order);
+
+/* ---- 3. Tensors, operations, graph ------------------------------------------------------------------------------
+ * A graph is a list of nodes in execution order. It is built for a capacity of N pictures and run for any n <= N. Shapes
+ * are checked while building; memory is known after ddpm_graph_plan, before anything is allocated. */
+
+/* The operation table: one line an operation makes its enumerator, its name and its row. The second column says what its
+ * backward reads, which decides how long a tensor is kept: inputs 0..2 and the auxiliary output. */
+enum { DDPM_READS_0 = 1, DDPM_READS_1 = 2, DDPM_READS_2 = 4, DDPM_READS_AUX = 32 };
+#define DDPM_OPS(X)                                                                                                      \
+    X(CONV2D, DDPM_READS_0 | DDPM_READS_1)                                                                               \
+    X(LINEAR, DDPM_READS_0 | DDPM_READS_1)                                                                               \
+    X(GROUP_NORM, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                                          \
+    X(ACTIVATION, DDPM_READS_0)                                                                                          \
+    X(ATTENTION, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_2 | DDPM_READS_AUX)                                            \
+    X(ADD, 0)                                                                                                            \
+    X(CONCAT, 0)                                                                                                         \
+    X(UPSAMPLE, 0)                                                                                                       \
+    X(TIME_EMBEDDING, 0)                                                                                                 \
+    X(MSE, DDPM_READS_0 | DDPM_READS_1)                                                                                  \
+    X(MODULATE, DDPM_READS_0 | DDPM_READS_1)                                                                             \
+    X(SLICE, 0)                                                                                                          \
+    X(POOL, DDPM_READS_AUX)                                                                                              \
+    X(PIXEL_UNSHUFFLE, 0)                                                                                                \
+    X(PIXEL_SHUFFLE, 0)                                                                                                  \
+    X(DROPOUT, 0)                                                                                                        \
+    X(AFFINE, DDPM_READS_1)                                                                                              \
+    X(FOURIER_EMBEDDING, 0)                                                                                              \
+    X(EMBEDDING, DDPM_READS_0)                                                                                           \
+    X(BATCH_NORM, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                                          \
+    X(BCE, DDPM_READS_0 | DDPM_READS_1)
+#define DDPM_OP_ENUM(name, reads) DDPM_OP_##name,
+typedef enum ddpm_op { DDPM_OPS(DDPM_OP_ENUM) DDPM_OP_COUNT } ddpm_op;
+DDPM_API const char *ddpm_op_name(ddpm_op op); /* "conv2d" */
+
+#define DDPM_NOWHERE SIZE_MAX /* the offset of what needs no memory */
+typedef struct ddpm_tensor {
+    const char *name; /* diffusers' name for a parameter; else the name of the node that makes it */
+    int dims;         /* what shape[] means to a file; entries beyond are 1 */
+    int shape[4];     /* (N,C,H,W); (out,in,kh,kw) of a weight. shape[0] is the capacity when batched */
+    unsigned batched : 1, param : 1, trainable : 1, need_grad : 1, input : 1;
+    ddpm_real *data, *grad; /* contiguous NCHW in the reference; a backend may keep its own form behind them */
+    size_t offset, grad_offset; /* of data and grad, in elements: in the graph's memory; in the model's flat arrays */
+    int init;               /* of a parameter: ddpm_init and its scale */
+    double init_scale;
+    void *device;           /* a backend's own */
+} ddpm_tensor;
+
+#define DDPM_MAX_INPUTS 5
+typedef struct ddpm_node { /* constant once planned: what varies from step to step is in ddpm_step or in tensors */
+    ddpm_op op;
+    int id;
+    const char *name; /* where in the network: "down_blocks.0.resnets.1.conv1" */
+    ddpm_tensor *in[DDPM_MAX_INPUTS], *out, *aux;
+    union {
+        struct { int stride, pad_start, pad_end; } conv;        /* padding before (top, left) and after (bottom, right) */
+        struct { int groups; double eps, momentum; } norm;
+        struct { int heads; } attention;
+        struct { int kind, kernel, stride, pad; } pool;
+        struct { int kind; } activation;
+        struct { int flip_sin_to_cos; double freq_shift; } time;
+        struct { int start; } slice;
+        struct { int factor; } resample;                        /* upsample, pixel_(un)shuffle */
+        struct { double scale, shift; } affine;                 /* also add (scale), dropout (scale = p) */
+    } attr;
+    unsigned wants;      /* bit i: backward must produce in[i]->grad */
+    unsigned accumulate; /* bit i: backward adds into in[i]->grad; else it is the first writer and stores */
+    unsigned final;      /* bit i: after this node's backward the gradient of parameter in[i] is complete */
+    struct ddpm_node *fused_into; /* a backend's plan: that node does this one's work */
+    void *plan;                   /* a backend's own */
+} ddpm_node;
+
+/* What changes from step to step: rows and the update read it through graph->step, so that a step can be captured once. */
+typedef struct ddpm_step {
+    uint64_t seed, first_picture;       /* address of the batch's first picture, for dropout */
+    double lr, beta1, beta2, eps;       /* Adam */
+    double correction1, correction2;    /* 1 - beta^t */
+    double weight_decay;                /* decoupled (AdamW) */
+    double max_grad_norm;               /* 0: no clipping */
+    double ema_decay;
+    double grad_norm;                   /* out: norm of all gradients, before clipping */
+} ddpm_step;
+
+typedef struct ddpm_graph {
+    ddpm_node **node;
+    int nodes;
+    ddpm_tensor **tensor; /* activations; parameters belong to the model */
+    int tensors;
+    int capacity, n;  /* n: pictures of the run in progress */
+    int training;     /* dropout and batch statistics on; gradients of trainable parameters wanted */
+    ddpm_tensor *root; /* where backward starts */
+    ddpm_step step;
+    size_t bytes;     /* of all activations and gradients of activations, known after ddpm_graph_plan */
+    const struct ddpm_device *device;
+    void *memory;     /* those bytes, from the backend */
+    void *state;      /* a backend's own, made by its plan() */
+    ddpm_arena arena;
+    ddpm_result result; /* the first failure while building; ddpm_graph_plan returns it */
+    char name[256];     /* prefix for the names of what is built next: see ddpm_enter */
+    int node_room, tensor_room;
+} ddpm_graph;
+
+/* An empty graph on `device` (NULL: reference). training 1: rows behave as in module.train() and parameters get gradients. */
+DDPM_API ddpm_result ddpm_graph_create(ddpm_graph **out, const struct ddpm_device *device, int capacity, int training);
+DDPM_API void ddpm_graph_free(ddpm_graph *g);
+
+/* Names nest like modules: mark = ddpm_enter(g, "resnets.%d", i); ...; ddpm_leave(g, mark). */
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+DDPM_API size_t ddpm_enter(ddpm_graph *g, const char *format, ...);
+DDPM_API void ddpm_leave(ddpm_graph *g, size_t mark);
+
+/* Builders. x is (N,C,H,W); a vector a picture is (N,C,1,1). They return the output, or NULL after a failure: the first one
+ * is kept in the graph, later builders pass NULL on, ddpm_graph_plan returns it. So network code needs no checks.
+ * Torch's module or function is named at the right. */
+DDPM_API ddpm_tensor *ddpm_input(ddpm_graph *g, const char *name, int c, int h, int w, int need_grad);
+DDPM_API ddpm_tensor *ddpm_conv2d(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, /* Conv2d */
+                                  int stride, int pad_start, int pad_end);  /* weight (Cout,Cin,k,k); bias (Cout) or NULL */
+DDPM_API ddpm_tensor *ddpm_linear(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias); /* Linear over C */
+DDPM_API ddpm_tensor *ddpm_group_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int groups,
+                                      double eps);                                                        /* GroupNorm */
+enum { DDPM_SILU, DDPM_RELU, DDPM_SIGMOID };
+DDPM_API ddpm_tensor *ddpm_activation(ddpm_graph *g, ddpm_tensor *x, int kind);          /* SiLU, ReLU, Sigmoid */
+DDPM_API ddpm_tensor *ddpm_attention(ddpm_graph *g, ddpm_tensor *q, ddpm_tensor *k, ddpm_tensor *v, int heads);
+                                                      /* scaled_dot_product_attention over the H*W tokens of a picture */
+DDPM_API ddpm_tensor *ddpm_add(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b, double scale); /* (a + b) * scale; b: (N,C,1,1) too */
+DDPM_API ddpm_tensor *ddpm_concat(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b);        /* cat(dim=1) */
+DDPM_API ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count);   /* x[:, start:start+count] */
+DDPM_API ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor);          /* interpolate(mode="nearest") */
+DDPM_API ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos, double freq_shift);
+                                                      /* diffusers' Timesteps: t (N,1,1,1), any real -> (N,dim,1,1) */
+DDPM_API ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight);
+                                                      /* GaussianFourierProjection(log=True): t > 0, weight (C) -> (N,2C,1,1) */
+DDPM_API ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table);       /* Embedding; (N,1,1,1) */
+DDPM_API ddpm_tensor *ddpm_modulate(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *scale_shift);
+                                                      /* x * (1 + scale) + shift; scale_shift (N,2C,1,1) holds both */
+enum { DDPM_POOL_MAX, DDPM_POOL_MEAN };
+DDPM_API ddpm_tensor *ddpm_pool(ddpm_graph *g, ddpm_tensor *x, int kind, int kernel, int stride, int pad);
+                                                      /* MaxPool2d; AvgPool2d (pad counts as zeros in the mean) */
+DDPM_API ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor);   /* PixelUnshuffle */
+DDPM_API ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor);     /* PixelShuffle */
+DDPM_API ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p);             /* Dropout; returns x when not training */
+DDPM_API ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift);
+                                                      /* scale * x / divisor[n] + shift; divisor (N,1,1,1) or NULL */
+DDPM_API ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias,
+                                      ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps, double momentum);
+                                                      /* BatchNorm2d: batch statistics when training, running ones otherwise */
+DDPM_API ddpm_tensor *ddpm_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *target); /* (N,1,1,1): sum of squares a picture */
+DDPM_API ddpm_tensor *ddpm_bce(ddpm_graph *g, ddpm_tensor *p, ddpm_tensor *target); /* (N,1,1,1): BCELoss(reduction="sum") a picture */
+
+/* Ends building: marks what needs a gradient, who stores and who adds, lets the backend plan, lays out memory by lifetime.
+ *   root  where backward will start, or NULL (forward only). Tensors named in `keep` survive the whole run.
+ *   Sets g->bytes; allocates nothing large. Returns the first failure of any builder, with its error text. */
+DDPM_API ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps);
+/* Allocates g->bytes; called by the first forward if the caller does not. */
+DDPM_API ddpm_result ddpm_graph_alloc(ddpm_graph *g);
+/* Runs all nodes for n pictures, 1 <= n <= capacity. */
+DDPM_API ddpm_result ddpm_graph_forward(ddpm_graph *g, int n);
+typedef void (*ddpm_grad_ready)(void *user, ddpm_tensor *param);
+/* Backpropagation from the root for the pictures of the last forward.
+ *   seed   gradient of the root, n x its elements a picture, in host memory; NULL: ones
+ *   ready  called as each parameter's gradient becomes final (ranks then begin to reduce it); may be NULL
+ *   Parameters' gradients are added to, all others are stored. */
+DDPM_API ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user);
+/* Runs forward again, node by node: DDPM_ERR_NONFINITE naming the first node whose output has a NaN or infinity and that
+ * picture, or DDPM_OK. For finding out why a loss went wrong. */
+DDPM_API ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g);
+
+/* Copies between host memory (contiguous NCHW) and a tensor, first n pictures; n is ignored for parameters. */
+enum { DDPM_DATA, DDPM_GRADIENT };
+DDPM_API ddpm_result ddpm_upload(const struct ddpm_device *device, ddpm_tensor *x, int which, int n, const ddpm_real *host);
+DDPM_API ddpm_result ddpm_download(const struct ddpm_device *device, const ddpm_tensor *x, int which, int n, ddpm_real *host);
+
+DDPM_API size_t ddpm_elements(const ddpm_tensor *x, int n);  /* n pictures' elements; all of a parameter's */
+/* Floating-point operations of a node for n pictures, a multiply-add as two; direct convolution. backward: of its wants. */
+DDPM_API double ddpm_node_flops(const ddpm_node *node, int n, int backward);
+
+/* ---- 4. Backends ------------------------------------------------------------------------------------------------
+ * A backend fills the operation table again. Rows it leaves NULL run as download, reference row, upload, so that it can be
+ * written row by row. Nothing above this table knows which backend runs. CONTRIBUTING.md tells how to add one. */
+
+typedef ddpm_result (*ddpm_row_fn)(const ddpm_graph *g, const ddpm_node *node);
+typedef struct ddpm_row {
+    ddpm_row_fn forward, backward;
+} ddpm_row;
+
+typedef struct ddpm_device { /* an opened backend */
+    const struct ddpm_backend *backend;
+    void *state;
+    int threads;
+} ddpm_device;
+
+typedef enum ddpm_array { DDPM_WEIGHT, DDPM_GRAD, DDPM_MOMENT1, DDPM_MOMENT2, DDPM_EMA, DDPM_ARRAYS } ddpm_array;
+typedef struct ddpm_model ddpm_model;
+
+/* Entries from plan on may be NULL: then memory is the host's, tensors are plain NCHW, and the reference's code serves. */
+typedef struct ddpm_backend {
+    const char *name;
+    const ddpm_row *rows; /* DDPM_OP_COUNT rows */
+    ddpm_result (*open)(void **state, int threads, const char *isa);
+    void (*close)(void *state);
+    ddpm_result (*plan)(ddpm_graph *g);          /* layouts, algorithms, fusion, aliasing: may set data offsets and g->bytes */
+    void (*unplan)(ddpm_graph *g);               /* frees what plan made */
+    ddpm_result (*alloc)(void *state, size_t bytes, void **out); /* zeroed */
+    void (*free)(void *state, void *memory);
+    ddpm_result (*zero)(void *state, void *memory, size_t bytes);
+    ddpm_result (*upload)(void *state, ddpm_tensor *x, int which, int n, const ddpm_real *host);
+    ddpm_result (*download)(void *state, const ddpm_tensor *x, int which, int n, ddpm_real *host);
+    ddpm_result (*sync)(void *state);
+    /* y[n] = sum_k c[k * capacity + n] x_k[n], then clamped to [-clamp, clamp] if clamp > 0. y may be one of x.
+     * Serves add_noise, guidance and every sampler; not differentiable. c is a tensor (capacity,k_max,1,1) read as [k][n]. */
+    ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp);
+    ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i gets ddpm_normals at first + i */
+    ddpm_result (*update)(ddpm_model *model, ddpm_step *step);                /* norm, clip, Adam, EMA over the flat arrays */
+} ddpm_backend;
+
+DDPM_API const ddpm_backend *ddpm_reference(void);
+/* Opens a backend (NULL: reference). threads 0: all that OpenMP offers. isa: NULL, or a backend's name for an instruction set. */
+DDPM_API ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa);
+DDPM_API void ddpm_device_close(ddpm_device *device);
+
+/* ---- 5. Model: diffusers' UNet2DModel, with the label encoder of the lab ---------------------------------------- */
+
+#define DDPM_MAX_LEVELS 8
+typedef enum ddpm_block_type { DDPM_PLAIN_BLOCK, DDPM_ATTN_BLOCK } ddpm_block_type;  /* (Down|Up)Block2D, Attn(Down|Up)Block2D */
+typedef enum ddpm_resample_type { DDPM_RESAMPLE_CONV, DDPM_RESAMPLE_RESNET } ddpm_resample_type;
+typedef enum ddpm_time_type { DDPM_TIME_POSITIONAL, DDPM_TIME_FOURIER } ddpm_time_type;
+typedef enum ddpm_time_shift { DDPM_SHIFT_DEFAULT, DDPM_SHIFT_SCALE_SHIFT } ddpm_time_shift;
+typedef enum ddpm_class_type { DDPM_CLASS_NONE, DDPM_CLASS_TIMESTEP, DDPM_CLASS_IDENTITY } ddpm_class_type;
+
+typedef struct ddpm_unet_config { /* the fields of UNet2DModel's config.json, with its names; 0 stands for null */
+    int sample_size[2];           /* height, width; 0: any */
+    int in_channels, out_channels;
+    int center_input_sample;
+    ddpm_time_type time_embedding_type;
+    int time_embedding_dim;       /* 0: 4 x block_out_channels[0] */
+    double freq_shift;
+    int flip_sin_to_cos;
+    int levels;                   /* length of the next three */
+    ddpm_block_type down_block_types[DDPM_MAX_LEVELS], up_block_types[DDPM_MAX_LEVELS];
+    int block_out_channels[DDPM_MAX_LEVELS];
+    int mid_block_type;           /* 1: UNetMidBlock2D; 0: null */
+    int layers_per_block;
+    double mid_block_scale_factor;
+    int downsample_padding;       /* 1, or 0: pad right and bottom only */
+    ddpm_resample_type downsample_type, upsample_type; /* heeded by the Attn blocks only, as in diffusers */
+    double dropout;
+    int attention_head_dim;       /* channels a head: heads = channels / attention_head_dim; 0: one head */
+    int norm_num_groups, attn_norm_num_groups;
+    double norm_eps;
+    ddpm_time_shift resnet_time_scale_shift;
+    int add_attention;            /* attention in the mid block */
+    ddpm_class_type class_embed_type;
+    int num_class_embeds;         /* with class_embed_type null: classes of an Embedding */
+} ddpm_unet_config;
+
+typedef struct ddpm_label_config { /* Linear(num_classes, hidden_dim), Linear(hidden_dim, embedding_dim) on a multi-hot vector */
+    int num_classes;               /* 0: no label encoder */
+    int hidden_dim, embedding_dim; /* embedding_dim = the UNet's time embedding width */
+} ddpm_label_config;
+
+typedef struct ddpm_model_config {
+    ddpm_unet_config unet;
+    ddpm_label_config label;
+    int pixel_unshuffle; /* 1: none; r: the UNet sees (C r^2, H/r, W/r) of a (C,H,W) picture */
+} ddpm_model_config;
+
+/* diffusers' defaults for every field of UNet2DModel, no label encoder. */
+DDPM_API ddpm_model_config ddpm_model_default(void);
+/* "lab": (128,128,256,256,512,512), attention at the fifth level, 64x64. "small": (64,128,128,256), attention at the third,
+ * 32x32. "tiny": (32,64), attention at the second, one layer a block, 16 groups, 32x32. classes > 0 adds the label encoder
+ * (hidden_dim 64) with class_embed_type identity. An unknown name gives levels = 0, which ddpm_model_create refuses. */
+DDPM_API ddpm_model_config ddpm_model_preset(const char *name, int classes);
+
+struct ddpm_model {
+    ddpm_model_config config;
+    const ddpm_device *device;
+    ddpm_tensor **param; /* in execution order, so that gradients become final from the last to the first */
+    int params, param_room;
+    size_t elements;                /* of all parameters together */
+    void *array[DDPM_ARRAYS];       /* flat, in the backend's form; NULL where not allocated */
+    ddpm_array in_use;              /* DDPM_WEIGHT or DDPM_EMA: what the parameters' data points at */
+    double *square;                 /* of the update: squared norm of each parameter's gradient */
+    int declaring;                  /* being created: ddpm_param declares */
+    ddpm_arena arena;
+};
+
+/* Checks the config (DDPM_ERR_ARGUMENT, _SHAPE or _UNSUPPORTED name the field) and declares all parameters; allocates no
+ * arrays. device: NULL for the reference on all threads; else it must outlive the model. */
+DDPM_API ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device);
+DDPM_API void ddpm_model_free(ddpm_model *model);
+enum { DDPM_FOR_INFERENCE = 1 << DDPM_WEIGHT, DDPM_FOR_GRADIENTS = DDPM_FOR_INFERENCE | 1 << DDPM_GRAD,
+       DDPM_FOR_TRAINING = (1 << DDPM_ARRAYS) - 1 };
+/* Allocates the arrays of the set that are missing, zeroed. Each has 4 (DDPM_REAL float) bytes an element. */
+DDPM_API ddpm_result ddpm_model_alloc(ddpm_model *model, unsigned arrays);
+/* PyTorch's initialisation: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, N(0,1) for embeddings, norms 1 and 0;
+ * the EMA array, if there, becomes a copy. */
+DDPM_API ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed);
+/* Which array the networks compute with from now on: DDPM_WEIGHT or DDPM_EMA (DDPM_ERR_ARGUMENT if not allocated). */
+DDPM_API ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array);
+DDPM_API ddpm_tensor *ddpm_model_find(const ddpm_model *model, const char *name); /* NULL if there is none */
+/* One parameter's part of one array, to and from host memory in the parameter's shape. */
+DDPM_API ddpm_result ddpm_model_get(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param, ddpm_real *out);
+DDPM_API ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tensor *param, const ddpm_real *in);
+DDPM_API ddpm_result ddpm_model_zero_grad(ddpm_model *model);
+
+/* Finds parameter `name` (below the graph's current prefix) in the model, or declares it while the model is being created.
+ * For code that builds networks of its own on the same table (an evaluator). shape has `dims` entries.
+ * init: how ddpm_model_init fills it. */
+typedef enum ddpm_init { DDPM_INIT_UNIFORM, DDPM_INIT_NORMAL, DDPM_INIT_ONES, DDPM_INIT_ZEROS } ddpm_init;
+DDPM_API ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int dims, const int *shape,
+                                 ddpm_init init, double scale, int trainable);
+
+/* A network: a model's graph at one picture size with its inputs, outputs and the tensors that training and sampling need.
+ * All are (N,C,H,W) of the picture (before pixel_unshuffle) unless said otherwise. */
+typedef struct ddpm_net {
+    ddpm_model *model;
+    ddpm_graph *graph;
+    int channels, height, width; /* of a picture */
+    ddpm_tensor *sample;         /* x_t: what the UNet sees */
+    ddpm_tensor *timestep;       /* (N,1,1,1), real */
+    ddpm_tensor *labels;         /* (N,L,1,1), L = ddpm_label_width(); NULL for an unconditional model */
+    ddpm_tensor *prediction;     /* of the noise */
+    ddpm_tensor *noise;          /* training: eps, the target; sampling: z */
+    ddpm_tensor *image;          /* training: x_0; sampling: its estimate */
+    ddpm_tensor *loss;           /* (N,1,1,1) sums of squares; NULL unless training */
+    ddpm_tensor *coefficients;   /* of lincomb */
+} ddpm_net;
+
+/* Builds and plans it. height and width 0: the config's sample_size. DDPM_ERR_SHAPE names a size the levels cannot halve. */
+DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity, int training);
+DDPM_API void ddpm_net_free(ddpm_net *net);
+/* Labels a picture carries: num_classes of the label encoder (multi-hot); 1 for an Embedding (index) or class_embed_type
+ * timestep; the embedding's width for identity without an encoder; 0 when unconditional. */
+DDPM_API int ddpm_label_width(const ddpm_model_config *config);
+/* prediction = UNet(sample, timestep, labels) for n <= capacity pictures in host memory. labels may be NULL if width is 0. */
+DDPM_API ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
+                                  const ddpm_real *labels, ddpm_real *prediction);
+
+/* ---- 6. Noise schedule: diffusers' DDPMScheduler and DDIMScheduler ------------------------------------------------ */
+
+typedef enum ddpm_beta_schedule { DDPM_BETA_SQUAREDCOS_CAP_V2, DDPM_BETA_LINEAR } ddpm_beta_schedule;
+typedef struct ddpm_schedule_config { /* fields of scheduler_config.json */
+    int num_train_timesteps;          /* T */
+    ddpm_beta_schedule beta_schedule;
+    double beta_start, beta_end;      /* of linear */
+    int clip_sample;
+    double clip_sample_range;
+} ddpm_schedule_config;
+DDPM_API ddpm_schedule_config ddpm_schedule_default(void); /* 1000, squaredcos_cap_v2, 1e-4, 0.02, clip to 1 */
+
+typedef struct ddpm_schedule {
+    ddpm_schedule_config config;
+    float *beta, *alpha_bar; /* T values each, float32 in diffusers' order of operations */
+} ddpm_schedule;
+DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config); /* NULL: the default */
+DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
+
+/* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4; DDPMScheduler.add_noise)
+ * on a network's tensors: net->sample from net->image and net->noise, t for each of n pictures; also sets net->timestep.
+ * DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. */
+DDPM_API ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
+
+/* ---- 7. Training -------------------------------------------------------------------------------------------------- */
+
+typedef struct ddpm_train_config {
+    double beta1, beta2, eps, weight_decay; /* Adam (Kingma & Ba 2015); weight_decay as AdamW */
+    double max_grad_norm;                   /* torch.nn.utils.clip_grad_norm_; 0: off */
+    double ema_decay;                       /* largest decay of diffusers' EMAModel */
+    uint64_t seed;
+} ddpm_train_config;
+DDPM_API ddpm_train_config ddpm_train_default(void); /* 0.9, 0.999, 1e-8, 0; 1.0; 0.9999; 529 */
+
+typedef struct ddpm_trainer {
+    ddpm_net *net;
+    const ddpm_schedule *schedule;
+    ddpm_train_config config;
+    uint64_t step, picture; /* optimiser steps and pictures so far: with the arrays, all that a resumed run needs */
+    double grad_norm;       /* of the last step, before clipping */
+} ddpm_trainer;
+/* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL: default. */
+DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
+                                       const ddpm_train_config *config);
+/* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then runs as
+ * micro-batches whose gradients add up. loss: mean squared error over all elements of all of them, divided once.
+ * DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
+DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
+                                     double lr, double *loss);
+/* Loss and gradients alone: sets the model's gradients to d(mse)/d(parameter) for given x_t, t, labels and target, all in
+ * host memory, n pictures of any number (micro-batches as above). prediction may be NULL. */
+DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
+                                         const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction, double *loss);
+
+/* torch's MultiStepLR stepped once an epoch: lr gamma^(number of milestones <= epoch). */
+DDPM_API double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma);
+/* diffusers' EMAModel.get_decay: 0 at s <= 0, else min(max_decay, (1 + s)/(10 + s)), s = step - 1, step counted from 1. */
+DDPM_API double ddpm_ema_decay(uint64_t step, double max_decay);
+
+/* ---- 8. Sampling -------------------------------------------------------------------------------------------------- */
+
+typedef enum ddpm_sampler { DDPM_SAMPLER_DDPM, DDPM_SAMPLER_DDIM } ddpm_sampler;
+typedef struct ddpm_sample_config {
+    ddpm_sampler sampler;
+    int steps;            /* 0: T */
+    double eta;           /* DDIM: 0 deterministic ... 1 */
+    uint64_t seed;
+    uint64_t first_picture; /* address of the first picture's noise: batches of one job go on counting */
+} ddpm_sample_config;
+DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529 */
+
+/* t of each step, descending, "leading" spacing (DDPMScheduler.set_timesteps): out has `steps` entries; 1 <= steps <= T. */
+DDPM_API ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out);
+
+/* One sampling step as two linear combinations, the same for every sampler:
+ *     x_0     = clamp(x0_sample x_t + x0_prediction eps)
+ *     x_{t-1} = image x_0 + sample x_t + prediction eps + noise z          DDPM: eq. 7 of Ho et al.; DDIM: Song et al. eq. 12 */
+typedef struct ddpm_step_terms {
+    double x0_sample, x0_prediction, clamp; /* clamp 0: none */
+    double image, sample, prediction, noise;
+} ddpm_step_terms;
+DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta);
+
+/* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
+ * Anything but DDPM_OK ends sampling with that result. */
+typedef ddpm_result (*ddpm_sample_callback)(void *user, ddpm_net *net, int done, int steps);
+/* Draws n <= capacity pictures, (n,C,H,W), for labels (n,L) (NULL if unconditional). Noise is addressed by picture, so a
+ * picture does not depend on the batch it was drawn in. config NULL: the default. */
+DDPM_API ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
+                                 const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user);
+
+#ifdef __cplusplus
+}
+#endif
+#ifdef DDPM_IMPLEMENTATION
+#include "ddpm_impl.c"
+#endif
+#endif /* DDPM_H */
