@@ -23,6 +23,7 @@
  *            5 model            6 noise schedule   7 training                     8 sampling
  * C11, and valid C++17 (a CUDA backend is C++). Overridable before the include: DDPM_REAL (float or double), DDPM_API
  * (linkage), DDPM_MALLOC/DDPM_FREE, DDPM_ASSERT (off by default; guards internal invariants only). */
+/* clang-format off */
 #ifndef DDPM_H
 #define DDPM_H
 #include <stddef.h>
@@ -196,6 +197,8 @@ typedef struct ddpm_graph {
     ddpm_step step;
     size_t bytes;     /* of all activations and gradients of activations, known after ddpm_graph_plan */
     const struct ddpm_device *device;
+    size_t scratch_elements, scratch_offset; /* the largest a row asks for; part of bytes */
+    ddpm_real *scratch; /* what a row leaves there is gone after it */
     void *memory;     /* those bytes, from the backend */
     void *state;      /* a backend's own, made by its plan() */
     ddpm_arena arena;

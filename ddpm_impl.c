@@ -3,10 +3,10 @@
  * It includes nothing but ddpm.h and the C library; compile it alone, or through DDPM_IMPLEMENTATION (see ddpm.h).
  *
  * Part I, the lab's model complete:
- *    1 errors, memory          4 rows of the operation table      7 noise schedule
+ *    1 errors                  4 rows of the operation table      7 noise schedule
  *    2 random numbers          5 the reference backend            8 training
  *    3 tensors and the graph   6 blocks, UNet2DModel, model       9 sampling
- * Part II, what other models need: more rows, the linear schedule, DDIM, backends with memory of their own, FLOPs. */
+ * Part II, machinery and what other models need: memory, backends; more rows, the linear schedule, DDIM, FLOPs. */
 #include "ddpm.h"
 #include <math.h>
 #include <stdarg.h>
@@ -27,15 +27,16 @@
 
 /* Inner loops so marked are compiled for several instruction sets; the program picks one when it starts. No version contracts
  * a * b + c or reorders a sum (the project is built with -ffp-contract=off), so all of them compute the same bits. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && defined(__OPTIMIZE__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) &&                \
+    defined(__OPTIMIZE__)
 #define DDPM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define DDPM_CLONES
 #endif
 
-/* ==== Part I: the lab's model ======================================================================================= */
+/* ==== Part I: the lab's model ===================================================================================== */
 
-/* ---- 1. Errors, memory ---------------------------------------------------------------------------------------------- */
+/* ---- 1. Errors --------------------------------------------------------------------------------------------------- */
 
 static _Thread_local char error_text[1024] = "no error";
 
@@ -55,19 +56,1470 @@ ddpm_result ddpm_fail(ddpm_result code, const char *format, ...)
     return code;
 }
 
-#define TRY(call)                                                                                                        \
-    do {                                                                                                                 \
-        ddpm_result try_result = (call);                                                                                 \
-        if (try_result != DDPM_OK) return try_result;                                                                    \
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        ddpm_result try_result = (call);                                                                               \
+        if (try_result != DDPM_OK) return try_result;                                                                  \
     } while (0)
+
+/* Part II has the arena, and under it: 64-byte aligned, zeroed memory. NULL has its error text set. */
+static void *aligned_alloc_zero(size_t bytes);
+static void aligned_free(void *memory);
+static void *grow_pointers(ddpm_arena *arena, void *array, int used, int *room);
+
+/* ---- 2. Random numbers ------------------------------------------------------------------------------------------- */
+
+/* Philox 4x32-10 (Salmon et al. 2011): ten rounds of two 32x32 -> 64-bit products; the key grows by Weyl constants. */
+void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4])
+{
+    uint32_t key0 = (uint32_t)address.seed, key1 = (uint32_t)(address.seed >> 32);
+    uint32_t c0 = block, c1 = address.step, c2 = (uint32_t)address.picture,
+             c3 = (address.purpose << 24) ^ (uint32_t)(address.picture >> 32);
+    for (int round = 0; round < 10; round++) {
+        uint64_t product0 = (uint64_t)0xD2511F53u * c0, product1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(product1 >> 32) ^ c1 ^ key0;
+        c1 = (uint32_t)product1;
+        c2 = (uint32_t)(product0 >> 32) ^ c3 ^ key1;
+        c3 = (uint32_t)product0;
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+    word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
+}
+
+/* Part II: polynomials that give the same bits on every processor. */
+static float log_unit(float u);                                /* log u, u in (0,1] */
+static void cos_sin_turn(float u, float *cosine, float *sine); /* of 2 pi u, u in [0,1) */
+
+/* Box-Muller: r = sqrt(-2 log u1), angle 2 pi u2, for each pair of words; u1 in (0,1], u2 in [0,1) have 24 bits, which
+ * rounds to float exactly. -2 log 2^-24 = 33.3, hence |value| < 5.8. */
+void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out)
+{
+    for (size_t i = 0; i < count; i += 4) {
+        uint32_t word[4];
+        float value[4];
+        ddpm_philox(address, (uint32_t)(i / 4), word);
+        for (int k = 0; k < 4; k += 2) {
+            float u1 = (float)((word[k] >> 8) + 1) * 0x1p-24f, u2 = (float)(word[k + 1] >> 8) * 0x1p-24f;
+            float radius = sqrtf(-2 * log_unit(u1)), cosine, sine;
+            cos_sin_turn(u2, &cosine, &sine);
+            value[k] = radius * cosine;
+            value[k + 1] = radius * sine;
+        }
+        for (size_t k = 0; k < 4 && i + k < count; k++)
+            out[i + k] = value[k];
+    }
+}
+
+uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range)
+{
+    uint32_t word[4];
+    ddpm_philox(address, 0, word);
+    return (uint32_t)(((uint64_t)word[0] * range) >> 32);
+}
+
+void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order)
+{
+    for (uint32_t i = 0; i < count; i++)
+        order[i] = i;
+    for (uint32_t i = count; i > 1; i--) { /* position i-1 gets one of the i left */
+        uint32_t word[4];
+        ddpm_philox(address, i, word);
+        uint32_t j = (uint32_t)(((uint64_t)word[0] * i) >> 32), swap = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = swap;
+    }
+}
+
+/* ---- 3. Tensors and the graph ------------------------------------------------------------------------------------ */
+
+size_t ddpm_elements(const ddpm_tensor *x, int n)
+{
+    return (size_t)(x->batched ? n : x->shape[0]) * (size_t)x->shape[1] * (size_t)x->shape[2] * (size_t)x->shape[3];
+}
+
+#define DDPM_OP_LOWER(name, reads) #name,
+static const char *const op_names[] = {DDPM_OPS(DDPM_OP_LOWER)};
+#define DDPM_OP_READS(name, reads) reads,
+static const unsigned op_reads[] = {DDPM_OPS(DDPM_OP_READS)};
+
+const char *ddpm_op_name(ddpm_op op)
+{
+    return (unsigned)op < DDPM_OP_COUNT ? op_names[op] : "(no such operation)";
+}
+
+static const ddpm_backend *backend_of(const ddpm_device *device)
+{
+    return device && device->backend ? device->backend : ddpm_reference();
+}
+
+/* Which inputs a gradient can flow to; the others hold indices, times, targets or running statistics. */
+static int differentiable(ddpm_op op, int input)
+{
+    switch (op) {
+    case DDPM_OP_TIME_EMBEDDING:
+    case DDPM_OP_FOURIER_EMBEDDING: return 0;
+    case DDPM_OP_EMBEDDING: return input == 1;
+    case DDPM_OP_BATCH_NORM: return input < 3;
+    case DDPM_OP_AFFINE:
+    case DDPM_OP_BCE: return input == 0;
+    default: return 1;
+    }
+}
+
+/* Does backward of `node` write the gradient of x through one of its first `inputs` inputs? */
+static int writes_below(const ddpm_node *node, const ddpm_tensor *x, int inputs)
+{
+    for (int k = 0; k < inputs; k++)
+        if (node->wants >> k & 1 && node->in[k] == x) return 1;
+    return 0;
+}
+
+static int writes_between(const ddpm_graph *g, const ddpm_tensor *x, int first, int end)
+{
+    for (int i = first; i < end; i++)
+        if (writes_below(g->node[i], x, DDPM_MAX_INPUTS)) return 1;
+    return 0;
+}
+
+/* wants: backward is needed where a tensor both leads to the root and depends on something that wants a gradient. */
+static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
+{
+    for (int i = 0; i < g->nodes; i++) { /* forward: does the output depend on a parameter, or on an input marked so? */
+        ddpm_node *node = g->node[i];
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+            ddpm_tensor *x = node->in[k];
+            int needs = x && (x->param ? g->training && x->trainable : x->need_grad);
+            if (needs && !differentiable(node->op, k))
+                return ddpm_fail(DDPM_ERR_UNSUPPORTED, "%s: %s has no gradient for its input %d ('%s')", node->name,
+                                 ddpm_op_name(node->op), k, x->name);
+            if (needs) node->out->need_grad = 1, node->wants |= 1u << k;
+        }
+    }
+    for (int i = g->nodes - 1; i >= 0; i--) { /* backward: keep what leads to the root; the first writer stores */
+        ddpm_node *node = g->node[i];
+        if (node->out != root && !writes_between(g, node->out, i + 1, g->nodes)) node->wants = 0;
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+            if (!(node->wants >> k & 1)) continue;
+            const ddpm_tensor *x = node->in[k];
+            if (x->param || x == root || writes_between(g, x, i + 1, g->nodes) || writes_below(node, x, k))
+                node->accumulate |= 1u << k;
+        }
+    }
+    for (int i = 0; i < g->nodes; i++)
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+            const ddpm_tensor *x = g->node[i]->in[k];
+            if (g->node[i]->wants >> k & 1 && x->param && !writes_between(g, x, 0, i)) g->node[i]->final |= 1u << k;
+        }
+    return DDPM_OK;
+}
+
+/* Part II: gives every tensor the memory of its lifetime, so that two whose lifetimes do not meet may share the same bytes. */
+static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps);
+
+ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps)
+{
+    if (g->result != DDPM_OK) return g->result;
+    g->root = root;
+    TRY(mark_gradients(g, root));
+    if (backend_of(g->device)->plan) TRY(backend_of(g->device)->plan(g));
+    return plan_memory(g, keep, keeps);
+}
+
+static const ddpm_row reference_rows[DDPM_OP_COUNT];
+static ddpm_result run_on_host(const ddpm_graph *g, const ddpm_node *node, int backward);
+
+static ddpm_result run_row(const ddpm_graph *g, const ddpm_node *node, int backward)
+{
+    const ddpm_backend *backend = backend_of(g->device);
+    if (node->fused_into) return DDPM_OK;
+    ddpm_row_fn row = !backend->rows ? NULL
+                      : backward     ? backend->rows[node->op].backward
+                                     : backend->rows[node->op].forward;
+    if (row) return row(g, node);
+    if (backend->download) return run_on_host(g, node, backward);
+    return backward ? reference_rows[node->op].backward(g, node) : reference_rows[node->op].forward(g, node);
+}
+
+ddpm_result ddpm_graph_forward(ddpm_graph *g, int n)
+{
+    if (n < 1 || n > g->capacity)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a graph built for 1 to %d", n, g->capacity);
+    TRY(ddpm_graph_alloc(g));
+    g->n = n;
+    for (int i = 0; i < g->nodes; i++)
+        TRY(run_row(g, g->node[i], 0));
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user)
+{
+    if (!g->root || !g->n)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "backward needs a root (ddpm_graph_plan) and a forward before it");
+    size_t count = ddpm_elements(g->root, g->n);
+    ddpm_real *ones = NULL;
+    if (!seed) {
+        if (!(ones = aligned_alloc_zero(count * sizeof *ones))) return DDPM_ERR_MEMORY;
+        for (size_t i = 0; i < count; i++)
+            ones[i] = 1;
+    }
+    ddpm_result result = ddpm_upload(g->device, g->root, DDPM_GRADIENT, g->n, seed ? seed : ones);
+    aligned_free(ones);
+    for (int i = g->nodes - 1; i >= 0 && result == DDPM_OK; i--) {
+        const ddpm_node *node = g->node[i];
+        if (node->wants) result = run_row(g, node, 1);
+        for (int k = 0; k < DDPM_MAX_INPUTS && ready && result == DDPM_OK; k++)
+            if (node->final >> k & 1) ready(user, node->in[k]);
+    }
+    return result;
+}
+
+/* ---- 4. Rows of the operation table ---------------------------------------------------------------------------------
+ * Rows are unfused. Threads divide outputs among themselves and never a sum, so that every result has the same bits for any
+ * number of threads. dL/dx of a tensor x is written dx. */
+
+/* Where backward adds the gradient of in[k]: NULL if nobody wants it. The first writer of an activation's gradient starts
+ * from zero here, and so every row simply adds. */
+static ddpm_real *grad_target(const ddpm_graph *g, const ddpm_node *node, int k)
+{
+    if (!(node->wants >> k & 1)) return NULL;
+    ddpm_real *grad = node->in[k]->grad;
+    if (!(node->accumulate >> k & 1)) memset(grad, 0, ddpm_elements(node->in[k], g->n) * sizeof *grad);
+    return grad;
+}
+
+static int pixels(const ddpm_tensor *x)
+{
+    return x->shape[2] * x->shape[3];
+}
+
+/* Sums run in LANES independent partial sums: they vectorise without reordering by the compiler, always in this one order. */
+enum { LANES = 16 };
+
+DDPM_CLONES static double sum(const ddpm_real *x, size_t count)
+{
+    double lane[LANES] = {0}, total = 0;
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lane[l] += (double)x[i + (size_t)l];
+    for (; i < count; i++)
+        lane[i % LANES] += (double)x[i];
+    for (int l = 0; l < LANES; l++)
+        total += lane[l];
+    return total;
+}
+
+/* sum of (x - a)(y - b) */
+DDPM_CLONES static double sum_products(const ddpm_real *x, double a, const ddpm_real *y, double b, size_t count)
+{
+    double lane[LANES] = {0}, total = 0;
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lane[l] += ((double)x[i + (size_t)l] - a) * ((double)y[i + (size_t)l] - b);
+    for (; i < count; i++)
+        lane[i % LANES] += ((double)x[i] - a) * ((double)y[i] - b);
+    for (int l = 0; l < LANES; l++)
+        total += lane[l];
+    return total;
+}
+
+/* sum of x y in ddpm_real lanes: for a length at which a float sum is good enough */
+DDPM_CLONES static ddpm_real short_dot(const ddpm_real *restrict x, const ddpm_real *restrict y, size_t count)
+{
+    ddpm_real lane[LANES] = {0}, total = 0;
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lane[l] += x[i + (size_t)l] * y[i + (size_t)l];
+    for (; i < count; i++)
+        lane[i % LANES] += x[i] * y[i];
+    for (int l = 0; l < LANES; l++)
+        total += lane[l];
+    return total;
+}
+
+/* sum of x y, the long way in double */
+static double dot(const ddpm_real *x, const ddpm_real *y, size_t count)
+{
+    enum { SHORT = 4096 }; /* 256 additions a lane: an error of at most 256 u sum |x y|, u = 2^-24 */
+    double total = 0;
+    for (size_t i = 0; i < count; i += SHORT)
+        total += (double)short_dot(x + i, y + i, count - i < SHORT ? count - i : SHORT);
+    return total;
+}
+
+/* ---- Convolution ----------------------------------------------------------------------------------------------------
+ * y[n,o,oy,ox] = b[o] + sum_{i,ky,kx} w[o,i,ky,kx] x[n,i,iy,ix],   iy = oy s + ky - p,  ix = ox s + kx - p,  x = 0 outside
+ * dx[n,i,iy,ix] = sum_{o,ky,kx} w[o,i,ky,kx] dy[n,o,oy,ox]
+ * dw[o,i,ky,kx] = sum_{n,oy,ox} dy[n,o,oy,ox] x[n,i,iy,ix],        db[o] = sum_{n,oy,ox} dy[n,o,oy,ox]
+ *
+ * There are no borders to treat if the pictures lie in a frame of zeros: (C, N h w), for each channel the pictures of the batch
+ * one under the other, each with its zeros around it. A tap (ky,kx) is then one shift by ky w + kx of the whole channel, and
+ *     y[o][p] = sum_{i,ky,kx} w[o,i,ky,kx] frame[i][p + ky w + kx]
+ * for every position p; those that are no output (borders, and what a stride skips) are thrown away. Backward to x is the same
+ * sum over a frame of dy (spread out by the stride) with the taps in reverse order and the roles of i and o exchanged. */
+typedef struct frame {
+    int h, w, border, step; /* of one picture: size with its zeros; where its pixel (y,x) lies: border + step (y,x) */
+    size_t plane;           /* positions of one channel: n h w */
+    ddpm_real *data;
+} frame;
+
+/* Positions are worked through in tiles that a processor's registers can hold. */
+enum { TILE = 128 };
+
+static size_t frame_elements(int channels, int n, int h, int w, int kernel)
+{
+    size_t beyond = (size_t)(kernel * (w + 1)) + TILE; /* the last shifts read on */
+    return (size_t)channels * (size_t)n * (size_t)h * (size_t)w + beyond;
+}
+
+/* Lays the pictures from (N,C,H,W) into the frame. */
+static void fill_frame(const frame *f, const ddpm_graph *g, const ddpm_tensor *shape, const ddpm_real *from)
+{
+    int channels = shape->shape[1], h = shape->shape[2], w = shape->shape[3];
+#pragma omp parallel for schedule(static)
+    for (int c = 0; c < channels; c++) {
+        memset(f->data + (size_t)c * f->plane, 0, f->plane * sizeof *f->data);
+        for (int row = 0; row < g->n * h; row++) {
+            int n = row / h, y = row % h;
+            size_t to =
+                ((size_t)n * (size_t)f->h + (size_t)(f->border + f->step * y)) * (size_t)f->w + (size_t)f->border;
+            const ddpm_real *in =
+                from + (((size_t)n * (size_t)channels + (size_t)c) * (size_t)h + (size_t)y) * (size_t)w;
+            ddpm_real *out = f->data + (size_t)c * f->plane + to;
+            for (int x = 0; x < w; x++)
+                out[f->step * x] = in[x];
+        }
+    }
+}
+
+/* y[l] = sum_{i,ky,kx} w(i,ky,kx) x[i][l + ky width + kx], l < TILE; w(i,ky,kx) = w[i w_in + (ky kernel + kx) w_tap] */
+DDPM_CLONES static void correlate_tile(int channels, int kernel, const ddpm_real *restrict x, size_t plane, int width,
+                                       const ddpm_real *restrict w, size_t w_in, int w_tap, ddpm_real *restrict y)
+{
+    ddpm_real sum[TILE] = {0};
+    for (int i = 0; i < channels; i++)
+        for (int ky = 0; ky < kernel; ky++)
+            for (int kx = 0; kx < kernel; kx++) {
+                const ddpm_real *shifted = x + (size_t)i * plane + ky * width + kx;
+                ddpm_real tap = *(w + (size_t)i * w_in + (ky * kernel + kx) * w_tap);
+                for (int l = 0; l < TILE; l++)
+                    sum[l] += tap * shifted[l];
+            }
+    memcpy(y, sum, sizeof sum);
+}
+
+/* The sum above for all positions and outputs, added to y (N,outputs,H,W), whose pixel (y,x) is at step (y,x) of the frame.
+ * Weights of output o begin at w + o w_out. */
+static void correlate(const frame *f, int channels, int kernel, const ddpm_real *w, size_t w_out, size_t w_in,
+                      int w_tap, const ddpm_tensor *shape, int step, ddpm_real *y)
+{
+    int outputs = shape->shape[1], h = shape->shape[2], width = shape->shape[3];
+    size_t tiles = (f->plane + TILE - 1) / TILE;
+/* the output varies fastest: a tile of x then serves all outputs while it is in the cache */
+#pragma omp parallel for schedule(static)
+    for (size_t job = 0; job < tiles * (size_t)outputs; job++) {
+        size_t first = job / (size_t)outputs * TILE, o = job % (size_t)outputs, run;
+        size_t end = f->plane - first < TILE ? f->plane : first + TILE;
+        ddpm_real tile[TILE];
+        correlate_tile(channels, kernel, f->data + first, f->plane, f->w, w + o * w_out, w_in, w_tap, tile);
+        for (size_t p = first; p < end; p += run) { /* the part of one row that lies in the tile */
+            int row = (int)(p / (size_t)f->w), column = (int)(p % (size_t)f->w), n = row / f->h;
+            run = end - p < (size_t)(f->w - column) ? end - p : (size_t)(f->w - column);
+            row %= f->h;
+            if (row % step || row / step >= h) continue;
+            ddpm_real *out = y + (((size_t)n * (size_t)outputs + o) * (size_t)h + (size_t)(row / step)) * (size_t)width;
+            const ddpm_real *in = tile + (p - first);
+            for (int x = (column + step - 1) / step; x < width && x * step < column + (int)run; x++)
+                out[x] += in[x * step - column];
+        }
+    }
+}
+
+/* The frames of a convolution lie in the graph's scratch memory: that of x, and behind it that of dy. */
+static frame frame_of_x(const ddpm_graph *g, const ddpm_node *node)
+{
+    int around = node->attr.conv.pad_start + node->attr.conv.pad_end;
+    int h = node->in[0]->shape[2] + around, w = node->in[0]->shape[3] + around;
+    return (frame){h, w, node->attr.conv.pad_start, 1, (size_t)g->n * (size_t)h * (size_t)w, g->scratch};
+}
+
+static ddpm_result conv2d_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *w = node->in[1]->data;                         /* (Co,Ci,k,k) */
+    const ddpm_real *bias = node->in[2] ? node->in[2]->data : NULL; /* (Co) */
+    ddpm_real *y = node->out->data;                                 /* (N,Co,Ho,Wo) */
+    int ci = node->in[0]->shape[1], co = node->out->shape[1], k = node->in[1]->shape[2], taps = k * k;
+    size_t plane = (size_t)pixels(node->out);
+    frame x = frame_of_x(g, node);
+    fill_frame(&x, g, node->in[0], node->in[0]->data);
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < g->n * co; i++)
+        for (size_t p = 0; p < plane; p++)
+            y[(size_t)i * plane + p] = bias ? bias[i % co] : 0;
+    correlate(&x, ci, k, w, (size_t)(ci * taps), (size_t)taps, 1, node->out, node->attr.conv.stride, y);
+    return DDPM_OK;
+}
+
+static ddpm_result conv2d_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *w = node->in[1]->data, *grad = node->out->grad;
+    ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
+    int ci = node->in[0]->shape[1], co = node->out->shape[1], k = node->in[1]->shape[2], taps = k * k,
+        stride = node->attr.conv.stride;
+    if (dx) { /* x[iy] meets tap k-1-j at frame row iy + j: dy lies k-1-p below the top, and the taps run backwards */
+        int h = node->in[0]->shape[2] + k - 1, width = node->in[0]->shape[3] + k - 1;
+        frame dy = {
+            h, width, k - 1 - node->attr.conv.pad_start, stride, (size_t)g->n * (size_t)h * (size_t)width, g->scratch};
+        fill_frame(&dy, g, node->out, grad);
+        correlate(&dy, co, k, w + taps - 1, (size_t)taps, (size_t)(ci * taps), -1, node->in[0], 1, dx);
+    }
+    if (dw) {
+        frame x = frame_of_x(g, node), dy = x;
+        dy.data = x.data + frame_elements(ci, g->n, x.h, x.w, k);
+        dy.border = 0;
+        dy.step = stride;
+        fill_frame(&x, g, node->in[0], node->in[0]->data);
+        fill_frame(&dy, g, node->out, grad);
+#pragma omp parallel for schedule(static)
+        for (int pair = 0; pair < co * ci; pair++)
+            for (int tap = 0; tap < taps; tap++)
+                dw[(size_t)pair * (size_t)taps + (size_t)tap] +=
+                    (ddpm_real)dot(dy.data + (size_t)(pair / ci) * dy.plane,
+                                   x.data + (size_t)(pair % ci) * x.plane + tap / k * x.w + tap % k,
+                                   x.plane - (size_t)(tap / k * x.w + tap % k));
+    }
+    for (int o = 0; o < co && db; o++) {
+        double total = 0;
+        for (int n = 0; n < g->n; n++)
+            total += sum(grad + (size_t)(n * co + o) * (size_t)pixels(node->out), (size_t)pixels(node->out));
+        db[o] += (ddpm_real)total;
+    }
+    return DDPM_OK;
+}
+
+/* Linear over channels is a 1x1 convolution, y[n,o,p] = b[o] + sum_i w[o,i] x[n,i,p], and shares these rows. */
+
+/* y[p] += a x[p] */
+DDPM_CLONES static void add_scaled(size_t count, ddpm_real a, const ddpm_real *restrict x, ddpm_real *restrict y)
+{
+    for (size_t p = 0; p < count; p++)
+        y[p] += a * x[p];
+}
+
+/* ---- GroupNorm ------------------------------------------------------------------------------------------------------
+ * Over the M = (C/G) H W values of a group: mu = mean x, r = 1/sqrt(mean (x - mu)^2 + eps), h = (x - mu) r  (Wu & He 2018)
+ * y = w[c] h + b[c];   dw[c] = sum dy h;   db[c] = sum dy
+ * with e = w[c] dy:  dx = r (e - mean e - h mean(e h)) */
+DDPM_CLONES static void scale_shift_plane(size_t count, const ddpm_real *restrict x, ddpm_real mean, ddpm_real scale,
+                                          ddpm_real shift, ddpm_real *restrict y)
+{
+    for (size_t p = 0; p < count; p++)
+        y[p] = (x[p] - mean) * scale + shift;
+}
+
+static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data;                                 /* (N,C,H,W) */
+    const ddpm_real *weight = node->in[1]->data, *bias = node->in[2]->data; /* (C) */
+    ddpm_real *y = node->out->data, *aux = node->aux->data;                 /* (N,C,H,W), (N,2,G): mu, r */
+    int groups = node->attr.norm.groups, channels = node->in[0]->shape[1] / groups;
+    size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
+#pragma omp parallel for schedule(static)
+    for (int group = 0; group < g->n * groups; group++) {
+        int n = group / groups, k = group % groups;
+        const ddpm_real *from = x + (size_t)group * count;
+        double mean = sum(from, count) / (double)count;
+        double variance = sum_products(from, mean, from, mean, count) / (double)count;
+        double r = 1 / sqrt(variance + node->attr.norm.eps);
+        aux[(2 * n) * groups + k] = (ddpm_real)mean;
+        aux[(2 * n + 1) * groups + k] = (ddpm_real)r;
+        for (int i = 0; i < channels; i++) {
+            int c = k * channels + i;
+            scale_shift_plane(plane, from + (size_t)i * plane, (ddpm_real)mean, (ddpm_real)(r * (double)weight[c]),
+                              bias[c], y + (size_t)group * count + (size_t)i * plane);
+        }
+    }
+    return DDPM_OK;
+}
+
+/* dx += a dy + b h + c */
+DDPM_CLONES static void norm_backward_plane(size_t count, const ddpm_real *restrict x, ddpm_real mean, ddpm_real r,
+                                            const ddpm_real *restrict dy, ddpm_real a, ddpm_real b, ddpm_real c,
+                                            ddpm_real *restrict dx)
+{
+    for (size_t p = 0; p < count; p++)
+        dx[p] += a * dy[p] + b * ((x[p] - mean) * r) + c;
+}
+
+static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data, *weight = node->in[1]->data, *aux = node->aux->data, *dy = node->out->grad;
+    ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
+    int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
+    size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
+    if (dx) {
+#pragma omp parallel for schedule(static)
+        for (int group = 0; group < g->n * groups; group++) {
+            int n = group / groups, k = group % groups;
+            double mean = (double)aux[(2 * n) * groups + k], r = (double)aux[(2 * n + 1) * groups + k], mean_e = 0,
+                   mean_eh = 0;
+            const ddpm_real *from = x + (size_t)group * count, *dfrom = dy + (size_t)group * count;
+            for (int i = 0; i < channels; i++) {
+                double w = (double)weight[k * channels + i];
+                mean_e += w * sum(dfrom + (size_t)i * plane, plane);
+                mean_eh += w * r * sum_products(dfrom + (size_t)i * plane, 0, from + (size_t)i * plane, mean, plane);
+            }
+            mean_e /= (double)count;
+            mean_eh /= (double)count;
+            for (int i = 0; i < channels; i++)
+                norm_backward_plane(plane, from + (size_t)i * plane, (ddpm_real)mean, (ddpm_real)r,
+                                    dfrom + (size_t)i * plane, (ddpm_real)(r * (double)weight[k * channels + i]),
+                                    (ddpm_real)(-r * mean_eh), (ddpm_real)(-r * mean_e),
+                                    dx + (size_t)group * count + (size_t)i * plane);
+        }
+    }
+#pragma omp parallel for schedule(static)
+    for (int c = 0; c < all; c++) {
+        double sum_dyh = 0, sum_dy = 0;
+        for (int n = 0; n < g->n; n++) {
+            size_t at = ((size_t)n * (size_t)all + (size_t)c) * plane;
+            double mean = (double)aux[(2 * n) * groups + c / channels],
+                   r = (double)aux[(2 * n + 1) * groups + c / channels];
+            sum_dyh += r * sum_products(dy + at, 0, x + at, mean, plane);
+            sum_dy += sum(dy + at, plane);
+        }
+        if (dw) dw[c] += (ddpm_real)sum_dyh;
+        if (db) db[c] += (ddpm_real)sum_dy;
+    }
+    return DDPM_OK;
+}
+
+/* ---- Activation -----------------------------------------------------------------------------------------------------
+ * s(x) = 1 / (1 + e^-x)
+ * silu (Elfwing et al. 2017): y = x s(x), dy/dx = s(x) (1 + x (1 - s(x)));  relu: max(x,0);  sigmoid: s(x), s(x) (1 - s(x)) */
+static ddpm_real exp_real(ddpm_real x)
+{
+    return sizeof x == sizeof(float) ? (ddpm_real)expf((float)x) : (ddpm_real)exp((double)x);
+}
+
+static ddpm_real sigmoid(ddpm_real x)
+{
+    return 1 / (1 + exp_real(-x));
+}
+
+static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data;
+    ddpm_real *y = node->out->data;
+    size_t count = ddpm_elements(node->out, g->n);
+    int kind = node->attr.activation.kind;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < count; i++) {
+        if (kind == DDPM_SILU)
+            y[i] = x[i] * sigmoid(x[i]);
+        else if (kind == DDPM_RELU)
+            y[i] = x[i] > 0 ? x[i] : x[i] <= 0 ? 0 : x[i]; /* NaN stays NaN */
+        else
+            y[i] = sigmoid(x[i]);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data, *dy = node->out->grad;
+    ddpm_real *dx = grad_target(g, node, 0);
+    size_t count = ddpm_elements(node->out, g->n);
+    int kind = node->attr.activation.kind;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < count; i++) {
+        ddpm_real s = kind == DDPM_RELU ? 0 : sigmoid(x[i]);
+        if (kind == DDPM_SILU)
+            dx[i] += dy[i] * s * (1 + x[i] * (1 - s));
+        else if (kind == DDPM_RELU)
+            dx[i] += x[i] > 0 ? dy[i] : 0;
+        else
+            dx[i] += dy[i] * s * (1 - s);
+    }
+    return DDPM_OK;
+}
+
+/* ---- Attention ------------------------------------------------------------------------------------------------------
+ * For each picture and head, q, k, v are (d, L): d = C/heads channels of L = H W tokens (Vaswani et al. 2017).
+ * s_ij = q_i . k_j / sqrt d,   p_ij = exp(s_ij - l_i),  l_i = log sum_j exp s_ij,   y_i = sum_j p_ij v_j
+ * dv_j = sum_i p_ij dy_i;  dp_ij = dy_i . v_j;  ds_ij = p_ij (dp_ij - sum_m p_im dp_im);
+ * dq_i = sum_j ds_ij k_j / sqrt d;  dk_j = sum_i ds_ij q_i / sqrt d
+ * aux (N,heads,3,L): l, which lets backward form p again instead of keeping L x L values, and two rows of scratch. */
+/* s_j = q_i . k_j / sqrt d for one i and all j */
+static void attention_scores(int d, size_t tokens, size_t i, const ddpm_real *q, const ddpm_real *k, ddpm_real *s)
+{
+    ddpm_real scale = (ddpm_real)(1 / sqrt((double)d));
+    memset(s, 0, tokens * sizeof *s);
+    for (int c = 0; c < d; c++)
+        add_scaled(tokens, scale * q[(size_t)c * tokens + i], k + (size_t)c * tokens, s);
+}
+
+static ddpm_result attention_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *q = node->in[0]->data, *k = node->in[1]->data, *v = node->in[2]->data; /* (N,heads,d,L) */
+    ddpm_real *y = node->out->data, *aux = node->aux->data; /* (N,heads,d,L), (N,heads,3,L) */
+    int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
+    size_t tokens = (size_t)pixels(node->out);
+#pragma omp parallel for schedule(static)
+    for (int head = 0; head < g->n * heads; head++) {
+        size_t at = (size_t)head * (size_t)d * tokens;
+        ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens;
+        for (size_t i = 0; i < tokens; i++) {
+            attention_scores(d, tokens, i, q + at, k + at, p);
+            ddpm_real largest = p[0]; /* exp(s - largest) cannot overflow */
+            for (size_t j = 1; j < tokens; j++)
+                largest = p[j] > largest ? p[j] : largest;
+            for (size_t j = 0; j < tokens; j++)
+                p[j] = exp_real(p[j] - largest);
+            double total = sum(p, tokens);
+            l[i] = (ddpm_real)((double)largest + log(total));
+            for (int c = 0; c < d; c++)
+                y[at + (size_t)c * tokens + i] = (ddpm_real)(dot(p, v + at + (size_t)c * tokens, tokens) / total);
+        }
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *q = node->in[0]->data, *k = node->in[1]->data, *v = node->in[2]->data, *dy = node->out->grad;
+    ddpm_real *dq = grad_target(g, node, 0), *dk = grad_target(g, node, 1), *dv = grad_target(g, node, 2),
+              *aux = node->aux->data;
+    int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
+    size_t tokens = (size_t)pixels(node->out);
+    ddpm_real scale = (ddpm_real)(1 / sqrt((double)d));
+#pragma omp parallel for schedule(static)
+    for (int head = 0; head < g->n * heads; head++) {
+        size_t at = (size_t)head * (size_t)d * tokens;
+        ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens, *ds = p + tokens;
+        for (size_t i = 0; i < tokens; i++) {
+            attention_scores(d, tokens, i, q + at, k + at, p);
+            memset(ds, 0, tokens * sizeof *ds);
+            for (int c = 0; c < d; c++)
+                add_scaled(tokens, dy[at + (size_t)c * tokens + i], v + at + (size_t)c * tokens, ds);
+            for (size_t j = 0; j < tokens; j++)
+                p[j] = exp_real(p[j] - l[i]);
+            ddpm_real mean = (ddpm_real)sum_products(p, 0, ds, 0, tokens);
+            for (size_t j = 0; j < tokens; j++)
+                ds[j] = p[j] * (ds[j] - mean);
+            for (int c = 0; c < d; c++) {
+                size_t channel = at + (size_t)c * tokens;
+                if (dq) dq[channel + i] += scale * (ddpm_real)dot(ds, k + channel, tokens);
+                if (dk) add_scaled(tokens, scale * q[channel + i], ds, dk + channel);
+                if (dv) add_scaled(tokens, dy[channel + i], p, dv + channel);
+            }
+        }
+    }
+    return DDPM_OK;
+}
+
+/* ---- Add: y = (a + b) s;  da = s dy;  db = s dy, summed over pixels where b is (N,C,1,1) ------------------------- */
+static ddpm_result add_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *a = node->in[0]->data, *b = node->in[1]->data; /* (N,C,H,W), (N,C,H,W) or (N,C,1,1) */
+    ddpm_real *y = node->out->data, scale = (ddpm_real)node->attr.affine.scale;
+    size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
+    int wide = pixels(node->in[1]) > 1 || plane == 1;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < planes; i++)
+        for (size_t p = 0; p < plane; p++)
+            y[i * plane + p] = (a[i * plane + p] + (wide ? b[i * plane + p] : b[i])) * scale;
+    return DDPM_OK;
+}
+
+static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *dy = node->out->grad;
+    ddpm_real *da = grad_target(g, node, 0), *db = grad_target(g, node, 1), scale = (ddpm_real)node->attr.affine.scale;
+    size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
+    int wide = pixels(node->in[1]) > 1 || plane == 1;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < planes; i++) {
+        if (da) add_scaled(plane, scale, dy + i * plane, da + i * plane);
+        if (db && wide) add_scaled(plane, scale, dy + i * plane, db + i * plane);
+        if (db && !wide) db[i] += scale * (ddpm_real)sum(dy + i * plane, plane);
+    }
+    return DDPM_OK;
+}
+
+/* ---- Concat and slice along channels: copies there, the same copies added back ----------------------------------- */
+static ddpm_result concat_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    size_t a = ddpm_elements(node->in[0], 1), b = ddpm_elements(node->in[1], 1);
+    for (size_t n = 0; n < (size_t)g->n; n++) {
+        memcpy(node->out->data + n * (a + b), node->in[0]->data + n * a, a * sizeof(ddpm_real));
+        memcpy(node->out->data + n * (a + b) + a, node->in[1]->data + n * b, b * sizeof(ddpm_real));
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    size_t a = ddpm_elements(node->in[0], 1), b = ddpm_elements(node->in[1], 1);
+    ddpm_real *da = grad_target(g, node, 0), *db = grad_target(g, node, 1);
+    for (size_t n = 0; n < (size_t)g->n; n++) {
+        if (da) add_scaled(a, 1, node->out->grad + n * (a + b), da + n * a);
+        if (db) add_scaled(b, 1, node->out->grad + n * (a + b) + a, db + n * b);
+    }
+    return DDPM_OK;
+}
+
+/* ---- Upsample, nearest: y[Y,X] = x[Y/f, X/f];  dx[i,j] = sum of dy over its f x f block -------------------------- */
+static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data; /* (N,C,H,W) */
+    ddpm_real *y = node->out->data;         /* (N,C,fH,fW) */
+    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor,
+           rows = ddpm_elements(node->out, g->n) / w;
+#pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < rows; row++) /* H divides evenly, so row / f is the input row over all planes */
+        for (size_t i = 0; i < w; i++)
+            y[row * w + i] = x[row / f * (w / f) + i / f];
+    return DDPM_OK;
+}
+
+static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *dy = node->out->grad;
+    ddpm_real *dx = grad_target(g, node, 0);
+    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor,
+           rows = ddpm_elements(node->out, g->n) / w;
+#pragma omp parallel for schedule(static)
+    for (size_t to = 0; to < rows / f; to++)
+        for (size_t row = to * f; row < (to + 1) * f; row++)
+            for (size_t i = 0; i < w; i++)
+                dx[to * (w / f) + i / f] += dy[row * w + i];
+    return DDPM_OK;
+}
+
+/* ---- Sinusoidal time embedding (Ho et al. 2020; diffusers' Timesteps) -----------------------------------------------
+ * e[n,i] = sin(t w_i), e[n,half+i] = cos(t w_i),  w_i = exp(-log(10000) i / (half - freq_shift)),  half = dim/2;
+ * flip_sin_to_cos swaps the halves; an odd dim ends in a zero. No gradient: t is not learned. */
+static ddpm_result time_embedding_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *t = node->in[0]->data; /* (N) */
+    ddpm_real *y = node->out->data;         /* (N,dim) */
+    int dim = node->out->shape[1], half = dim / 2, flip = node->attr.time.flip_sin_to_cos;
+    for (int n = 0; n < g->n; n++) {
+        ddpm_real *e = y + (size_t)n * (size_t)dim;
+        e[dim - 1] = 0;
+        for (int i = 0; i < half; i++) {
+            /* torch forms frequency and angle in float32: at t = 1000 that moves an angle by up to 6e-5 from the exact value */
+            float frequency = expf((float)(-log(10000.0)) * (float)i / (float)(half - node->attr.time.freq_shift));
+            float angle = (float)t[n] * frequency;
+            e[flip ? half + i : i] = (ddpm_real)sinf(angle);
+            e[flip ? i : half + i] = (ddpm_real)cosf(angle);
+        }
+    }
+    return DDPM_OK;
+}
+
+/* ---- Mean squared error, as a sum a picture: y[n] = sum (x - t)^2;  dx = 2 (x - t) dy[n] = -dt ------------------- */
+static ddpm_result mse_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data; /* (N,C,H,W) */
+    size_t count = ddpm_elements(node->in[0], 1);
+#pragma omp parallel for schedule(static)
+    for (int n = 0; n < g->n; n++) {
+        double total = 0;
+        for (size_t i = (size_t)n * count; i < (size_t)(n + 1) * count; i++)
+            total += ((double)x[i] - (double)target[i]) * ((double)x[i] - (double)target[i]);
+        node->out->data[n] = (ddpm_real)total;
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result mse_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data, *dy = node->out->grad;
+    ddpm_real *dx = grad_target(g, node, 0), *dt = grad_target(g, node, 1);
+    size_t count = ddpm_elements(node->in[0], 1);
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < (size_t)g->n * count; i++) {
+        ddpm_real d = 2 * (x[i] - target[i]) * dy[i / count];
+        if (dx) dx[i] += d;
+        if (dt) dt[i] -= d;
+    }
+    return DDPM_OK;
+}
+
+/* ---- 5. The reference backend ------------------------------------------------------------------------------------ */
+
+/* y[n] = sum_k c[k,n] x_k[n], summed in double, clamped */
+static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                                double clamp)
+{
+    size_t picture = ddpm_elements(y, 1), capacity = (size_t)g->capacity;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < (size_t)g->n * picture; i++) {
+        double value = 0;
+        for (int j = 0; j < k; j++)
+            value += (double)c->data[(size_t)j * capacity + i / picture] * (double)x[j]->data[i];
+        if (clamp > 0 && value > clamp) value = clamp;
+        if (clamp > 0 && value < -clamp) value = -clamp;
+        y->data[i] = (ddpm_real)value;
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+{
+    size_t picture = ddpm_elements(x, 1);
+#pragma omp parallel for schedule(static)
+    for (int n = 0; n < g->n; n++) {
+        ddpm_address address = first;
+        address.picture += (uint64_t)n;
+        ddpm_normals(address, picture, x->data + (size_t)n * picture);
+    }
+    return DDPM_OK;
+}
+
+/* Adam (Kingma & Ba 2015) with torch's clipping and decoupled weight decay, and the moving average, for one parameter:
+ * g <- c g;  m <- m + (1 - b1)(g - m);  v <- b2 v + (1 - b2) g^2
+ * w <- w - lr decay w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps);   ema <- ema - (1 - d)(ema - w) */
+DDPM_CLONES static void adam(const ddpm_step *s, ddpm_real clip, size_t count, ddpm_real *restrict w,
+                             const ddpm_real *restrict grad, ddpm_real *restrict m, ddpm_real *restrict v)
+{
+    ddpm_real b1 = (ddpm_real)(1 - s->beta1), b2 = (ddpm_real)s->beta2, one_b2 = (ddpm_real)(1 - s->beta2),
+              eps = (ddpm_real)s->eps;
+    ddpm_real rate = (ddpm_real)(s->lr / s->correction1), root = (ddpm_real)sqrt(s->correction2),
+              keep = (ddpm_real)(1 - s->lr * s->weight_decay);
+    for (size_t i = 0; i < count; i++) {
+        ddpm_real g = clip * grad[i];
+        m[i] += b1 * (g - m[i]);
+        v[i] = b2 * v[i] + one_b2 * g * g;
+        w[i] = keep * w[i] -
+               rate * m[i] /
+                   ((sizeof g == sizeof(float) ? (ddpm_real)sqrtf((float)v[i]) : (ddpm_real)sqrt((double)v[i])) / root +
+                    eps);
+    }
+}
+
+DDPM_CLONES static void move_average(ddpm_real rate, size_t count, const ddpm_real *restrict w, ddpm_real *restrict ema)
+{
+    for (size_t i = 0; i < count; i++)
+        ema[i] -= rate * (ema[i] - w[i]);
+}
+
+static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
+{
+    ddpm_real *w = model->array[DDPM_WEIGHT], *grad = model->array[DDPM_GRAD], *m = model->array[DDPM_MOMENT1],
+              *v = model->array[DDPM_MOMENT2], *ema = model->array[DDPM_EMA];
+    double total = 0, *square = model->square; /* (params): squared norm of each gradient */
+    if (!square) square = model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *square);
+    if (!square) return DDPM_ERR_MEMORY;
+#pragma omp parallel for schedule(dynamic)
+    for (int p = 0; p < model->params;
+         p++) { /* one parameter a thread: large and small ones alternate, hence dynamic */
+        const ddpm_tensor *x = model->param[p];
+        size_t count = ddpm_elements(x, 0);
+        square[p] = x->trainable ? sum_products(grad + x->offset, 0, grad + x->offset, 0, count) : 0;
+    }
+    for (int p = model->params - 1; p >= 0; p--) {
+        if (!isfinite(square[p]))
+            return ddpm_fail(DDPM_ERR_NONFINITE,
+                             "the gradient of '%s' is not finite\n      hint: a smaller learning rate",
+                             model->param[p]->name);
+        total += square[p];
+    }
+    step->grad_norm = sqrt(total);
+    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
+#pragma omp parallel for schedule(dynamic)
+    for (int p = 0; p < model->params; p++) {
+        size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
+        if (model->param[p]->trainable)
+            adam(step, (ddpm_real)(clip < 1 ? clip : 1), count, w + at, grad + at, m + at, v + at);
+        if (ema) move_average((ddpm_real)(1 - step->ema_decay), count, w + at, ema + at);
+    }
+    return DDPM_OK;
+}
+
+/* These, or what the backend in use has in their place (Part II). */
+static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                           double clamp);
+static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
+static ddpm_result update(ddpm_model *model, ddpm_step *step);
+
+/* ---- 6. Blocks, UNet2DModel, model ----------------------------------------------------------------------------------
+ * Network code runs twice: once while a model is created, when it declares the parameters, and once for every network, when it
+ * finds them again by name. Names are diffusers'. */
+
+typedef struct builder { /* what every block needs */
+    ddpm_graph *g;
+    ddpm_model *model;
+    const ddpm_unet_config *config;
+    ddpm_tensor *temb; /* silu(time + class embedding), which every ResnetBlock2D projects */
+} builder;
+
+static ddpm_tensor *conv2d(const builder *b, const char *name, ddpm_tensor *x, int out, int kernel, int stride,
+                           int pad_start, int pad_end)
+{
+    if (!x) return NULL;
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    int in = x->shape[1];
+    double bound = 1 / sqrt((double)in * kernel * kernel);
+    ddpm_tensor *weight =
+        ddpm_param(b->g, b->model, "weight", 4, (int[]){out, in, kernel, kernel}, DDPM_INIT_UNIFORM, bound, 1);
+    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &out, DDPM_INIT_UNIFORM, bound, 1);
+    x = ddpm_conv2d(b->g, x, weight, bias, stride, pad_start, pad_end);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+static ddpm_tensor *linear(const builder *b, const char *name, ddpm_tensor *x, int out)
+{
+    if (!x) return NULL;
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    double bound = 1 / sqrt((double)x->shape[1]);
+    ddpm_tensor *weight =
+        ddpm_param(b->g, b->model, "weight", 2, (int[]){out, x->shape[1]}, DDPM_INIT_UNIFORM, bound, 1);
+    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &out, DDPM_INIT_UNIFORM, bound, 1);
+    x = ddpm_linear(b->g, x, weight, bias);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+static ddpm_tensor *group_norm(const builder *b, const char *name, ddpm_tensor *x, int groups)
+{
+    if (!x) return NULL;
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    ddpm_tensor *weight = ddpm_param(b->g, b->model, "weight", 1, &x->shape[1], DDPM_INIT_ONES, 0, 1);
+    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &x->shape[1], DDPM_INIT_ZEROS, 0, 1);
+    x = ddpm_group_norm(b->g, x, weight, bias, groups, b->config->norm_eps);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+static ddpm_tensor *silu(const builder *b, ddpm_tensor *x)
+{
+    size_t mark = ddpm_enter(b->g, "silu");
+    x = ddpm_activation(b->g, x, DDPM_SILU);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+/* TimestepEmbedding: linear_1, silu, linear_2 */
+static ddpm_tensor *timestep_embedding(const builder *b, const char *name, ddpm_tensor *x, int dim)
+{
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    x = linear(b, "linear_2", silu(b, linear(b, "linear_1", x, dim)), dim);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+/* Resampling inside a ResnetBlock2D is for models whose config says "resnet"; the lab's do it with convolutions. */
+typedef enum resample { RESAMPLE_NONE, RESAMPLE_DOWN, RESAMPLE_UP } resample;
+static ddpm_tensor *resample_2x(const builder *b, ddpm_tensor *x, resample how);
+
+/* ResnetBlock2D: h = conv1(silu(norm1 x)); h += proj(silu temb); h = conv2(dropout(silu(norm2 h))); (shortcut(x) + h) / scale */
+static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor *x, int out, double scale_factor,
+                                 resample how)
+{
+    if (!x) return NULL;
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    int groups = b->config->norm_num_groups, scale_shift = b->config->resnet_time_scale_shift == DDPM_SHIFT_SCALE_SHIFT;
+    ddpm_tensor *h = silu(b, group_norm(b, "norm1", x, groups));
+    if (how != RESAMPLE_NONE) h = resample_2x(b, h, how), x = resample_2x(b, x, how);
+    h = conv2d(b, "conv1", h, out, 3, 1, 1, 1);
+    ddpm_tensor *t = linear(b, "time_emb_proj", b->temb, scale_shift ? 2 * out : out);
+    if (!scale_shift) h = ddpm_add(b->g, h, t, 1);
+    h = group_norm(b, "norm2", h, groups);
+    if (scale_shift) h = ddpm_modulate(b->g, h, t);
+    h = ddpm_dropout(b->g, silu(b, h), b->config->dropout);
+    h = conv2d(b, "conv2", h, out, 3, 1, 1, 1);
+    if (x && x->shape[1] != out) x = conv2d(b, "conv_shortcut", x, out, 1, 1, 0, 0);
+    x = ddpm_add(b->g, x, h, 1 / scale_factor);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+/* Attention over pixels: (x + to_out(attention(to_q h, to_k h, to_v h))) / scale with h = group_norm(x); groups 0: h = x.
+ * heads = channels / attention_head_dim, so the inner width may be smaller than the channels. */
+static ddpm_tensor *attention_block(const builder *b, const char *name, ddpm_tensor *x, int groups, double scale_factor)
+{
+    if (!x) return NULL;
+    size_t mark = ddpm_enter(b->g, "%s", name);
+    int channels = x->shape[1], width = b->config->attention_head_dim ? b->config->attention_head_dim : channels,
+        heads = channels / width;
+    ddpm_tensor *h = groups ? group_norm(b, "group_norm", x, groups) : x;
+    ddpm_tensor *q = linear(b, "to_q", h, heads * width), *k = linear(b, "to_k", h, heads * width),
+                *v = linear(b, "to_v", h, heads * width);
+    h = linear(b, "to_out.0", ddpm_attention(b->g, q, k, v, heads), channels);
+    x = ddpm_add(b->g, x, h, 1 / scale_factor);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+/* One of a level's layers: a ResnetBlock2D and, in the Attn blocks, an attention after it. */
+static ddpm_tensor *layer(const builder *b, int index, ddpm_tensor *x, int out, ddpm_block_type type)
+{
+    char name[32];
+    snprintf(name, sizeof name, "resnets.%d", index);
+    x = resnet_block(b, name, x, out, 1, RESAMPLE_NONE);
+    snprintf(name, sizeof name, "attentions.%d", index);
+    return type == DDPM_ATTN_BLOCK ? attention_block(b, name, x, b->config->norm_num_groups, 1) : x;
+}
+
+/* Downsample2D: 3x3 convolution of stride 2; padding 0 pads right and bottom only. Only Attn blocks heed downsample_type. */
+static ddpm_tensor *downsample(const builder *b, ddpm_tensor *x, ddpm_block_type type)
+{
+    if (!x) return NULL;
+    if (type == DDPM_ATTN_BLOCK && b->config->downsample_type == DDPM_RESAMPLE_RESNET)
+        return resnet_block(b, "downsamplers.0", x, x->shape[1], 1, RESAMPLE_DOWN);
+    return conv2d(b, "downsamplers.0.conv", x, x->shape[1], 3, 2, b->config->downsample_padding, 1);
+}
+
+/* Upsample2D: each pixel twice in both directions, then a 3x3 convolution. */
+static ddpm_tensor *upsample(const builder *b, ddpm_tensor *x, ddpm_block_type type)
+{
+    if (!x) return NULL;
+    if (type == DDPM_ATTN_BLOCK && b->config->upsample_type == DDPM_RESAMPLE_RESNET)
+        return resnet_block(b, "upsamplers.0", x, x->shape[1], 1, RESAMPLE_UP);
+    return conv2d(b, "upsamplers.0.conv", ddpm_upsample(b->g, x, 2), x->shape[1], 3, 1, 1, 1);
+}
+
+/* UNetMidBlock2D: resnet, attention, resnet, each divided by mid_block_scale_factor. Its attention has a GroupNorm of
+ * attn_norm_num_groups; where that is null, of norm_num_groups under "default" and none under "scale_shift". */
+static ddpm_tensor *mid_block(const builder *b, ddpm_tensor *x)
+{
+    if (!x) return NULL;
+    const ddpm_unet_config *c = b->config;
+    int out = x->shape[1], groups = c->attn_norm_num_groups                            ? c->attn_norm_num_groups
+                                    : c->resnet_time_scale_shift == DDPM_SHIFT_DEFAULT ? c->norm_num_groups
+                                                                                       : 0;
+    size_t mark = ddpm_enter(b->g, "mid_block");
+    x = resnet_block(b, "resnets.0", x, out, c->mid_block_scale_factor, RESAMPLE_NONE);
+    if (c->add_attention) x = attention_block(b, "attentions.0", x, groups, c->mid_block_scale_factor);
+    x = resnet_block(b, "resnets.1", x, out, c->mid_block_scale_factor, RESAMPLE_NONE);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+static ddpm_tensor *fourier_projection(const builder *b, ddpm_tensor *t); /* Part II: not in the lab */
+static ddpm_tensor *class_embedding(const builder *b, ddpm_tensor *labels, int dim);
+
+static ddpm_tensor *time_projection(const builder *b, ddpm_tensor *t)
+{
+    const ddpm_unet_config *c = b->config;
+    if (c->time_embedding_type == DDPM_TIME_FOURIER) return fourier_projection(b, t);
+    return ddpm_time_embedding(b->g, t, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
+}
+
+static int time_embed_dim(const ddpm_unet_config *c)
+{
+    return c->time_embedding_dim ? c->time_embedding_dim : 4 * c->block_out_channels[0];
+}
+
+/* UNet2DModel.forward: sample (N,Cin,H,W), timestep (N,1,1,1), labels as the config asks -> (N,Cout,H,W) */
+static ddpm_tensor *unet(builder *b, ddpm_tensor *sample, ddpm_tensor *timestep, ddpm_tensor *labels)
+{
+    enum { MOST_LAYERS = 64 };
+    const ddpm_unet_config *c = b->config;
+    ddpm_tensor *skip[DDPM_MAX_LEVELS * (MOST_LAYERS + 1) + 1];
+    int skips = 0;
+    if (c->center_input_sample) sample = ddpm_affine(b->g, sample, NULL, 2, -1);
+
+    ddpm_tensor *embedding = timestep_embedding(b, "time_embedding", time_projection(b, timestep), time_embed_dim(c));
+    if (labels) embedding = ddpm_add(b->g, embedding, class_embedding(b, labels, time_embed_dim(c)), 1);
+    b->temb = silu(b, embedding);
+
+    ddpm_tensor *x = skip[skips++] = conv2d(b, "conv_in", sample, c->block_out_channels[0], 3, 1, 1, 1);
+    for (int level = 0; level < c->levels; level++) {
+        size_t mark = ddpm_enter(b->g, "down_blocks.%d", level);
+        for (int i = 0; i < c->layers_per_block; i++)
+            x = skip[skips++] = layer(b, i, x, c->block_out_channels[level], c->down_block_types[level]);
+        if (level < c->levels - 1) x = skip[skips++] = downsample(b, x, c->down_block_types[level]);
+        ddpm_leave(b->g, mark);
+    }
+    if (c->mid_block_type) x = mid_block(b, x);
+    for (int level = 0; level < c->levels;
+         level++) { /* the mirror image: each layer takes one skip, last in first out */
+        size_t mark = ddpm_enter(b->g, "up_blocks.%d", level);
+        for (int i = 0; i <= c->layers_per_block; i++) {
+            x = ddpm_concat(b->g, x, skip[--skips]);
+            x = layer(b, i, x, c->block_out_channels[c->levels - 1 - level], c->up_block_types[level]);
+        }
+        if (level < c->levels - 1) x = upsample(b, x, c->up_block_types[level]);
+        ddpm_leave(b->g, mark);
+    }
+    x = conv2d(b, "conv_out", silu(b, group_norm(b, "conv_norm_out", x, c->norm_num_groups)), c->out_channels, 3, 1, 1,
+               1);
+    return c->time_embedding_type == DDPM_TIME_FOURIER ? ddpm_affine(b->g, x, timestep, 1, 0) : x;
+}
+
+/* The label encoder of the lab: two linear layers with nothing between, added to the time embedding. */
+static ddpm_tensor *label_encoder(const builder *b, ddpm_tensor *labels, const ddpm_label_config *c)
+{
+    size_t mark = ddpm_enter(b->g, "label_encoder");
+    ddpm_tensor *x = linear(b, "1", linear(b, "0", labels, c->hidden_dim), c->embedding_dim);
+    ddpm_leave(b->g, mark);
+    return x;
+}
+
+int ddpm_label_width(const ddpm_model_config *config)
+{
+    if (config->label.num_classes) return config->label.num_classes;
+    if (config->unet.class_embed_type == DDPM_CLASS_IDENTITY) return time_embed_dim(&config->unet);
+    return config->unet.class_embed_type == DDPM_CLASS_TIMESTEP || config->unet.num_class_embeds ? 1 : 0;
+}
+
+static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int training)
+{
+    const ddpm_model_config *c = &model->config;
+    int channels = net->channels, height = net->height, width = net->width, labels = ddpm_label_width(c);
+    builder b = {g, model, &c->unet, NULL};
+    net->sample = ddpm_input(g, "sample", channels, height, width, 0);
+    net->timestep = ddpm_input(g, "timestep", 1, 1, 1, 0);
+    net->labels = labels ? ddpm_input(g, "labels", labels, 1, 1, 0) : NULL;
+    net->noise = ddpm_input(g, "noise", channels, height, width, 0);
+    net->image = ddpm_input(g, "image", channels, height, width, 0);
+    net->coefficients = ddpm_input(g, "coefficients", 4, 1, 1, 0);
+    ddpm_tensor *x = net->sample,
+                *classes = c->label.num_classes ? label_encoder(&b, net->labels, &c->label) : net->labels;
+    if (c->pixel_unshuffle > 1) x = ddpm_pixel_unshuffle(g, x, c->pixel_unshuffle);
+    x = unet(&b, x, net->timestep, classes);
+    net->prediction = c->pixel_unshuffle > 1 ? ddpm_pixel_shuffle(g, x, c->pixel_unshuffle) : x;
+    net->loss = training ? ddpm_mse(g, net->prediction, net->noise) : NULL;
+}
+
+/* Size and channels of a picture for this model; 0 asks for the config's own. */
+static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)
+{
+    int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1, multiple = factor << (c->unet.levels - 1);
+    if (c->unet.in_channels % (factor * factor) || c->unet.in_channels != c->unet.out_channels)
+        return ddpm_fail(DDPM_ERR_SHAPE,
+                         "in_channels %d and out_channels %d: a diffusion model predicts the noise of each of its "
+                         "channels, and pixel_unshuffle %d needs a multiple of %d",
+                         c->unet.in_channels, c->unet.out_channels, factor, factor * factor);
+    net->channels = c->unet.in_channels / (factor * factor);
+    net->height = height ? height : c->unet.sample_size[0] * factor;
+    net->width = width ? width : c->unet.sample_size[1] * factor;
+    if (!net->height) net->height = net->width = multiple;
+    if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
+        return ddpm_fail(
+            DDPM_ERR_SHAPE,
+            "a picture of %dx%d cannot be halved %d times (%d levels)\n      hint: width and height must be "
+            "multiples of %d",
+            net->width, net->height, c->unet.levels - 1, c->unet.levels, multiple);
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity, int training)
+{
+    *out = NULL;
+    ddpm_net *net = DDPM_MALLOC(sizeof *net);
+    if (!net) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a network");
+    memset(net, 0, sizeof *net);
+    net->model = model;
+    ddpm_result result = picture_size(&model->config, height, width, net);
+    if (result == DDPM_OK) result = ddpm_graph_create(&net->graph, model->device, capacity, training);
+    if (result == DDPM_OK) {
+        build_network(net, net->graph, model, training);
+        result = ddpm_graph_plan(net->graph, net->loss, &net->prediction, 1);
+    }
+    if (result == DDPM_OK)
+        *out = net;
+    else
+        ddpm_net_free(net);
+    return result;
+}
+
+/* ---- 7. Noise schedule ------------------------------------------------------------------------------------------- */
+
+ddpm_schedule_config ddpm_schedule_default(void)
+{
+    return (ddpm_schedule_config){1000, DDPM_BETA_SQUAREDCOS_CAP_V2, 1e-4, 0.02, 1, 1};
+}
+
+/* abar(s) = cos^2((s + 0.008)/1.008 pi/2)      (Nichol & Dhariwal 2021; diffusers' betas_for_alpha_bar) */
+static double squared_cosine(double s)
+{
+    double c = cos((s + 0.008) / 1.008 * 3.14159265358979323846 / 2);
+    return c * c;
+}
+
+static float linear_beta(const ddpm_schedule_config *config, int i);
+
+ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config)
+{
+    *s = (ddpm_schedule){config ? *config : ddpm_schedule_default(), NULL, NULL};
+    int steps = s->config.num_train_timesteps;
+    if (steps < 2 || steps > 1000000)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "num_train_timesteps is %d\n      hint: 1000 is usual; at least 2", steps);
+    s->beta = aligned_alloc_zero(2 * (size_t)steps * sizeof *s->beta);
+    if (!s->beta) return DDPM_ERR_MEMORY;
+    s->alpha_bar = s->beta + steps;
+    double product = 1; /* torch.cumprod keeps it in double and rounds each value */
+    for (int i = 0; i < steps; i++) {
+        double beta = 1 - squared_cosine((double)(i + 1) / steps) / squared_cosine((double)i / steps);
+        s->beta[i] = s->config.beta_schedule == DDPM_BETA_LINEAR ? linear_beta(&s->config, i)
+                                                                 : (float)(beta < 0.999 ? beta : 0.999);
+        product *= (double)(1 - s->beta[i]);
+        s->alpha_bar[i] = (float)product;
+    }
+    return DDPM_OK;
+}
+
+void ddpm_schedule_free(ddpm_schedule *s)
+{
+    aligned_free(s->beta);
+    s->beta = s->alpha_bar = NULL;
+}
+
+/* Uploads the coefficients of one lincomb, c[k] for every one of n pictures (or c[k][n] if per_picture), and runs it. */
+static ddpm_result combine(ddpm_net *net, ddpm_tensor *y, int terms, ddpm_tensor *const *x, const double *c,
+                           int per_picture, double clamp)
+{
+    size_t capacity = (size_t)net->graph->capacity;
+    ddpm_real *value = aligned_alloc_zero(4 * capacity * sizeof *value);
+    if (!value) return DDPM_ERR_MEMORY;
+    for (int k = 0; k < terms; k++)
+        for (int n = 0; n < net->graph->n; n++)
+            value[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
+    ddpm_result result = ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, value);
+    aligned_free(value);
+    return result == DDPM_OK ? lincomb(net->graph, y, terms, x, net->coefficients, clamp) : result;
+}
+
+ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
+{
+    ddpm_graph *g = net->graph;
+    if (n < 1 || n > g->capacity)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    for (int i = 0; i < n; i++)
+        if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
+            return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
+    TRY(ddpm_graph_alloc(g));
+    double *c = aligned_alloc_zero((size_t)n * (2 * sizeof *c + sizeof(ddpm_real)));
+    if (!c) return DDPM_ERR_MEMORY;
+    ddpm_real *time = (ddpm_real *)(c + 2 * n);
+    for (int i = 0; i < n; i++) {
+        c[i] = (double)sqrtf(s->alpha_bar[t[i]]);
+        c[n + i] = (double)sqrtf(1 - s->alpha_bar[t[i]]);
+        time[i] = (ddpm_real)t[i];
+    }
+    g->n = n;
+    ddpm_result result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
+    if (result == DDPM_OK) result = combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, c, 1, 0);
+    aligned_free(c);
+    return result;
+}
+
+/* ---- 8. Training ------------------------------------------------------------------------------------------------- */
+
+ddpm_train_config ddpm_train_default(void)
+{
+    return (ddpm_train_config){0.9, 0.999, 1e-8, 0, 1.0, 0.9999, 529};
+}
+
+double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
+{
+    for (int i = 0; i < count; i++)
+        if (milestones[i] <= epoch) lr *= gamma;
+    return lr;
+}
+
+double ddpm_ema_decay(uint64_t step, double max_decay)
+{
+    if (step <= 1) return 0;
+    double s = (double)(step - 1), decay = (1 + s) / (10 + s);
+    return decay < max_decay ? decay : max_decay;
+}
+
+ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
+                              const ddpm_train_config *config)
+{
+    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), 0, 0, 0};
+    if (!net->loss)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
+    for (int i = 0; i < DDPM_EMA; i++)
+        if (!net->model->array[i])
+            return ddpm_fail(
+                DDPM_ERR_ARGUMENT,
+                "the model has no room for gradients and moments\n      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
+    return ddpm_model_use(net->model, DDPM_WEIGHT);
+}
+
+/* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared errors in
+ * *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
+static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double *total)
+{
+    ddpm_graph *g = net->graph;
+    TRY(ddpm_graph_forward(g, n));
+    ddpm_real *value = aligned_alloc_zero((size_t)n * sizeof *value);
+    if (!value) return DDPM_ERR_MEMORY;
+    ddpm_result result = ddpm_download(g->device, net->loss, DDPM_DATA, n, value);
+    for (int i = 0; i < n; i++) {
+        *total += (double)value[i];
+        value[i] = (ddpm_real)(1 / elements);
+    }
+    if (result == DDPM_OK && !isfinite(*total)) {
+        result = ddpm_graph_find_nonfinite(g);
+        if (result == DDPM_OK) result = ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
+    }
+    if (result == DDPM_OK) result = ddpm_graph_backward(g, value, NULL, NULL);
+    aligned_free(value);
+    return result;
+}
+
+ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
+                            double *loss)
+{
+    ddpm_net *net = trainer->net;
+    ddpm_graph *g = net->graph;
+    size_t picture = ddpm_elements(net->image, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
+    double elements = (double)n * (double)picture, total = 0;
+    if (n < 1 || !pictures || (width && !labels))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
+    TRY(ddpm_model_zero_grad(net->model));
+    TRY(ddpm_graph_alloc(g));
+    int *t = aligned_alloc_zero((size_t)g->capacity * sizeof *t);
+    ddpm_result result = t ? DDPM_OK : DDPM_ERR_MEMORY;
+    for (int first = 0; first < n && result == DDPM_OK; first += g->capacity) {
+        int count = n - first < g->capacity ? n - first : g->capacity;
+        ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)first, 0, DDPM_RANDOM_NOISE};
+        g->n = count;
+        g->step.seed = address.seed;
+        g->step.first_picture = address.picture;
+        result = ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)first * picture);
+        if (result == DDPM_OK && width)
+            result = ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width);
+        if (result == DDPM_OK) result = normal(g, net->noise, address);
+        for (int i = 0; i < count; i++) {
+            ddpm_address at = {address.seed, address.picture + (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
+            t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
+        }
+        if (result == DDPM_OK) result = ddpm_add_noise(net, trainer->schedule, t, count);
+        if (result == DDPM_OK) result = run_micro_batch(net, count, elements, &total);
+    }
+    aligned_free(t);
+    if (result != DDPM_OK) return result;
+
+    const ddpm_train_config *c = &trainer->config;
+    double step = (double)(trainer->step + 1);
+    g->step.lr = lr, g->step.beta1 = c->beta1, g->step.beta2 = c->beta2, g->step.eps = c->eps;
+    g->step.correction1 = 1 - pow(c->beta1, step), g->step.correction2 = 1 - pow(c->beta2, step);
+    g->step.weight_decay = c->weight_decay, g->step.max_grad_norm = c->max_grad_norm;
+    g->step.ema_decay = ddpm_ema_decay(trainer->step + 1, c->ema_decay);
+    TRY(update(net->model, &g->step));
+    trainer->grad_norm = g->step.grad_norm;
+    trainer->step++;
+    trainer->picture += (uint64_t)n;
+    if (loss) *loss = total / elements;
+    return DDPM_OK;
+}
+
+/* ---- 9. Sampling ------------------------------------------------------------------------------------------------- */
+
+ddpm_sample_config ddpm_sample_default(void)
+{
+    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0};
+}
+
+ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out)
+{
+    int total = s->config.num_train_timesteps;
+    if (steps < 1 || steps > total)
+        return ddpm_fail(DDPM_ERR_RANGE, "%d sampling steps\n      hint: from 1 to the %d of training", steps, total);
+    for (int i = 0; i < steps; i++)
+        out[i] = (steps - 1 - i) * (total / steps);
+    return DDPM_OK;
+}
+
+static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta);
+
+/* With abar = abar_t, abar' = abar of the step after (1 at the end), beta = 1 - abar/abar':
+ * x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), clamped
+ * x'  = sqrt(abar') beta / (1 - abar) x_0 + sqrt(1 - beta) (1 - abar') / (1 - abar) x_t + sqrt(var) z
+ * var = (1 - abar') / (1 - abar) beta, at least 1e-20; no noise at t = 0.    (eq. 7; DDPMScheduler.step, in float32 as there) */
+ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta)
+{
+    float abar = s->alpha_bar[t], previous = t_previous >= 0 ? s->alpha_bar[t_previous] : 1;
+    float alpha = abar / previous, beta = 1 - alpha, variance = (1 - previous) / (1 - abar) * beta;
+    ddpm_step_terms terms = {.x0_sample = 1 / sqrt((double)abar),
+                             .x0_prediction = -sqrt((double)(1 - abar)) / sqrt((double)abar),
+                             .clamp = s->config.clip_sample ? s->config.clip_sample_range : 0};
+    if (sampler == DDPM_SAMPLER_DDIM) return ddim_terms(terms, abar, previous, eta);
+    terms.image = (double)(sqrtf(previous) * beta / (1 - abar));
+    terms.sample = (double)(sqrtf(alpha) * (1 - previous) / (1 - abar));
+    terms.noise = t > 0 ? sqrt((double)(variance > 1e-20f ? variance : 1e-20f)) : 0;
+    return terms;
+}
+
+static ddpm_result sampling_step(ddpm_net *net, const ddpm_step_terms *terms, ddpm_address noise)
+{
+    ddpm_tensor *x[4] = {net->sample, net->prediction, NULL, NULL};
+    double c[4] = {terms->x0_sample, terms->x0_prediction, 0, 0};
+    TRY(combine(net, net->image, 2, x, c, 0, terms->clamp));
+    int count = 0;
+    c[count] = terms->image, x[count++] = net->image;
+    if (terms->sample != 0) c[count] = terms->sample, x[count++] = net->sample;
+    if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = net->prediction;
+    if (terms->noise != 0) {
+        TRY(normal(net->graph, net->noise, noise));
+        c[count] = terms->noise, x[count++] = net->noise;
+    }
+    return combine(net, net->sample, count, x, c, 0, 0);
+}
+
+ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
+                        const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user)
+{
+    ddpm_sample_config c = config ? *config : ddpm_sample_default();
+    ddpm_graph *g = net->graph;
+    int steps = c.steps ? c.steps : s->config.num_train_timesteps;
+    if (n < 1 || n > g->capacity)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
+    TRY(ddpm_graph_alloc(g));
+    int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
+    ddpm_real *time = aligned_alloc_zero((size_t)n * sizeof *time);
+    ddpm_result result = t && time ? ddpm_timesteps(s, steps, t) : DDPM_ERR_MEMORY;
+    g->n = n;
+    ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
+    if (result == DDPM_OK && net->labels) result = ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels);
+    if (result == DDPM_OK) result = normal(g, net->sample, noise);
+    if (result == DDPM_OK && callback) result = callback(user, net, 0, steps);
+    noise.purpose = DDPM_RANDOM_STEP;
+    for (int i = 0; i < steps && result == DDPM_OK; i++) {
+        for (int k = 0; k < n; k++)
+            time[k] = (ddpm_real)t[i];
+        int previous = c.sampler == DDPM_SAMPLER_DDIM ? t[i] - s->config.num_train_timesteps / steps
+                       : i + 1 < steps                ? t[i + 1]
+                                                      : -1;
+        ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t[i], previous, c.eta);
+        noise.step = (uint32_t)i;
+        result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
+        if (result == DDPM_OK) result = ddpm_graph_forward(g, n);
+        if (result == DDPM_OK) result = sampling_step(net, &terms, noise);
+        if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
+    }
+    if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
+    aligned_free(t);
+    aligned_free(time);
+    return result;
+}
+
+/* ==== Part II: machinery, and what other models need ============================================================== */
+
+/* ---- Memory ------------------------------------------------------------------------------------------------------ */
 
 /* 64-byte aligned (a cache line, the widest vector) and zeroed; the pointer malloc gave stands just before. */
 static void *aligned_alloc_zero(size_t bytes)
 {
     char *raw = bytes < SIZE_MAX - 128 ? DDPM_MALLOC(bytes + 64 + sizeof(void *)) : NULL;
     if (!raw) {
-        ddpm_fail(DDPM_ERR_MEMORY, "out of memory: %zu bytes refused\n      hint: a smaller batch, picture or model needs less",
-                  bytes);
+        ddpm_fail(DDPM_ERR_MEMORY,
+                  "out of memory: %zu bytes refused\n      hint: a smaller batch, picture or model needs less", bytes);
         return NULL;
     }
     uintptr_t aligned = ((uintptr_t)raw + sizeof(void *) + 63) & ~(uintptr_t)63;
@@ -134,25 +1586,156 @@ static void *grow_pointers(ddpm_arena *arena, void *array, int used, int *room)
     return larger;
 }
 
-/* ---- 2. Random numbers ---------------------------------------------------------------------------------------------- */
+/* Lifetimes. Forward of node i happens at time i, its backward at time 2 nodes - 1 - i. A tensor occupies memory from its
+ * first writer to its last reader; two tensors whose lifetimes do not meet may share the same bytes. */
+typedef struct lifetime {
+    ddpm_tensor *tensor;
+    int which, first, last; /* which: DDPM_DATA or DDPM_GRADIENT */
+    size_t bytes, offset;
+} lifetime;
 
-/* Philox 4x32-10 (Salmon et al. 2011): ten rounds of two 32x32 -> 64-bit products; the key grows by Weyl constants. */
-void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4])
+static int larger_first(const void *a, const void *b)
 {
-    uint32_t key0 = (uint32_t)address.seed, key1 = (uint32_t)(address.seed >> 32);
-    uint32_t c0 = block, c1 = address.step, c2 = (uint32_t)address.picture,
-             c3 = (address.purpose << 24) ^ (uint32_t)(address.picture >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t product0 = (uint64_t)0xD2511F53u * c0, product1 = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(product1 >> 32) ^ c1 ^ key0;
-        c1 = (uint32_t)product1;
-        c2 = (uint32_t)(product0 >> 32) ^ c3 ^ key1;
-        c3 = (uint32_t)product0;
-        key0 += 0x9E3779B9u;
-        key1 += 0xBB67AE85u;
-    }
-    word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
+    const lifetime *x = a, *y = b;
+    if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
+    return x->first != y->first ? (x->first > y->first ? 1 : -1) : x->which - y->which;
 }
+
+static void set_lifetime(lifetime *life, ddpm_tensor *x, int which, int time)
+{
+    lifetime *l = life;
+    while (l->tensor && (l->tensor != x || l->which != which))
+        l++;
+    if (!l->tensor)
+        *l =
+            (lifetime){x, which, time, time, (ddpm_elements(x, x->shape[0]) * sizeof(ddpm_real) + 63) & ~(size_t)63, 0};
+    if (time < l->first) l->first = time;
+    if (time > l->last) l->last = time;
+}
+
+static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps)
+{
+    int end = 2 * g->nodes;
+    lifetime *life = ddpm_arena_alloc(&g->arena, (2 * (size_t)g->tensors + 1) * sizeof *life);
+    if (!life) return DDPM_ERR_MEMORY;
+    for (int i = 0; i < g->tensors; i++)
+        if (g->tensor[i]->input) {
+            set_lifetime(life, g->tensor[i], DDPM_DATA, -1);
+            set_lifetime(life, g->tensor[i], DDPM_DATA, end);
+        }
+    for (int i = 0; i < g->nodes; i++) {
+        const ddpm_node *node = g->node[i];
+        int backward = end - 1 - i;
+        set_lifetime(life, node->out, DDPM_DATA, i);
+        if (node->aux) set_lifetime(life, node->aux, DDPM_DATA, i);
+        if (node->aux && node->wants && op_reads[node->op] & DDPM_READS_AUX)
+            set_lifetime(life, node->aux, DDPM_DATA, backward);
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+            ddpm_tensor *x = node->in[k];
+            if (!x || x->param) continue;
+            set_lifetime(life, x, DDPM_DATA, i);
+            if (node->wants && op_reads[node->op] >> k & 1) set_lifetime(life, x, DDPM_DATA, backward);
+            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, x->input ? end : backward);
+            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, backward);
+        }
+        if (node->wants) set_lifetime(life, node->out, DDPM_GRADIENT, backward);
+    }
+    if (g->root) set_lifetime(life, g->root, DDPM_DATA, end), set_lifetime(life, g->root, DDPM_GRADIENT, g->nodes);
+    for (int i = 0; i < keeps; i++)
+        if (keep[i]) set_lifetime(life, keep[i], DDPM_DATA, end);
+
+    int count = 0;
+    while (life[count].tensor)
+        count++;
+    qsort(life, (size_t)count, sizeof *life, larger_first);
+    for (int i = 0; i < count; i++) { /* largest first, at the lowest place free for all of its life */
+        for (int moved = 1; moved;) {
+            moved = 0;
+            for (int j = 0; j < i; j++) {
+                int meet = life[i].first <= life[j].last && life[j].first <= life[i].last;
+                int overlap =
+                    life[i].offset < life[j].offset + life[j].bytes && life[j].offset < life[i].offset + life[i].bytes;
+                if (meet && overlap) life[i].offset = life[j].offset + life[j].bytes, moved = 1;
+            }
+        }
+        size_t *offset = life[i].which == DDPM_DATA ? &life[i].tensor->offset : &life[i].tensor->grad_offset;
+        *offset = life[i].offset / sizeof(ddpm_real);
+        if (life[i].offset + life[i].bytes > g->bytes) g->bytes = life[i].offset + life[i].bytes;
+    }
+    g->scratch_offset = g->bytes / sizeof(ddpm_real);
+    g->bytes += g->scratch_elements * sizeof(ddpm_real);
+    return DDPM_OK;
+}
+
+static ddpm_result device_alloc(const ddpm_device *device, size_t bytes, void **out)
+{
+    if (backend_of(device)->alloc) return backend_of(device)->alloc(device->state, bytes, out);
+    *out = aligned_alloc_zero(bytes);
+    return *out ? DDPM_OK : DDPM_ERR_MEMORY;
+}
+
+static void device_free(const ddpm_device *device, void *memory)
+{
+    if (memory && backend_of(device)->free)
+        backend_of(device)->free(device->state, memory);
+    else
+        aligned_free(memory);
+}
+
+ddpm_result ddpm_graph_alloc(ddpm_graph *g)
+{
+    if (g->memory) return DDPM_OK;
+    TRY(device_alloc(g->device, g->bytes, &g->memory));
+    g->scratch = (ddpm_real *)g->memory + g->scratch_offset;
+    for (int i = 0; i < g->tensors; i++) {
+        ddpm_tensor *x = g->tensor[i];
+        if (x->offset != DDPM_NOWHERE) x->data = (ddpm_real *)g->memory + x->offset;
+        if (x->grad_offset != DDPM_NOWHERE) x->grad = (ddpm_real *)g->memory + x->grad_offset;
+    }
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
+{
+    for (int i = 0; i < g->nodes; i++) {
+        const ddpm_node *node = g->node[i];
+        TRY(run_row(g, node, 0));
+        size_t count = ddpm_elements(node->out, g->n), picture = count / (size_t)g->n;
+        ddpm_real *host = aligned_alloc_zero(count * sizeof *host);
+        if (!host) return DDPM_ERR_MEMORY;
+        ddpm_result result = ddpm_download(g->device, node->out, DDPM_DATA, g->n, host);
+        size_t at = 0;
+        while (result == DDPM_OK && at < count && isfinite(host[at]))
+            at++;
+        aligned_free(host);
+        if (result != DDPM_OK) return result;
+        if (at < count)
+            return ddpm_fail(
+                DDPM_ERR_NONFINITE,
+                "node %d, '%s' (%s), is the first with a value that is not finite, for picture %zu of the batch\n"
+                "      hint: a smaller learning rate; or look for NaN in its weights with 'ddpm info'",
+                i, node->name, ddpm_op_name(node->op), at / picture);
+    }
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_upload(const ddpm_device *device, ddpm_tensor *x, int which, int n, const ddpm_real *host)
+{
+    const ddpm_backend *backend = backend_of(device);
+    if (backend->upload) return backend->upload(device->state, x, which, n, host);
+    memcpy(which == DDPM_DATA ? x->data : x->grad, host, ddpm_elements(x, n) * sizeof *host);
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_download(const ddpm_device *device, const ddpm_tensor *x, int which, int n, ddpm_real *host)
+{
+    const ddpm_backend *backend = backend_of(device);
+    if (backend->download) return backend->download(device->state, x, which, n, host);
+    memcpy(host, which == DDPM_DATA ? x->data : x->grad, ddpm_elements(x, n) * sizeof *host);
+    return DDPM_OK;
+}
+
+/* ---- log, cos and sin for the normals ---------------------------------------------------------------------------- */
 
 /* log u for u in (0,1]: u = 2^e m with m in [sqrt(1/2), sqrt 2), f = m - 1, log m = f - f^2/2 + f^3 P(f).
  * P is a near-minimax fit (Lawson) of degree 7; f^3 P errs by less than 6e-9, so rounding (about 1 ulp) dominates. */
@@ -185,7 +1768,8 @@ static void cos_sin_turn(float u, float *cosine, float *sine)
     int nearest = (int)(quarters + 0.5f);
     float f = quarters - (float)nearest, square = f * f;
     float s = f * fmaf(fmaf(fmaf(-0.004602177f, square, 0.07968023f), square, -0.6459635f), square, 1.5707964f);
-    float c = fmaf(square, fmaf(fmaf(fmaf(0.0009107611f, square, -0.020863125f), square, 0.2536696f), square, -1.2337005f), 1.0f);
+    float c = fmaf(
+        square, fmaf(fmaf(fmaf(0.0009107611f, square, -0.020863125f), square, 0.2536696f), square, -1.2337005f), 1.0f);
     switch (nearest & 3) {
     case 0: *cosine = c, *sine = s; break;
     case 1: *cosine = -s, *sine = c; break;
@@ -194,66 +1778,252 @@ static void cos_sin_turn(float u, float *cosine, float *sine)
     }
 }
 
-/* Box-Muller: r = sqrt(-2 log u1), angle 2 pi u2, for each pair of words; u1 in (0,1], u2 in [0,1) have 24 bits, which
- * rounds to float exactly. -2 log 2^-24 = 33.3, hence |value| < 5.8. */
-void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out)
+/* ---- Devices and backends ---------------------------------------------------------------------------------------- */
+
+static ddpm_result host_open(void **state, int threads, const char *isa)
 {
-    for (size_t i = 0; i < count; i += 4) {
-        uint32_t word[4];
-        float value[4];
-        ddpm_philox(address, (uint32_t)(i / 4), word);
-        for (int k = 0; k < 4; k += 2) {
-            float u1 = (float)((word[k] >> 8) + 1) * 0x1p-24f, u2 = (float)(word[k + 1] >> 8) * 0x1p-24f;
-            float radius = sqrtf(-2 * log_unit(u1)), cosine, sine;
-            cos_sin_turn(u2, &cosine, &sine);
-            value[k] = radius * cosine;
-            value[k + 1] = radius * sine;
+    *state = NULL;
+    if (isa) return ddpm_fail(DDPM_ERR_ARGUMENT, "the reference backend has no instruction set '%s' to choose", isa);
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads(threads);
+#else
+    (void)threads;
+#endif
+    return DDPM_OK;
+}
+
+const ddpm_backend *ddpm_reference(void)
+{
+    static const ddpm_backend reference = {
+        .name = "reference",
+        .rows = reference_rows,
+        .open = host_open,
+        .lincomb = host_lincomb,
+        .normal = host_normal,
+        .update = host_update,
+    };
+    return &reference;
+}
+
+/* What a backend leaves out runs as the reference's code: on host memory directly, else by way of the host (below). */
+static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                                   double clamp);
+static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
+static ddpm_result update_on_host(ddpm_model *model, ddpm_step *step);
+
+static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                           double clamp)
+{
+    const ddpm_backend *backend = backend_of(g->device);
+    if (backend->lincomb) return backend->lincomb(g, y, k, x, c, clamp);
+    return (backend->download ? lincomb_on_host : host_lincomb)(g, y, k, x, c, clamp);
+}
+
+static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+{
+    const ddpm_backend *backend = backend_of(g->device);
+    if (backend->normal) return backend->normal(g, x, first);
+    return (backend->download ? normal_on_host : host_normal)(g, x, first);
+}
+
+static ddpm_result update(ddpm_model *model, ddpm_step *step)
+{
+    const ddpm_backend *backend = backend_of(model->device);
+    if (backend->update) return backend->update(model, step);
+    return (backend->download ? update_on_host : host_update)(model, step);
+}
+
+ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa)
+{
+    *device = (ddpm_device){backend ? backend : ddpm_reference(), NULL, threads};
+#ifdef _OPENMP
+    if (threads <= 0) device->threads = omp_get_max_threads();
+#else
+    device->threads = 1;
+#endif
+    return device->backend->open ? device->backend->open(&device->state, device->threads, isa) : DDPM_OK;
+}
+
+void ddpm_device_close(ddpm_device *device)
+{
+    if (device->backend && device->backend->close) device->backend->close(device->state);
+    *device = (ddpm_device){NULL, NULL, 0};
+}
+
+/* ---- Models: parameters, their arrays ---------------------------------------------------------------------------- */
+
+static ddpm_result check_config(const ddpm_model_config *config);
+static void *build_failed(ddpm_graph *g, ddpm_result code);
+
+ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int dims, const int *shape, ddpm_init init,
+                        double scale, int trainable)
+{
+    if (g->result != DDPM_OK) return NULL;
+    size_t mark = ddpm_enter(g, "%s", name);
+    ddpm_tensor *x = ddpm_model_find(model, g->name);
+    if (!x && model->declaring) {
+        ddpm_tensor **list = grow_pointers(&model->arena, model->param, model->params, &model->param_room);
+        x = list ? ddpm_arena_alloc(&model->arena, sizeof *x) : NULL;
+        if (!x || !(x->name = ddpm_arena_string(&model->arena, g->name))) return build_failed(g, DDPM_ERR_MEMORY);
+        x->dims = dims;
+        for (int i = 0; i < 4; i++)
+            x->shape[i] = i < dims ? shape[i] : 1;
+        x->param = 1;
+        x->trainable = trainable != 0;
+        x->offset = model->elements;
+        x->init = init;
+        x->init_scale = scale;
+        model->elements += (ddpm_elements(x, 0) + 15) & ~(size_t)15; /* each starts on a cache line */
+        model->param = list;
+        model->param[model->params++] = x;
+    }
+    if (!x) build_failed(g, ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no parameter '%s'", g->name));
+    ddpm_leave(g, mark);
+    return x;
+}
+
+ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device)
+{
+    *out = NULL;
+    TRY(check_config(config));
+    ddpm_net net = {0};
+    TRY(picture_size(config, 0, 0, &net));
+    ddpm_graph *g;
+    TRY(ddpm_graph_create(&g, device, 1, 0));
+    ddpm_model *model = DDPM_MALLOC(sizeof *model);
+    if (!model) {
+        ddpm_graph_free(g);
+        return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a model");
+    }
+    memset(model, 0, sizeof *model);
+    model->config = *config;
+    model->device = g->device;
+    model->declaring = 1;
+    build_network(&net, g, model, 0);
+    model->declaring = 0;
+    ddpm_result result = g->result;
+    ddpm_graph_free(g);
+    if (result == DDPM_OK)
+        *out = model;
+    else
+        ddpm_model_free(model);
+    return result;
+}
+
+void ddpm_model_free(ddpm_model *model)
+{
+    if (!model) return;
+    for (int i = 0; i < DDPM_ARRAYS; i++)
+        device_free(model->device, model->array[i]);
+    ddpm_arena_free(&model->arena);
+    DDPM_FREE(model);
+}
+
+ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed)
+{
+    TRY(ddpm_model_alloc(model, DDPM_FOR_INFERENCE));
+    for (int p = 0; p < model->params; p++) {
+        ddpm_tensor *x = model->param[p];
+        size_t count = ddpm_elements(x, 0);
+        ddpm_address address = {seed, (uint64_t)p, 0, DDPM_RANDOM_WEIGHTS};
+        ddpm_real *value = aligned_alloc_zero(count * sizeof *value);
+        if (!value) return DDPM_ERR_MEMORY;
+        if (x->init == DDPM_INIT_NORMAL) ddpm_normals(address, count, value);
+        for (size_t i = 0; i < count; i++) {
+            uint32_t word[4];
+            if (x->init == DDPM_INIT_NORMAL) value[i] *= (ddpm_real)x->init_scale;
+            if (x->init == DDPM_INIT_ONES) value[i] = 1;
+            if (x->init != DDPM_INIT_UNIFORM) continue;
+            if (i % 4 == 0) ddpm_philox(address, (uint32_t)(i / 4), word);
+            value[i] = (ddpm_real)(((double)(word[i % 4] >> 8) * 0x1p-23 - 1) * x->init_scale); /* [-scale, scale) */
         }
-        for (size_t k = 0; k < 4 && i + k < count; k++) out[i + k] = value[k];
+        ddpm_result result = ddpm_model_set(model, DDPM_WEIGHT, x, value);
+        if (result == DDPM_OK && model->array[DDPM_EMA]) result = ddpm_model_set(model, DDPM_EMA, x, value);
+        aligned_free(value);
+        if (result != DDPM_OK) return result;
     }
+    return DDPM_OK;
 }
 
-uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range)
+void ddpm_net_free(ddpm_net *net)
 {
-    uint32_t word[4];
-    ddpm_philox(address, 0, word);
-    return (uint32_t)(((uint64_t)word[0] * range) >> 32);
+    if (!net) return;
+    ddpm_graph_free(net->graph);
+    DDPM_FREE(net);
 }
 
-void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order)
+ddpm_result ddpm_model_alloc(ddpm_model *model, unsigned arrays)
 {
-    for (uint32_t i = 0; i < count; i++) order[i] = i;
-    for (uint32_t i = count; i > 1; i--) { /* position i-1 gets one of the i left */
-        uint32_t word[4];
-        ddpm_philox(address, i, word);
-        uint32_t j = (uint32_t)(((uint64_t)word[0] * i) >> 32), swap = order[i - 1];
-        order[i - 1] = order[j];
-        order[j] = swap;
+    for (int i = 0; i < DDPM_ARRAYS; i++)
+        if (arrays >> i & 1 && !model->array[i])
+            TRY(device_alloc(model->device, model->elements * sizeof(ddpm_real), &model->array[i]));
+    return ddpm_model_use(model, model->in_use);
+}
+
+ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array)
+{
+    if ((array != DDPM_WEIGHT && array != DDPM_EMA) || !model->array[array])
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no %s\n      hint: ddpm_model_alloc makes the arrays",
+                         array == DDPM_EMA ? "moving average" : "weights");
+    model->in_use = array;
+    for (int p = 0; p < model->params; p++) {
+        model->param[p]->data = (ddpm_real *)model->array[array] + model->param[p]->offset;
+        if (model->array[DDPM_GRAD])
+            model->param[p]->grad = (ddpm_real *)model->array[DDPM_GRAD] + model->param[p]->offset;
     }
+    return DDPM_OK;
 }
 
-/* ---- 3. Tensors and the graph --------------------------------------------------------------------------------------- */
-
-size_t ddpm_elements(const ddpm_tensor *x, int n)
+ddpm_tensor *ddpm_model_find(const ddpm_model *model, const char *name)
 {
-    return (size_t)(x->batched ? n : x->shape[0]) * (size_t)x->shape[1] * (size_t)x->shape[2] * (size_t)x->shape[3];
+    for (int p = 0; p < model->params; p++)
+        if (!strcmp(model->param[p]->name, name)) return model->param[p];
+    return NULL;
 }
 
-#define DDPM_OP_LOWER(name, reads) #name,
-static const char *const op_names[] = {DDPM_OPS(DDPM_OP_LOWER)};
-#define DDPM_OP_READS(name, reads) reads,
-static const unsigned op_reads[] = {DDPM_OPS(DDPM_OP_READS)};
-
-const char *ddpm_op_name(ddpm_op op)
+/* A parameter's part of an array, dressed as a tensor's data. */
+static ddpm_tensor array_part(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param)
 {
-    return (unsigned)op < DDPM_OP_COUNT ? op_names[op] : "(no such operation)";
+    ddpm_tensor part = *param;
+    part.data = (ddpm_real *)model->array[array] + param->offset;
+    return part;
 }
+
+ddpm_result ddpm_model_get(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param, ddpm_real *out)
+{
+    if (!model->array[array])
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "'%s': this array of the model is not allocated", param->name);
+    ddpm_tensor part = array_part(model, array, param);
+    return ddpm_download(model->device, &part, DDPM_DATA, 0, out);
+}
+
+ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tensor *param, const ddpm_real *in)
+{
+    if (!model->array[array])
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "'%s': this array of the model is not allocated", param->name);
+    ddpm_tensor part = array_part(model, array, param);
+    return ddpm_upload(model->device, &part, DDPM_DATA, 0, in);
+}
+
+ddpm_result ddpm_model_zero_grad(ddpm_model *model)
+{
+    const ddpm_backend *backend = backend_of(model->device);
+    size_t bytes = model->elements * sizeof(ddpm_real);
+    if (!model->array[DDPM_GRAD])
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
+    if (backend->zero) return backend->zero(model->device->state, model->array[DDPM_GRAD], bytes);
+    memset(model->array[DDPM_GRAD], 0, bytes);
+    return DDPM_OK;
+}
+
+/* ---- Building a graph -------------------------------------------------------------------------------------------- */
 
 ddpm_result ddpm_graph_create(ddpm_graph **out, const ddpm_device *device, int capacity, int training)
 {
     static const ddpm_device reference = {NULL, NULL, 0};
     *out = NULL;
-    if (capacity < 1) return ddpm_fail(DDPM_ERR_ARGUMENT, "a graph for %d pictures: the capacity must be at least 1", capacity);
+    if (capacity < 1)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "a graph for %d pictures: the capacity must be at least 1", capacity);
     ddpm_graph *g = DDPM_MALLOC(sizeof *g);
     if (!g) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a graph");
     memset(g, 0, sizeof *g);
@@ -262,24 +2032,6 @@ ddpm_result ddpm_graph_create(ddpm_graph **out, const ddpm_device *device, int c
     g->training = training;
     *out = g;
     return DDPM_OK;
-}
-
-static const ddpm_backend *backend_of(const ddpm_device *device)
-{
-    return device && device->backend ? device->backend : ddpm_reference();
-}
-
-static ddpm_result device_alloc(const ddpm_device *device, size_t bytes, void **out)
-{
-    if (backend_of(device)->alloc) return backend_of(device)->alloc(device->state, bytes, out);
-    *out = aligned_alloc_zero(bytes);
-    return *out ? DDPM_OK : DDPM_ERR_MEMORY;
-}
-
-static void device_free(const ddpm_device *device, void *memory)
-{
-    if (memory && backend_of(device)->free) backend_of(device)->free(device->state, memory);
-    else aligned_free(memory);
 }
 
 void ddpm_graph_free(ddpm_graph *g)
@@ -317,7 +2069,8 @@ static void *build_failed(ddpm_graph *g, ddpm_result code)
 static ddpm_tensor *new_tensor(ddpm_graph *g, const char *name, int c, int h, int w)
 {
     if (c < 1 || h < 1 || w < 1 || (double)g->capacity * c * h * w > 0x1p40)
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s: a tensor (%d,%d,%d,%d) cannot be", name, g->capacity, c, h, w));
+        return build_failed(
+            g, ddpm_fail(DDPM_ERR_SHAPE, "%s: a tensor (%d,%d,%d,%d) cannot be", name, g->capacity, c, h, w));
     ddpm_tensor **list = grow_pointers(&g->arena, g->tensor, g->tensors, &g->tensor_room);
     ddpm_tensor *x = list ? ddpm_arena_alloc(&g->arena, sizeof *x) : NULL;
     if (!x || !(x->name = ddpm_arena_string(&g->arena, name))) return build_failed(g, DDPM_ERR_MEMORY);
@@ -369,566 +2122,80 @@ static int same_picture(const ddpm_tensor *a, const ddpm_tensor *b)
 
 static ddpm_tensor *shape_error(ddpm_graph *g, ddpm_op op, const ddpm_tensor *a, const ddpm_tensor *b, const char *rule)
 {
-    return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (%s): (%d,%d,%d,%d) '%s' and (%d,%d,%d,%d) '%s' do not fit: %s",
-                                     g->name, ddpm_op_name(op), a->shape[0], a->shape[1], a->shape[2], a->shape[3], a->name,
-                                     b->shape[0], b->shape[1], b->shape[2], b->shape[3], b->name, rule));
+    return build_failed(g,
+                        ddpm_fail(DDPM_ERR_SHAPE, "%s (%s): (%d,%d,%d,%d) '%s' and (%d,%d,%d,%d) '%s' do not fit: %s",
+                                  g->name, ddpm_op_name(op), a->shape[0], a->shape[1], a->shape[2], a->shape[3],
+                                  a->name, b->shape[0], b->shape[1], b->shape[2], b->shape[3], b->name, rule));
 }
 
-/* Which inputs a gradient can flow to; the others hold indices, times, targets or running statistics. */
-static int differentiable(ddpm_op op, int input)
+/* Asks for scratch: the frames of x and dy, or that of dy alone for backward to x, at the graph's capacity. */
+static ddpm_tensor *conv_scratch(ddpm_graph *g, const ddpm_node *node)
 {
-    switch (op) {
-    case DDPM_OP_TIME_EMBEDDING:
-    case DDPM_OP_FOURIER_EMBEDDING: return 0;
-    case DDPM_OP_EMBEDDING: return input == 1;
-    case DDPM_OP_BATCH_NORM: return input < 3;
-    case DDPM_OP_AFFINE:
-    case DDPM_OP_BCE: return input == 0;
-    default: return 1;
-    }
+    const ddpm_tensor *x = node->in[0];
+    int k = node->in[1]->shape[2], around = node->attr.conv.pad_start + node->attr.conv.pad_end,
+        co = node->out->shape[1];
+    int h = x->shape[2] + (around > k - 1 ? around : k - 1), w = x->shape[3] + (around > k - 1 ? around : k - 1);
+    size_t room = frame_elements(x->shape[1], g->capacity, h, w, k) +
+                  (g->training ? frame_elements(co, g->capacity, h, w, k) : 0);
+    size_t back = frame_elements(co, g->capacity, h, w, k);
+    if (room < back) room = back;
+    if (g->scratch_elements < room) g->scratch_elements = room;
+    return node->out;
 }
 
-/* Does backward of `node` write the gradient of x through one of its first `inputs` inputs? */
-static int writes_below(const ddpm_node *node, const ddpm_tensor *x, int inputs)
-{
-    for (int k = 0; k < inputs; k++)
-        if (node->wants >> k & 1 && node->in[k] == x) return 1;
-    return 0;
-}
-
-static int writes_between(const ddpm_graph *g, const ddpm_tensor *x, int first, int end)
-{
-    for (int i = first; i < end; i++)
-        if (writes_below(g->node[i], x, DDPM_MAX_INPUTS)) return 1;
-    return 0;
-}
-
-/* wants: backward is needed where a tensor both leads to the root and depends on something that wants a gradient. */
-static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
-{
-    for (int i = 0; i < g->nodes; i++) { /* forward: does the output depend on a parameter, or on an input marked so? */
-        ddpm_node *node = g->node[i];
-        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-            ddpm_tensor *x = node->in[k];
-            int needs = x && (x->param ? g->training && x->trainable : x->need_grad);
-            if (needs && !differentiable(node->op, k))
-                return ddpm_fail(DDPM_ERR_UNSUPPORTED, "%s: %s has no gradient for its input %d ('%s')", node->name,
-                                 ddpm_op_name(node->op), k, x->name);
-            if (needs) node->out->need_grad = 1, node->wants |= 1u << k;
-        }
-    }
-    for (int i = g->nodes - 1; i >= 0; i--) { /* backward: keep what leads to the root; the first writer stores */
-        ddpm_node *node = g->node[i];
-        if (node->out != root && !writes_between(g, node->out, i + 1, g->nodes)) node->wants = 0;
-        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-            if (!(node->wants >> k & 1)) continue;
-            const ddpm_tensor *x = node->in[k];
-            if (x->param || x == root || writes_between(g, x, i + 1, g->nodes) || writes_below(node, x, k))
-                node->accumulate |= 1u << k;
-        }
-    }
-    for (int i = 0; i < g->nodes; i++)
-        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-            const ddpm_tensor *x = g->node[i]->in[k];
-            if (g->node[i]->wants >> k & 1 && x->param && !writes_between(g, x, 0, i)) g->node[i]->final |= 1u << k;
-        }
-    return DDPM_OK;
-}
-
-/* Lifetimes. Forward of node i happens at time i, its backward at time 2 nodes - 1 - i. A tensor occupies memory from its
- * first writer to its last reader; two tensors whose lifetimes do not meet may share the same bytes. */
-typedef struct lifetime {
-    ddpm_tensor *tensor;
-    int which, first, last; /* which: DDPM_DATA or DDPM_GRADIENT */
-    size_t bytes, offset;
-} lifetime;
-
-static int larger_first(const void *a, const void *b)
-{
-    const lifetime *x = a, *y = b;
-    if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
-    return x->first != y->first ? (x->first > y->first ? 1 : -1) : x->which - y->which;
-}
-
-static void set_lifetime(lifetime *life, ddpm_tensor *x, int which, int time)
-{
-    lifetime *l = life;
-    while (l->tensor && (l->tensor != x || l->which != which)) l++;
-    if (!l->tensor) *l = (lifetime){x, which, time, time, (ddpm_elements(x, x->shape[0]) * sizeof(ddpm_real) + 63) & ~(size_t)63, 0};
-    if (time < l->first) l->first = time;
-    if (time > l->last) l->last = time;
-}
-
-static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps)
-{
-    int end = 2 * g->nodes;
-    lifetime *life = ddpm_arena_alloc(&g->arena, (2 * (size_t)g->tensors + 1) * sizeof *life);
-    if (!life) return DDPM_ERR_MEMORY;
-    for (int i = 0; i < g->tensors; i++)
-        if (g->tensor[i]->input) {
-            set_lifetime(life, g->tensor[i], DDPM_DATA, -1);
-            set_lifetime(life, g->tensor[i], DDPM_DATA, end);
-        }
-    for (int i = 0; i < g->nodes; i++) {
-        const ddpm_node *node = g->node[i];
-        int backward = end - 1 - i;
-        set_lifetime(life, node->out, DDPM_DATA, i);
-        if (node->aux) set_lifetime(life, node->aux, DDPM_DATA, i);
-        if (node->aux && node->wants && op_reads[node->op] & DDPM_READS_AUX) set_lifetime(life, node->aux, DDPM_DATA, backward);
-        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-            ddpm_tensor *x = node->in[k];
-            if (!x || x->param) continue;
-            set_lifetime(life, x, DDPM_DATA, i);
-            if (node->wants && op_reads[node->op] >> k & 1) set_lifetime(life, x, DDPM_DATA, backward);
-            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, x->input ? end : backward);
-            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, backward);
-        }
-        if (node->wants) set_lifetime(life, node->out, DDPM_GRADIENT, backward);
-    }
-    if (g->root) set_lifetime(life, g->root, DDPM_DATA, end), set_lifetime(life, g->root, DDPM_GRADIENT, g->nodes);
-    for (int i = 0; i < keeps; i++)
-        if (keep[i]) set_lifetime(life, keep[i], DDPM_DATA, end);
-
-    int count = 0;
-    while (life[count].tensor) count++;
-    qsort(life, (size_t)count, sizeof *life, larger_first);
-    for (int i = 0; i < count; i++) { /* largest first, at the lowest place free for all of its life */
-        for (int moved = 1; moved;) {
-            moved = 0;
-            for (int j = 0; j < i; j++) {
-                int meet = life[i].first <= life[j].last && life[j].first <= life[i].last;
-                int overlap = life[i].offset < life[j].offset + life[j].bytes && life[j].offset < life[i].offset + life[i].bytes;
-                if (meet && overlap) life[i].offset = life[j].offset + life[j].bytes, moved = 1;
-            }
-        }
-        size_t *offset = life[i].which == DDPM_DATA ? &life[i].tensor->offset : &life[i].tensor->grad_offset;
-        *offset = life[i].offset / sizeof(ddpm_real);
-        if (life[i].offset + life[i].bytes > g->bytes) g->bytes = life[i].offset + life[i].bytes;
-    }
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps)
-{
-    if (g->result != DDPM_OK) return g->result;
-    g->root = root;
-    TRY(mark_gradients(g, root));
-    if (backend_of(g->device)->plan) TRY(backend_of(g->device)->plan(g));
-    return plan_memory(g, keep, keeps);
-}
-
-ddpm_result ddpm_graph_alloc(ddpm_graph *g)
-{
-    if (g->memory) return DDPM_OK;
-    TRY(device_alloc(g->device, g->bytes, &g->memory));
-    for (int i = 0; i < g->tensors; i++) {
-        ddpm_tensor *x = g->tensor[i];
-        if (x->offset != DDPM_NOWHERE) x->data = (ddpm_real *)g->memory + x->offset;
-        if (x->grad_offset != DDPM_NOWHERE) x->grad = (ddpm_real *)g->memory + x->grad_offset;
-    }
-    return DDPM_OK;
-}
-
-static const ddpm_row reference_rows[DDPM_OP_COUNT];
-static ddpm_result run_on_host(const ddpm_graph *g, const ddpm_node *node, int backward);
-
-static ddpm_result run_row(const ddpm_graph *g, const ddpm_node *node, int backward)
-{
-    const ddpm_backend *backend = backend_of(g->device);
-    if (node->fused_into) return DDPM_OK;
-    ddpm_row_fn row = !backend->rows ? NULL : backward ? backend->rows[node->op].backward : backend->rows[node->op].forward;
-    if (row) return row(g, node);
-    if (backend->download) return run_on_host(g, node, backward);
-    return backward ? reference_rows[node->op].backward(g, node) : reference_rows[node->op].forward(g, node);
-}
-
-ddpm_result ddpm_graph_forward(ddpm_graph *g, int n)
-{
-    if (n < 1 || n > g->capacity)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a graph built for 1 to %d", n, g->capacity);
-    TRY(ddpm_graph_alloc(g));
-    g->n = n;
-    for (int i = 0; i < g->nodes; i++) TRY(run_row(g, g->node[i], 0));
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user)
-{
-    if (!g->root || !g->n) return ddpm_fail(DDPM_ERR_ARGUMENT, "backward needs a root (ddpm_graph_plan) and a forward before it");
-    size_t count = ddpm_elements(g->root, g->n);
-    ddpm_real *ones = NULL;
-    if (!seed) {
-        if (!(ones = aligned_alloc_zero(count * sizeof *ones))) return DDPM_ERR_MEMORY;
-        for (size_t i = 0; i < count; i++) ones[i] = 1;
-    }
-    ddpm_result result = ddpm_upload(g->device, g->root, DDPM_GRADIENT, g->n, seed ? seed : ones);
-    aligned_free(ones);
-    for (int i = g->nodes - 1; i >= 0 && result == DDPM_OK; i--) {
-        const ddpm_node *node = g->node[i];
-        if (node->wants) result = run_row(g, node, 1);
-        for (int k = 0; k < DDPM_MAX_INPUTS && ready && result == DDPM_OK; k++)
-            if (node->final >> k & 1) ready(user, node->in[k]);
-    }
-    return result;
-}
-
-ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
-{
-    for (int i = 0; i < g->nodes; i++) {
-        const ddpm_node *node = g->node[i];
-        TRY(run_row(g, node, 0));
-        size_t count = ddpm_elements(node->out, g->n), picture = count / (size_t)g->n;
-        ddpm_real *host = aligned_alloc_zero(count * sizeof *host);
-        if (!host) return DDPM_ERR_MEMORY;
-        ddpm_result result = ddpm_download(g->device, node->out, DDPM_DATA, g->n, host);
-        size_t at = 0;
-        while (result == DDPM_OK && at < count && isfinite(host[at])) at++;
-        aligned_free(host);
-        if (result != DDPM_OK) return result;
-        if (at < count)
-            return ddpm_fail(DDPM_ERR_NONFINITE,
-                             "node %d, '%s' (%s), is the first with a value that is not finite, for picture %zu of the batch\n"
-                             "      hint: a smaller learning rate; or look for NaN in its weights with 'ddpm info'",
-                             i, node->name, ddpm_op_name(node->op), at / picture);
-    }
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_upload(const ddpm_device *device, ddpm_tensor *x, int which, int n, const ddpm_real *host)
-{
-    const ddpm_backend *backend = backend_of(device);
-    if (backend->upload) return backend->upload(device->state, x, which, n, host);
-    memcpy(which == DDPM_DATA ? x->data : x->grad, host, ddpm_elements(x, n) * sizeof *host);
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_download(const ddpm_device *device, const ddpm_tensor *x, int which, int n, ddpm_real *host)
-{
-    const ddpm_backend *backend = backend_of(device);
-    if (backend->download) return backend->download(device->state, x, which, n, host);
-    memcpy(host, which == DDPM_DATA ? x->data : x->grad, ddpm_elements(x, n) * sizeof *host);
-    return DDPM_OK;
-}
-
-/* ---- 4. Rows of the operation table ----------------------------------------------------------------------------------
- * Rows are unfused. Threads divide outputs among themselves and never a sum, so that every result has the same bits for any
- * number of threads. dL/dx of a tensor x is written dx. */
-
-/* Where backward adds the gradient of in[k]: NULL if nobody wants it. The first writer of an activation's gradient starts
- * from zero here, and so every row simply adds. */
-static ddpm_real *grad_target(const ddpm_graph *g, const ddpm_node *node, int k)
-{
-    if (!(node->wants >> k & 1)) return NULL;
-    ddpm_real *grad = node->in[k]->grad;
-    if (!(node->accumulate >> k & 1)) memset(grad, 0, ddpm_elements(node->in[k], g->n) * sizeof *grad);
-    return grad;
-}
-
-static int pixels(const ddpm_tensor *x)
-{
-    return x->shape[2] * x->shape[3];
-}
-
-/* Sums run in LANES independent partial sums: they vectorise without reordering by the compiler, always in this one order. */
-enum { LANES = 16 };
-
-DDPM_CLONES static double sum(const ddpm_real *x, size_t count)
-{
-    double lane[LANES] = {0}, total = 0;
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + (size_t)l];
-    for (; i < count; i++) lane[i % LANES] += (double)x[i];
-    for (int l = 0; l < LANES; l++) total += lane[l];
-    return total;
-}
-
-/* sum of (x - a)(y - b) */
-DDPM_CLONES static double sum_products(const ddpm_real *x, double a, const ddpm_real *y, double b, size_t count)
-{
-    double lane[LANES] = {0}, total = 0;
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += ((double)x[i + (size_t)l] - a) * ((double)y[i + (size_t)l] - b);
-    for (; i < count; i++) lane[i % LANES] += ((double)x[i] - a) * ((double)y[i] - b);
-    for (int l = 0; l < LANES; l++) total += lane[l];
-    return total;
-}
-
-/* ---- Convolution ------------------------------------------------------------------------------------------------------
- * y[n,o,oy,ox] = b[o] + sum_{i,ky,kx} w[o,i,ky,kx] x[n,i,iy,ix],   iy = oy s + ky - p,  ix = ox s + kx - p,  x = 0 outside
- * dx[n,i,iy,ix] = sum_{o,ky,kx} w[o,i,ky,kx] dy[n,o,oy,ox]
- * dw[o,i,ky,kx] = sum_{n,oy,ox} dy[n,o,oy,ox] x[n,i,iy,ix],        db[o] = sum_{n,oy,ox} dy[n,o,oy,ox]
- * The three passes visit the same pairs of a plane of x and a plane of y and differ in who receives. */
-typedef struct conv_plane {
-    int in_h, in_w, out_h, out_w, kernel, stride, pad;
-} conv_plane;
-
-/* The outputs o for which tap k meets the picture: 0 <= o s + k - p < in. */
-static void tap_range(const conv_plane *c, int k, int in, int out, int *first, int *end)
-{
-    int last_input = in - 1 + c->pad - k;
-    *first = k >= c->pad ? 0 : (c->pad - k + c->stride - 1) / c->stride;
-    *end = last_input < 0 ? 0 : last_input / c->stride + 1;
-    if (*end > out) *end = out;
-}
-
-DDPM_CLONES static void conv_forward_plane(const conv_plane *c, const ddpm_real *restrict x, const ddpm_real *restrict w,
-                                           ddpm_real *restrict y)
-{
-    for (int ky = 0; ky < c->kernel; ky++)
-        for (int kx = 0; kx < c->kernel; kx++) {
-            int y0, y1, x0, x1;
-            tap_range(c, ky, c->in_h, c->out_h, &y0, &y1);
-            tap_range(c, kx, c->in_w, c->out_w, &x0, &x1);
-            ddpm_real tap = w[ky * c->kernel + kx];
-            for (int oy = y0; oy < y1; oy++) {
-                const ddpm_real *in = x + (oy * c->stride + ky - c->pad) * c->in_w + kx - c->pad;
-                ddpm_real *out = y + oy * c->out_w;
-                for (int ox = x0; ox < x1; ox++) out[ox] += tap * in[ox * c->stride];
-            }
-        }
-}
-
-DDPM_CLONES static void conv_backward_data_plane(const conv_plane *c, const ddpm_real *restrict dy, const ddpm_real *restrict w,
-                                                 ddpm_real *restrict dx)
-{
-    for (int ky = 0; ky < c->kernel; ky++)
-        for (int kx = 0; kx < c->kernel; kx++) {
-            int y0, y1, x0, x1;
-            tap_range(c, ky, c->in_h, c->out_h, &y0, &y1);
-            tap_range(c, kx, c->in_w, c->out_w, &x0, &x1);
-            ddpm_real tap = w[ky * c->kernel + kx];
-            for (int oy = y0; oy < y1; oy++) {
-                ddpm_real *in = dx + (oy * c->stride + ky - c->pad) * c->in_w + kx - c->pad;
-                const ddpm_real *out = dy + oy * c->out_w;
-                for (int ox = x0; ox < x1; ox++) in[ox * c->stride] += tap * out[ox];
-            }
-        }
-}
-
-/* One tap's gradient over `n` pictures; planes of consecutive pictures are x_step and y_step elements apart. Partial sums are
- * kept by column (modulo COLUMNS), so that the inner loop is as long as the picture is wide. */
-enum { COLUMNS = 64 };
-DDPM_CLONES static double conv_backward_tap(const conv_plane *c, int ky, int kx, int n, const ddpm_real *restrict x, size_t x_step,
-                                            const ddpm_real *restrict dy, size_t y_step)
-{
-    ddpm_real partial[COLUMNS] = {0};
-    int y0, y1, x0, x1;
-    tap_range(c, ky, c->in_h, c->out_h, &y0, &y1);
-    tap_range(c, kx, c->in_w, c->out_w, &x0, &x1);
-    for (int b = 0; b < n; b++)
-        for (int oy = y0; oy < y1; oy++) {
-            const ddpm_real *in = x + (size_t)b * x_step + (oy * c->stride + ky - c->pad) * c->in_w + kx - c->pad;
-            const ddpm_real *out = dy + (size_t)b * y_step + oy * c->out_w;
-            for (int start = x0; start < x1; start += COLUMNS) {
-                int width = x1 - start < COLUMNS ? x1 - start : COLUMNS;
-                for (int i = 0; i < width; i++) partial[i] += out[start + i] * in[(start + i) * c->stride];
-            }
-        }
-    return sum(partial, COLUMNS);
-}
-
-static conv_plane conv_geometry(const ddpm_node *node)
-{
-    const ddpm_tensor *x = node->in[0], *y = node->out;
-    if (node->in[1]->shape[2] == 1 && node->attr.conv.stride == 1 && x->shape[2] == y->shape[2]) /* 1x1: one long row */
-        return (conv_plane){1, pixels(x), 1, pixels(y), 1, 1, 0};
-    return (conv_plane){x->shape[2], x->shape[3], y->shape[2], y->shape[3], node->in[1]->shape[2], node->attr.conv.stride,
-                        node->attr.conv.pad_start};
-}
-
-ddpm_tensor *ddpm_conv2d(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int stride, int pad_start,
-                         int pad_end)
+ddpm_tensor *ddpm_conv2d(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int stride,
+                         int pad_start, int pad_end)
 {
     if (g->result != DDPM_OK || !x || !weight) return NULL;
-    int kernel = weight->shape[2], h = x->shape[2] + pad_start + pad_end - kernel, w = x->shape[3] + pad_start + pad_end - kernel;
-    if (weight->shape[1] != x->shape[1] || weight->shape[3] != kernel || h < 0 || w < 0 || stride < 1 || pad_start < 0 || pad_end < 0 ||
+    int kernel = weight->shape[2], h = x->shape[2] + pad_start + pad_end - kernel,
+        w = x->shape[3] + pad_start + pad_end - kernel;
+    if (weight->shape[1] != x->shape[1] || weight->shape[3] != kernel || h < 0 || w < 0 || stride < 1 ||
+        pad_start < 0 || pad_end < 0 || pad_start >= kernel || pad_end >= kernel ||
         (bias && bias->shape[0] != weight->shape[0]))
-        return shape_error(g, DDPM_OP_CONV2D, x, weight, "the weight is (out,in,k,k), and the padded picture at least (k,k)");
-    ddpm_node *node = new_node(g, DDPM_OP_CONV2D, 3, (ddpm_tensor *[]){x, weight, bias}, weight->shape[0], h / stride + 1,
-                               w / stride + 1);
+        return shape_error(g, DDPM_OP_CONV2D, x, weight,
+                           "the weight is (out,in,k,k), and the padded picture at least (k,k)");
+    ddpm_node *node = new_node(g, DDPM_OP_CONV2D, 3, (ddpm_tensor *[]){x, weight, bias}, weight->shape[0],
+                               h / stride + 1, w / stride + 1);
     if (!node) return NULL;
     node->attr.conv.stride = stride;
     node->attr.conv.pad_start = pad_start;
     node->attr.conv.pad_end = pad_end;
-    return node->out;
+    return conv_scratch(g, node);
 }
 
-static ddpm_result conv2d_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *w = node->in[1]->data;              /* (N,Ci,H,W), (Co,Ci,k,k) */
-    const ddpm_real *bias = node->in[2] ? node->in[2]->data : NULL;              /* (Co) */
-    ddpm_real *y = node->out->data;                                              /* (N,Co,Ho,Wo) */
-    conv_plane c = conv_geometry(node);
-    int ci = node->in[0]->shape[1], co = node->out->shape[1];
-    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out), taps = (size_t)(c.kernel * c.kernel);
-    #pragma omp parallel for schedule(static)
-    for (int plane = 0; plane < g->n * co; plane++) {
-        int n = plane / co, o = plane % co;
-        ddpm_real *to = y + (size_t)plane * out;
-        for (size_t p = 0; p < out; p++) to[p] = bias ? bias[o] : 0;
-        for (int i = 0; i < ci; i++)
-            conv_forward_plane(&c, x + ((size_t)n * (size_t)ci + (size_t)i) * in, w + ((size_t)o * (size_t)ci + (size_t)i) * taps, to);
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result conv2d_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *w = node->in[1]->data, *dy = node->out->grad;
-    ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
-    conv_plane c = conv_geometry(node);
-    int ci = node->in[0]->shape[1], co = node->out->shape[1], taps = c.kernel * c.kernel;
-    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out);
-    if (dx) {
-        #pragma omp parallel for schedule(static)
-        for (int plane = 0; plane < g->n * ci; plane++) {
-            int n = plane / ci, i = plane % ci;
-            for (int o = 0; o < co; o++)
-                conv_backward_data_plane(&c, dy + ((size_t)n * (size_t)co + (size_t)o) * out,
-                                         w + ((size_t)o * (size_t)ci + (size_t)i) * (size_t)taps, dx + (size_t)plane * in);
-        }
-    }
-    if (dw) {
-        #pragma omp parallel for schedule(static)
-        for (int pair = 0; pair < co * ci; pair++) {
-            int o = pair / ci, i = pair % ci;
-            for (int tap = 0; tap < taps; tap++)
-                dw[(size_t)pair * (size_t)taps + (size_t)tap] += (ddpm_real)conv_backward_tap(
-                    &c, tap / c.kernel, tap % c.kernel, g->n, x + (size_t)i * in, (size_t)ci * in, dy + (size_t)o * out, (size_t)co * out);
-        }
-    }
-    if (db) {
-        #pragma omp parallel for schedule(static)
-        for (int o = 0; o < co; o++) {
-            double total = 0;
-            for (int n = 0; n < g->n; n++) total += sum(dy + ((size_t)n * (size_t)co + (size_t)o) * out, out);
-            db[o] += (ddpm_real)total;
-        }
-    }
-    return DDPM_OK;
-}
-
-/* ---- Linear over channels is a 1x1 convolution: y[n,o,p] = b[o] + sum_i w[o,i] x[n,i,p]; its row is convolution's ---------- */
 ddpm_tensor *ddpm_linear(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias)
 {
     if (g->result != DDPM_OK || !x || !weight) return NULL;
-    if (weight->shape[1] != x->shape[1] || weight->shape[2] != 1 || weight->shape[3] != 1 || (bias && bias->shape[0] != weight->shape[0]))
+    if (weight->shape[1] != x->shape[1] || weight->shape[2] != 1 || weight->shape[3] != 1 ||
+        (bias && bias->shape[0] != weight->shape[0]))
         return shape_error(g, DDPM_OP_LINEAR, x, weight, "the weight is (out,in)");
-    ddpm_node *node = new_node(g, DDPM_OP_LINEAR, 3, (ddpm_tensor *[]){x, weight, bias}, weight->shape[0], x->shape[2], x->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_LINEAR, 3, (ddpm_tensor *[]){x, weight, bias}, weight->shape[0], x->shape[2], x->shape[3]);
     if (!node) return NULL;
     node->attr.conv.stride = 1;
-    return node->out;
+    return conv_scratch(g, node);
 }
 
-/* y[p] += a x[p] */
-DDPM_CLONES static void add_scaled(size_t count, ddpm_real a, const ddpm_real *restrict x, ddpm_real *restrict y)
-{
-    for (size_t p = 0; p < count; p++) y[p] += a * x[p];
-}
-
-/* ---- GroupNorm ----------------------------------------------------------------------------------------------------------
- * Over the M = (C/G) H W values of a group: mu = mean x, r = 1/sqrt(mean (x - mu)^2 + eps), h = (x - mu) r  (Wu & He 2018)
- * y = w[c] h + b[c];   dw[c] = sum dy h;   db[c] = sum dy
- * with e = w[c] dy:  dx = r (e - mean e - h mean(e h)) */
-ddpm_tensor *ddpm_group_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int groups, double eps)
+ddpm_tensor *ddpm_group_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int groups,
+                             double eps)
 {
     if (g->result != DDPM_OK || !x || !weight || !bias) return NULL;
     int c = x->shape[1];
     if (groups < 1 || c % groups || weight->shape[0] != c || bias->shape[0] != c) {
-        ddpm_fail(DDPM_ERR_SHAPE, "%s: %d channels cannot be normalised in %d groups\n      hint: norm_num_groups must divide every "
-                  "number of channels in block_out_channels and their sums", g->name, c, groups);
+        ddpm_fail(DDPM_ERR_SHAPE,
+                  "%s: %d channels cannot be normalised in %d groups\n      hint: norm_num_groups must divide every "
+                  "number of channels in block_out_channels and their sums",
+                  g->name, c, groups);
         return build_failed(g, DDPM_ERR_SHAPE);
     }
-    ddpm_node *node = new_node(g, DDPM_OP_GROUP_NORM, 3, (ddpm_tensor *[]){x, weight, bias}, c, x->shape[2], x->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_GROUP_NORM, 3, (ddpm_tensor *[]){x, weight, bias}, c, x->shape[2], x->shape[3]);
     if (!node || !new_aux(g, node, 2, groups, 1)) return NULL;
     node->attr.norm.groups = groups;
     node->attr.norm.eps = eps;
     return node->out;
 }
 
-DDPM_CLONES static void scale_shift_plane(size_t count, const ddpm_real *restrict x, ddpm_real mean, ddpm_real scale, ddpm_real shift,
-                                          ddpm_real *restrict y)
-{
-    for (size_t p = 0; p < count; p++) y[p] = (x[p] - mean) * scale + shift;
-}
-
-static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data;                                  /* (N,C,H,W) */
-    const ddpm_real *weight = node->in[1]->data, *bias = node->in[2]->data;  /* (C) */
-    ddpm_real *y = node->out->data, *aux = node->aux->data;                  /* (N,C,H,W), (N,2,G): mu, r */
-    int groups = node->attr.norm.groups, channels = node->in[0]->shape[1] / groups;
-    size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
-    #pragma omp parallel for schedule(static)
-    for (int group = 0; group < g->n * groups; group++) {
-        int n = group / groups, k = group % groups;
-        const ddpm_real *from = x + (size_t)group * count;
-        double mean = sum(from, count) / (double)count;
-        double variance = sum_products(from, mean, from, mean, count) / (double)count;
-        double r = 1 / sqrt(variance + node->attr.norm.eps);
-        aux[(2 * n) * groups + k] = (ddpm_real)mean;
-        aux[(2 * n + 1) * groups + k] = (ddpm_real)r;
-        for (int i = 0; i < channels; i++) {
-            int c = k * channels + i;
-            scale_shift_plane(plane, from + (size_t)i * plane, (ddpm_real)mean, (ddpm_real)(r * (double)weight[c]), bias[c],
-                              y + (size_t)group * count + (size_t)i * plane);
-        }
-    }
-    return DDPM_OK;
-}
-
-/* dx += a dy + b h + c */
-DDPM_CLONES static void norm_backward_plane(size_t count, const ddpm_real *restrict x, ddpm_real mean, ddpm_real r,
-                                            const ddpm_real *restrict dy, ddpm_real a, ddpm_real b, ddpm_real c, ddpm_real *restrict dx)
-{
-    for (size_t p = 0; p < count; p++) dx[p] += a * dy[p] + b * ((x[p] - mean) * r) + c;
-}
-
-static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *weight = node->in[1]->data, *aux = node->aux->data, *dy = node->out->grad;
-    ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
-    int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
-    size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
-    if (dx) {
-        #pragma omp parallel for schedule(static)
-        for (int group = 0; group < g->n * groups; group++) {
-            int n = group / groups, k = group % groups;
-            double mean = (double)aux[(2 * n) * groups + k], r = (double)aux[(2 * n + 1) * groups + k], mean_e = 0, mean_eh = 0;
-            const ddpm_real *from = x + (size_t)group * count, *dfrom = dy + (size_t)group * count;
-            for (int i = 0; i < channels; i++) {
-                double w = (double)weight[k * channels + i];
-                mean_e += w * sum(dfrom + (size_t)i * plane, plane);
-                mean_eh += w * r * sum_products(dfrom + (size_t)i * plane, 0, from + (size_t)i * plane, mean, plane);
-            }
-            mean_e /= (double)count;
-            mean_eh /= (double)count;
-            for (int i = 0; i < channels; i++)
-                norm_backward_plane(plane, from + (size_t)i * plane, (ddpm_real)mean, (ddpm_real)r, dfrom + (size_t)i * plane,
-                                    (ddpm_real)(r * (double)weight[k * channels + i]), (ddpm_real)(-r * mean_eh), (ddpm_real)(-r * mean_e),
-                                    dx + (size_t)group * count + (size_t)i * plane);
-        }
-    }
-    #pragma omp parallel for schedule(static)
-    for (int c = 0; c < all; c++) {
-        double sum_dyh = 0, sum_dy = 0;
-        for (int n = 0; n < g->n; n++) {
-            size_t at = ((size_t)n * (size_t)all + (size_t)c) * plane;
-            double mean = (double)aux[(2 * n) * groups + c / channels], r = (double)aux[(2 * n + 1) * groups + c / channels];
-            sum_dyh += r * sum_products(dy + at, 0, x + at, mean, plane);
-            sum_dy += sum(dy + at, plane);
-        }
-        if (dw) dw[c] += (ddpm_real)sum_dyh;
-        if (db) db[c] += (ddpm_real)sum_dy;
-    }
-    return DDPM_OK;
-}
-
-/* ---- Activation -----------------------------------------------------------------------------------------------------------
- * s(x) = 1 / (1 + e^-x)
- * silu (Elfwing et al. 2017): y = x s(x), dy/dx = s(x) (1 + x (1 - s(x)));  relu: max(x,0);  sigmoid: s(x), s(x) (1 - s(x)) */
 ddpm_tensor *ddpm_activation(ddpm_graph *g, ddpm_tensor *x, int kind)
 {
     if (g->result != DDPM_OK || !x) return NULL;
@@ -938,126 +2205,18 @@ ddpm_tensor *ddpm_activation(ddpm_graph *g, ddpm_tensor *x, int kind)
     return node->out;
 }
 
-static ddpm_real exp_real(ddpm_real x)
-{
-    return sizeof x == sizeof(float) ? (ddpm_real)expf((float)x) : (ddpm_real)exp((double)x);
-}
-
-static ddpm_real sigmoid(ddpm_real x)
-{
-    return 1 / (1 + exp_real(-x));
-}
-
-static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data;
-    ddpm_real *y = node->out->data;
-    size_t count = ddpm_elements(node->out, g->n);
-    int kind = node->attr.activation.kind;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < count; i++) {
-        if (kind == DDPM_SILU) y[i] = x[i] * sigmoid(x[i]);
-        else if (kind == DDPM_RELU) y[i] = x[i] > 0 ? x[i] : x[i] <= 0 ? 0 : x[i]; /* NaN stays NaN */
-        else y[i] = sigmoid(x[i]);
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *dy = node->out->grad;
-    ddpm_real *dx = grad_target(g, node, 0);
-    size_t count = ddpm_elements(node->out, g->n);
-    int kind = node->attr.activation.kind;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < count; i++) {
-        ddpm_real s = kind == DDPM_RELU ? 0 : sigmoid(x[i]);
-        if (kind == DDPM_SILU) dx[i] += dy[i] * s * (1 + x[i] * (1 - s));
-        else if (kind == DDPM_RELU) dx[i] += x[i] > 0 ? dy[i] : 0;
-        else dx[i] += dy[i] * s * (1 - s);
-    }
-    return DDPM_OK;
-}
-
-/* ---- Attention ------------------------------------------------------------------------------------------------------------
- * For each picture and head, q, k, v are (d, L): d = C/heads channels of L = H W tokens (Vaswani et al. 2017).
- * s_ij = q_i . k_j / sqrt d,   p_ij = exp(s_ij - l_i),  l_i = log sum_j exp s_ij,   y_i = sum_j p_ij v_j
- * dv_j = sum_i p_ij dy_i;  dp_ij = dy_i . v_j;  ds_ij = p_ij (dp_ij - sum_m p_im dp_im);
- * dq_i = sum_j ds_ij k_j / sqrt d;  dk_j = sum_i ds_ij q_i / sqrt d
- * aux (N,heads,3,L): l, which lets backward form p again instead of keeping L x L values, and two rows of scratch. */
 ddpm_tensor *ddpm_attention(ddpm_graph *g, ddpm_tensor *q, ddpm_tensor *k, ddpm_tensor *v, int heads)
 {
     if (g->result != DDPM_OK || !q || !k || !v) return NULL;
     if (!same_picture(q, k) || !same_picture(q, v) || heads < 1 || q->shape[1] % heads)
         return shape_error(g, DDPM_OP_ATTENTION, q, k, "q, k and v are alike, and their channels divide into heads");
-    ddpm_node *node = new_node(g, DDPM_OP_ATTENTION, 3, (ddpm_tensor *[]){q, k, v}, q->shape[1], q->shape[2], q->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_ATTENTION, 3, (ddpm_tensor *[]){q, k, v}, q->shape[1], q->shape[2], q->shape[3]);
     if (!node || !new_aux(g, node, heads, 3, pixels(q))) return NULL;
     node->attr.attention.heads = heads;
     return node->out;
 }
 
-/* s_j = q_i . k_j / sqrt d for one i and all j */
-static void attention_scores(int d, size_t tokens, size_t i, const ddpm_real *q, const ddpm_real *k, ddpm_real *s)
-{
-    ddpm_real scale = (ddpm_real)(1 / sqrt((double)d));
-    memset(s, 0, tokens * sizeof *s);
-    for (int c = 0; c < d; c++) add_scaled(tokens, scale * q[(size_t)c * tokens + i], k + (size_t)c * tokens, s);
-}
-
-static ddpm_result attention_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *q = node->in[0]->data, *k = node->in[1]->data, *v = node->in[2]->data;  /* (N,heads,d,L) */
-    ddpm_real *y = node->out->data, *aux = node->aux->data;                                  /* (N,heads,d,L), (N,heads,3,L) */
-    int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
-    size_t tokens = (size_t)pixels(node->out);
-    #pragma omp parallel for schedule(static)
-    for (int head = 0; head < g->n * heads; head++) {
-        size_t at = (size_t)head * (size_t)d * tokens;
-        ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens;
-        for (size_t i = 0; i < tokens; i++) {
-            attention_scores(d, tokens, i, q + at, k + at, p);
-            ddpm_real largest = p[0]; /* exp(s - largest) cannot overflow */
-            for (size_t j = 1; j < tokens; j++) largest = p[j] > largest ? p[j] : largest;
-            for (size_t j = 0; j < tokens; j++) p[j] = exp_real(p[j] - largest);
-            double total = sum(p, tokens);
-            l[i] = (ddpm_real)((double)largest + log(total));
-            for (int c = 0; c < d; c++)
-                y[at + (size_t)c * tokens + i] = (ddpm_real)(sum_products(p, 0, v + at + (size_t)c * tokens, 0, tokens) / total);
-        }
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *q = node->in[0]->data, *k = node->in[1]->data, *v = node->in[2]->data, *dy = node->out->grad;
-    ddpm_real *dq = grad_target(g, node, 0), *dk = grad_target(g, node, 1), *dv = grad_target(g, node, 2), *aux = node->aux->data;
-    int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
-    size_t tokens = (size_t)pixels(node->out);
-    ddpm_real scale = (ddpm_real)(1 / sqrt((double)d));
-    #pragma omp parallel for schedule(static)
-    for (int head = 0; head < g->n * heads; head++) {
-        size_t at = (size_t)head * (size_t)d * tokens;
-        ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens, *ds = p + tokens;
-        for (size_t i = 0; i < tokens; i++) {
-            attention_scores(d, tokens, i, q + at, k + at, p);
-            memset(ds, 0, tokens * sizeof *ds);
-            for (int c = 0; c < d; c++) add_scaled(tokens, dy[at + (size_t)c * tokens + i], v + at + (size_t)c * tokens, ds);
-            for (size_t j = 0; j < tokens; j++) p[j] = exp_real(p[j] - l[i]);
-            ddpm_real mean = (ddpm_real)sum_products(p, 0, ds, 0, tokens);
-            for (size_t j = 0; j < tokens; j++) ds[j] = p[j] * (ds[j] - mean);
-            for (int c = 0; c < d; c++) {
-                size_t channel = at + (size_t)c * tokens;
-                if (dq) dq[channel + i] += scale * (ddpm_real)sum_products(ds, 0, k + channel, 0, tokens);
-                if (dk) add_scaled(tokens, scale * q[channel + i], ds, dk + channel);
-                if (dv) add_scaled(tokens, dy[channel + i], p, dv + channel);
-            }
-        }
-    }
-    return DDPM_OK;
-}
-
-/* ---- Add: y = (a + b) s;  da = s dy;  db = s dy, summed over pixels where b is (N,C,1,1) ---------------------------------- */
 ddpm_tensor *ddpm_add(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b, double scale)
 {
     if (g->result != DDPM_OK || !a || !b) return NULL;
@@ -1069,65 +2228,16 @@ ddpm_tensor *ddpm_add(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b, double scal
     return node->out;
 }
 
-static ddpm_result add_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *a = node->in[0]->data, *b = node->in[1]->data; /* (N,C,H,W), (N,C,H,W) or (N,C,1,1) */
-    ddpm_real *y = node->out->data, scale = (ddpm_real)node->attr.affine.scale;
-    size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
-    int wide = pixels(node->in[1]) > 1 || plane == 1;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < planes; i++)
-        for (size_t p = 0; p < plane; p++) y[i * plane + p] = (a[i * plane + p] + (wide ? b[i * plane + p] : b[i])) * scale;
-    return DDPM_OK;
-}
-
-static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *dy = node->out->grad;
-    ddpm_real *da = grad_target(g, node, 0), *db = grad_target(g, node, 1), scale = (ddpm_real)node->attr.affine.scale;
-    size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
-    int wide = pixels(node->in[1]) > 1 || plane == 1;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < planes; i++) {
-        if (da) add_scaled(plane, scale, dy + i * plane, da + i * plane);
-        if (db && wide) add_scaled(plane, scale, dy + i * plane, db + i * plane);
-        if (db && !wide) db[i] += scale * (ddpm_real)sum(dy + i * plane, plane);
-    }
-    return DDPM_OK;
-}
-
-/* ---- Concat and slice along channels: copies there, the same copies added back ---------------------------------------------- */
 ddpm_tensor *ddpm_concat(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b)
 {
     if (g->result != DDPM_OK || !a || !b) return NULL;
     if (a->shape[2] != b->shape[2] || a->shape[3] != b->shape[3])
         return shape_error(g, DDPM_OP_CONCAT, a, b, "height and width are the same");
-    ddpm_node *node = new_node(g, DDPM_OP_CONCAT, 2, (ddpm_tensor *[]){a, b}, a->shape[1] + b->shape[1], a->shape[2], a->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_CONCAT, 2, (ddpm_tensor *[]){a, b}, a->shape[1] + b->shape[1], a->shape[2], a->shape[3]);
     return node ? node->out : NULL;
 }
 
-static ddpm_result concat_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    size_t a = ddpm_elements(node->in[0], 1), b = ddpm_elements(node->in[1], 1);
-    for (size_t n = 0; n < (size_t)g->n; n++) {
-        memcpy(node->out->data + n * (a + b), node->in[0]->data + n * a, a * sizeof(ddpm_real));
-        memcpy(node->out->data + n * (a + b) + a, node->in[1]->data + n * b, b * sizeof(ddpm_real));
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    size_t a = ddpm_elements(node->in[0], 1), b = ddpm_elements(node->in[1], 1);
-    ddpm_real *da = grad_target(g, node, 0), *db = grad_target(g, node, 1);
-    for (size_t n = 0; n < (size_t)g->n; n++) {
-        if (da) add_scaled(a, 1, node->out->grad + n * (a + b), da + n * a);
-        if (db) add_scaled(b, 1, node->out->grad + n * (a + b) + a, db + n * b);
-    }
-    return DDPM_OK;
-}
-
-/* ---- Upsample, nearest: y[Y,X] = x[Y/f, X/f];  dx[i,j] = sum of dy over its f x f block ------------------------------------- */
 ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor)
 {
     if (g->result != DDPM_OK || !x) return NULL;
@@ -1137,32 +2247,6 @@ ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor)
     return node->out;
 }
 
-static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data; /* (N,C,H,W) */
-    ddpm_real *y = node->out->data;         /* (N,C,fH,fW) */
-    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor, rows = ddpm_elements(node->out, g->n) / w;
-    #pragma omp parallel for schedule(static)
-    for (size_t row = 0; row < rows; row++) /* H divides evenly, so row / f is the input row over all planes */
-        for (size_t i = 0; i < w; i++) y[row * w + i] = x[row / f * (w / f) + i / f];
-    return DDPM_OK;
-}
-
-static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *dy = node->out->grad;
-    ddpm_real *dx = grad_target(g, node, 0);
-    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor, rows = ddpm_elements(node->out, g->n) / w;
-    #pragma omp parallel for schedule(static)
-    for (size_t to = 0; to < rows / f; to++)
-        for (size_t row = to * f; row < (to + 1) * f; row++)
-            for (size_t i = 0; i < w; i++) dx[to * (w / f) + i / f] += dy[row * w + i];
-    return DDPM_OK;
-}
-
-/* ---- Sinusoidal time embedding (Ho et al. 2020; diffusers' Timesteps) ---------------------------------------------------------
- * e[n,i] = sin(t w_i), e[n,half+i] = cos(t w_i),  w_i = exp(-log(10000) i / (half - freq_shift)),  half = dim/2;
- * flip_sin_to_cos swaps the halves; an odd dim ends in a zero. No gradient: t is not learned. */
 ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos, double freq_shift)
 {
     if (g->result != DDPM_OK || !t) return NULL;
@@ -1173,26 +2257,6 @@ ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int fli
     return node->out;
 }
 
-static ddpm_result time_embedding_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *t = node->in[0]->data; /* (N) */
-    ddpm_real *y = node->out->data;         /* (N,dim) */
-    int dim = node->out->shape[1], half = dim / 2, flip = node->attr.time.flip_sin_to_cos;
-    for (int n = 0; n < g->n; n++) {
-        ddpm_real *e = y + (size_t)n * (size_t)dim;
-        e[dim - 1] = 0;
-        for (int i = 0; i < half; i++) {
-            /* torch forms frequency and angle in float32: at t = 1000 that moves an angle by up to 6e-5 from the exact value */
-            float frequency = expf((float)(-log(10000.0)) * (float)i / (float)(half - node->attr.time.freq_shift));
-            float angle = (float)t[n] * frequency;
-            e[flip ? half + i : i] = (ddpm_real)sinf(angle);
-            e[flip ? i : half + i] = (ddpm_real)cosf(angle);
-        }
-    }
-    return DDPM_OK;
-}
-
-/* ---- Mean squared error, as a sum a picture: y[n] = sum (x - t)^2;  dx = 2 (x - t) dy[n] = -dt --------------------------------- */
 ddpm_tensor *ddpm_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *target)
 {
     if (g->result != DDPM_OK || !x || !target) return NULL;
@@ -1201,869 +2265,14 @@ ddpm_tensor *ddpm_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *target)
     return node ? node->out : NULL;
 }
 
-static ddpm_result mse_forward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data; /* (N,C,H,W) */
-    size_t count = ddpm_elements(node->in[0], 1);
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < g->n; n++) {
-        double total = 0;
-        for (size_t i = (size_t)n * count; i < (size_t)(n + 1) * count; i++)
-            total += ((double)x[i] - (double)target[i]) * ((double)x[i] - (double)target[i]);
-        node->out->data[n] = (ddpm_real)total;
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result mse_backward(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data, *dy = node->out->grad;
-    ddpm_real *dx = grad_target(g, node, 0), *dt = grad_target(g, node, 1);
-    size_t count = ddpm_elements(node->in[0], 1);
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < (size_t)g->n * count; i++) {
-        ddpm_real d = 2 * (x[i] - target[i]) * dy[i / count];
-        if (dx) dx[i] += d;
-        if (dt) dt[i] -= d;
-    }
-    return DDPM_OK;
-}
-
-/* ---- 5. The reference backend ----------------------------------------------------------------------------------------------- */
-
-static ddpm_result host_open(void **state, int threads, const char *isa)
-{
-    *state = NULL;
-    if (isa) return ddpm_fail(DDPM_ERR_ARGUMENT, "the reference backend has no instruction set '%s' to choose", isa);
-#ifdef _OPENMP
-    if (threads > 0) omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-    return DDPM_OK;
-}
-
-/* y[n] = sum_k c[k,n] x_k[n], summed in double, clamped */
-static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp)
-{
-    size_t picture = ddpm_elements(y, 1), capacity = (size_t)g->capacity;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < (size_t)g->n * picture; i++) {
-        double value = 0;
-        for (int j = 0; j < k; j++) value += (double)c->data[(size_t)j * capacity + i / picture] * (double)x[j]->data[i];
-        if (clamp > 0 && value > clamp) value = clamp;
-        if (clamp > 0 && value < -clamp) value = -clamp;
-        y->data[i] = (ddpm_real)value;
-    }
-    return DDPM_OK;
-}
-
-static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
-{
-    size_t picture = ddpm_elements(x, 1);
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < g->n; n++) {
-        ddpm_address address = first;
-        address.picture += (uint64_t)n;
-        ddpm_normals(address, picture, x->data + (size_t)n * picture);
-    }
-    return DDPM_OK;
-}
-
-/* Adam (Kingma & Ba 2015) with torch's clipping and decoupled weight decay, and the moving average, for one parameter:
- * g <- c g;  m <- m + (1 - b1)(g - m);  v <- b2 v + (1 - b2) g^2
- * w <- w - lr decay w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps);   ema <- ema - (1 - d)(ema - w) */
-DDPM_CLONES static void adam(const ddpm_step *s, ddpm_real clip, size_t count, ddpm_real *restrict w, const ddpm_real *restrict grad,
-                             ddpm_real *restrict m, ddpm_real *restrict v)
-{
-    ddpm_real b1 = (ddpm_real)(1 - s->beta1), b2 = (ddpm_real)s->beta2, one_b2 = (ddpm_real)(1 - s->beta2), eps = (ddpm_real)s->eps;
-    ddpm_real rate = (ddpm_real)(s->lr / s->correction1), root = (ddpm_real)sqrt(s->correction2), keep = (ddpm_real)(1 - s->lr * s->weight_decay);
-    for (size_t i = 0; i < count; i++) {
-        ddpm_real g = clip * grad[i];
-        m[i] += b1 * (g - m[i]);
-        v[i] = b2 * v[i] + one_b2 * g * g;
-        w[i] = keep * w[i] - rate * m[i] / ((sizeof g == sizeof(float) ? (ddpm_real)sqrtf((float)v[i]) : (ddpm_real)sqrt((double)v[i])) / root + eps);
-    }
-}
-
-DDPM_CLONES static void move_average(ddpm_real rate, size_t count, const ddpm_real *restrict w, ddpm_real *restrict ema)
-{
-    for (size_t i = 0; i < count; i++) ema[i] -= rate * (ema[i] - w[i]);
-}
-
-static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
-{
-    ddpm_real *w = model->array[DDPM_WEIGHT], *grad = model->array[DDPM_GRAD], *m = model->array[DDPM_MOMENT1],
-              *v = model->array[DDPM_MOMENT2], *ema = model->array[DDPM_EMA];
-    double total = 0, *square = model->square; /* (params): squared norm of each gradient */
-    if (!square) square = model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *square);
-    if (!square) return DDPM_ERR_MEMORY;
-    #pragma omp parallel for schedule(dynamic)
-    for (int p = 0; p < model->params; p++) { /* one parameter a thread: large and small ones alternate, hence dynamic */
-        const ddpm_tensor *x = model->param[p];
-        size_t count = ddpm_elements(x, 0);
-        square[p] = x->trainable ? sum_products(grad + x->offset, 0, grad + x->offset, 0, count) : 0;
-    }
-    for (int p = model->params - 1; p >= 0; p--) {
-        if (!isfinite(square[p]))
-            return ddpm_fail(DDPM_ERR_NONFINITE, "the gradient of '%s' is not finite\n      hint: a smaller learning rate", model->param[p]->name);
-        total += square[p];
-    }
-    step->grad_norm = sqrt(total);
-    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
-    #pragma omp parallel for schedule(dynamic)
-    for (int p = 0; p < model->params; p++) {
-        size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
-        if (model->param[p]->trainable) adam(step, (ddpm_real)(clip < 1 ? clip : 1), count, w + at, grad + at, m + at, v + at);
-        if (ema) move_average((ddpm_real)(1 - step->ema_decay), count, w + at, ema + at);
-    }
-    return DDPM_OK;
-}
-
-const ddpm_backend *ddpm_reference(void)
-{
-    static const ddpm_backend reference = {
-        .name = "reference", .rows = reference_rows, .open = host_open,
-        .lincomb = host_lincomb, .normal = host_normal, .update = host_update,
-    };
-    return &reference;
-}
-
-/* What a backend leaves out: on its host memory by the code above, on memory of its own by way of the host (Part II). */
-static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp);
-static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
-static ddpm_result update_on_host(ddpm_model *model, ddpm_step *step);
-
-static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp)
-{
-    const ddpm_backend *backend = backend_of(g->device);
-    if (backend->lincomb) return backend->lincomb(g, y, k, x, c, clamp);
-    return (backend->download ? lincomb_on_host : host_lincomb)(g, y, k, x, c, clamp);
-}
-
-static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
-{
-    const ddpm_backend *backend = backend_of(g->device);
-    if (backend->normal) return backend->normal(g, x, first);
-    return (backend->download ? normal_on_host : host_normal)(g, x, first);
-}
-
-static ddpm_result update(ddpm_model *model, ddpm_step *step)
-{
-    const ddpm_backend *backend = backend_of(model->device);
-    if (backend->update) return backend->update(model, step);
-    return (backend->download ? update_on_host : host_update)(model, step);
-}
-
-ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa)
-{
-    *device = (ddpm_device){backend ? backend : ddpm_reference(), NULL, threads};
-#ifdef _OPENMP
-    if (threads <= 0) device->threads = omp_get_max_threads();
-#else
-    device->threads = 1;
-#endif
-    return device->backend->open ? device->backend->open(&device->state, device->threads, isa) : DDPM_OK;
-}
-
-void ddpm_device_close(ddpm_device *device)
-{
-    if (device->backend && device->backend->close) device->backend->close(device->state);
-    *device = (ddpm_device){NULL, NULL, 0};
-}
-
-/* ---- 6. Blocks, UNet2DModel, model --------------------------------------------------------------------------------------------
- * Network code runs twice: once while a model is created, when it declares the parameters, and once for every network, when it
- * finds them again by name. Names are diffusers'. */
-
-ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int dims, const int *shape, ddpm_init init, double scale,
-                        int trainable)
-{
-    if (g->result != DDPM_OK) return NULL;
-    size_t mark = ddpm_enter(g, "%s", name);
-    ddpm_tensor *x = ddpm_model_find(model, g->name);
-    if (!x && model->declaring) {
-        ddpm_tensor **list = grow_pointers(&model->arena, model->param, model->params, &model->param_room);
-        x = list ? ddpm_arena_alloc(&model->arena, sizeof *x) : NULL;
-        if (!x || !(x->name = ddpm_arena_string(&model->arena, g->name))) return build_failed(g, DDPM_ERR_MEMORY);
-        x->dims = dims;
-        for (int i = 0; i < 4; i++) x->shape[i] = i < dims ? shape[i] : 1;
-        x->param = 1;
-        x->trainable = trainable != 0;
-        x->offset = model->elements;
-        x->init = init;
-        x->init_scale = scale;
-        model->elements += (ddpm_elements(x, 0) + 15) & ~(size_t)15; /* each starts on a cache line */
-        model->param = list;
-        model->param[model->params++] = x;
-    }
-    if (!x) build_failed(g, ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no parameter '%s'", g->name));
-    ddpm_leave(g, mark);
-    return x;
-}
-
-typedef struct builder { /* what every block needs */
-    ddpm_graph *g;
-    ddpm_model *model;
-    const ddpm_unet_config *config;
-    ddpm_tensor *temb;  /* silu(time + class embedding), which every ResnetBlock2D projects */
-} builder;
-
-static ddpm_tensor *conv2d(const builder *b, const char *name, ddpm_tensor *x, int out, int kernel, int stride, int pad_start, int pad_end)
-{
-    if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    int in = x->shape[1];
-    double bound = 1 / sqrt((double)in * kernel * kernel);
-    ddpm_tensor *weight = ddpm_param(b->g, b->model, "weight", 4, (int[]){out, in, kernel, kernel}, DDPM_INIT_UNIFORM, bound, 1);
-    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &out, DDPM_INIT_UNIFORM, bound, 1);
-    x = ddpm_conv2d(b->g, x, weight, bias, stride, pad_start, pad_end);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-static ddpm_tensor *linear(const builder *b, const char *name, ddpm_tensor *x, int out)
-{
-    if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    double bound = 1 / sqrt((double)x->shape[1]);
-    ddpm_tensor *weight = ddpm_param(b->g, b->model, "weight", 2, (int[]){out, x->shape[1]}, DDPM_INIT_UNIFORM, bound, 1);
-    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &out, DDPM_INIT_UNIFORM, bound, 1);
-    x = ddpm_linear(b->g, x, weight, bias);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-static ddpm_tensor *group_norm(const builder *b, const char *name, ddpm_tensor *x, int groups)
-{
-    if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    ddpm_tensor *weight = ddpm_param(b->g, b->model, "weight", 1, &x->shape[1], DDPM_INIT_ONES, 0, 1);
-    ddpm_tensor *bias = ddpm_param(b->g, b->model, "bias", 1, &x->shape[1], DDPM_INIT_ZEROS, 0, 1);
-    x = ddpm_group_norm(b->g, x, weight, bias, groups, b->config->norm_eps);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-static ddpm_tensor *silu(const builder *b, ddpm_tensor *x)
-{
-    size_t mark = ddpm_enter(b->g, "silu");
-    x = ddpm_activation(b->g, x, DDPM_SILU);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-/* TimestepEmbedding: linear_1, silu, linear_2 */
-static ddpm_tensor *timestep_embedding(const builder *b, const char *name, ddpm_tensor *x, int dim)
-{
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    x = linear(b, "linear_2", silu(b, linear(b, "linear_1", x, dim)), dim);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-/* Resampling inside a ResnetBlock2D is for models whose config says "resnet"; the lab's do it with convolutions. */
-typedef enum resample { RESAMPLE_NONE, RESAMPLE_DOWN, RESAMPLE_UP } resample;
-static ddpm_tensor *resample_2x(const builder *b, ddpm_tensor *x, resample how);
-
-/* ResnetBlock2D: h = conv1(silu(norm1 x)); h += proj(silu temb); h = conv2(dropout(silu(norm2 h))); (shortcut(x) + h) / scale */
-static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor *x, int out, double scale_factor, resample how)
-{
-    if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    int groups = b->config->norm_num_groups, scale_shift = b->config->resnet_time_scale_shift == DDPM_SHIFT_SCALE_SHIFT;
-    ddpm_tensor *h = silu(b, group_norm(b, "norm1", x, groups));
-    if (how != RESAMPLE_NONE) h = resample_2x(b, h, how), x = resample_2x(b, x, how);
-    h = conv2d(b, "conv1", h, out, 3, 1, 1, 1);
-    ddpm_tensor *t = linear(b, "time_emb_proj", b->temb, scale_shift ? 2 * out : out);
-    if (!scale_shift) h = ddpm_add(b->g, h, t, 1);
-    h = group_norm(b, "norm2", h, groups);
-    if (scale_shift) h = ddpm_modulate(b->g, h, t);
-    h = ddpm_dropout(b->g, silu(b, h), b->config->dropout);
-    h = conv2d(b, "conv2", h, out, 3, 1, 1, 1);
-    if (x && x->shape[1] != out) x = conv2d(b, "conv_shortcut", x, out, 1, 1, 0, 0);
-    x = ddpm_add(b->g, x, h, 1 / scale_factor);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-/* Attention over pixels: (x + to_out(attention(to_q h, to_k h, to_v h))) / scale with h = group_norm(x); groups 0: h = x.
- * heads = channels / attention_head_dim, so the inner width may be smaller than the channels. */
-static ddpm_tensor *attention_block(const builder *b, const char *name, ddpm_tensor *x, int groups, double scale_factor)
-{
-    if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
-    int channels = x->shape[1], width = b->config->attention_head_dim ? b->config->attention_head_dim : channels, heads = channels / width;
-    ddpm_tensor *h = groups ? group_norm(b, "group_norm", x, groups) : x;
-    ddpm_tensor *q = linear(b, "to_q", h, heads * width), *k = linear(b, "to_k", h, heads * width), *v = linear(b, "to_v", h, heads * width);
-    h = linear(b, "to_out.0", ddpm_attention(b->g, q, k, v, heads), channels);
-    x = ddpm_add(b->g, x, h, 1 / scale_factor);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-/* One of a level's layers: a ResnetBlock2D and, in the Attn blocks, an attention after it. */
-static ddpm_tensor *layer(const builder *b, int index, ddpm_tensor *x, int out, ddpm_block_type type)
-{
-    char name[32];
-    snprintf(name, sizeof name, "resnets.%d", index);
-    x = resnet_block(b, name, x, out, 1, RESAMPLE_NONE);
-    snprintf(name, sizeof name, "attentions.%d", index);
-    return type == DDPM_ATTN_BLOCK ? attention_block(b, name, x, b->config->norm_num_groups, 1) : x;
-}
-
-/* Downsample2D: 3x3 convolution of stride 2; padding 0 pads right and bottom only. Only Attn blocks heed downsample_type. */
-static ddpm_tensor *downsample(const builder *b, ddpm_tensor *x, ddpm_block_type type)
-{
-    if (!x) return NULL;
-    if (type == DDPM_ATTN_BLOCK && b->config->downsample_type == DDPM_RESAMPLE_RESNET)
-        return resnet_block(b, "downsamplers.0", x, x->shape[1], 1, RESAMPLE_DOWN);
-    return conv2d(b, "downsamplers.0.conv", x, x->shape[1], 3, 2, b->config->downsample_padding, 1);
-}
-
-/* Upsample2D: each pixel twice in both directions, then a 3x3 convolution. */
-static ddpm_tensor *upsample(const builder *b, ddpm_tensor *x, ddpm_block_type type)
-{
-    if (!x) return NULL;
-    if (type == DDPM_ATTN_BLOCK && b->config->upsample_type == DDPM_RESAMPLE_RESNET)
-        return resnet_block(b, "upsamplers.0", x, x->shape[1], 1, RESAMPLE_UP);
-    return conv2d(b, "upsamplers.0.conv", ddpm_upsample(b->g, x, 2), x->shape[1], 3, 1, 1, 1);
-}
-
-/* UNetMidBlock2D: resnet, attention, resnet, each divided by mid_block_scale_factor. Its attention has a GroupNorm of
- * attn_norm_num_groups; where that is null, of norm_num_groups under "default" and none under "scale_shift". */
-static ddpm_tensor *mid_block(const builder *b, ddpm_tensor *x)
-{
-    if (!x) return NULL;
-    const ddpm_unet_config *c = b->config;
-    int out = x->shape[1], groups = c->attn_norm_num_groups ? c->attn_norm_num_groups
-                                    : c->resnet_time_scale_shift == DDPM_SHIFT_DEFAULT ? c->norm_num_groups : 0;
-    size_t mark = ddpm_enter(b->g, "mid_block");
-    x = resnet_block(b, "resnets.0", x, out, c->mid_block_scale_factor, RESAMPLE_NONE);
-    if (c->add_attention) x = attention_block(b, "attentions.0", x, groups, c->mid_block_scale_factor);
-    x = resnet_block(b, "resnets.1", x, out, c->mid_block_scale_factor, RESAMPLE_NONE);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-static ddpm_tensor *fourier_projection(const builder *b, ddpm_tensor *t);                     /* Part II: not in the lab */
-static ddpm_tensor *class_embedding(const builder *b, ddpm_tensor *labels, int dim);
-
-static ddpm_tensor *time_projection(const builder *b, ddpm_tensor *t)
-{
-    const ddpm_unet_config *c = b->config;
-    if (c->time_embedding_type == DDPM_TIME_FOURIER) return fourier_projection(b, t);
-    return ddpm_time_embedding(b->g, t, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
-}
-
-static int time_embed_dim(const ddpm_unet_config *c)
-{
-    return c->time_embedding_dim ? c->time_embedding_dim : 4 * c->block_out_channels[0];
-}
-
-/* UNet2DModel.forward: sample (N,Cin,H,W), timestep (N,1,1,1), labels as the config asks -> (N,Cout,H,W) */
-static ddpm_tensor *unet(builder *b, ddpm_tensor *sample, ddpm_tensor *timestep, ddpm_tensor *labels)
-{
-    enum { MOST_LAYERS = 64 };
-    const ddpm_unet_config *c = b->config;
-    ddpm_tensor *skip[DDPM_MAX_LEVELS * (MOST_LAYERS + 1) + 1];
-    int skips = 0;
-    if (c->center_input_sample) sample = ddpm_affine(b->g, sample, NULL, 2, -1);
-
-    ddpm_tensor *embedding = timestep_embedding(b, "time_embedding", time_projection(b, timestep), time_embed_dim(c));
-    if (labels) embedding = ddpm_add(b->g, embedding, class_embedding(b, labels, time_embed_dim(c)), 1);
-    b->temb = silu(b, embedding);
-
-    ddpm_tensor *x = skip[skips++] = conv2d(b, "conv_in", sample, c->block_out_channels[0], 3, 1, 1, 1);
-    for (int level = 0; level < c->levels; level++) {
-        size_t mark = ddpm_enter(b->g, "down_blocks.%d", level);
-        for (int i = 0; i < c->layers_per_block; i++)
-            x = skip[skips++] = layer(b, i, x, c->block_out_channels[level], c->down_block_types[level]);
-        if (level < c->levels - 1) x = skip[skips++] = downsample(b, x, c->down_block_types[level]);
-        ddpm_leave(b->g, mark);
-    }
-    if (c->mid_block_type) x = mid_block(b, x);
-    for (int level = 0; level < c->levels; level++) { /* the mirror image: each layer takes one skip, last in first out */
-        size_t mark = ddpm_enter(b->g, "up_blocks.%d", level);
-        for (int i = 0; i <= c->layers_per_block; i++) {
-            x = ddpm_concat(b->g, x, skip[--skips]);
-            x = layer(b, i, x, c->block_out_channels[c->levels - 1 - level], c->up_block_types[level]);
-        }
-        if (level < c->levels - 1) x = upsample(b, x, c->up_block_types[level]);
-        ddpm_leave(b->g, mark);
-    }
-    x = conv2d(b, "conv_out", silu(b, group_norm(b, "conv_norm_out", x, c->norm_num_groups)), c->out_channels, 3, 1, 1, 1);
-    return c->time_embedding_type == DDPM_TIME_FOURIER ? ddpm_affine(b->g, x, timestep, 1, 0) : x;
-}
-
-/* The label encoder of the lab: two linear layers with nothing between, added to the time embedding. */
-static ddpm_tensor *label_encoder(const builder *b, ddpm_tensor *labels, const ddpm_label_config *c)
-{
-    size_t mark = ddpm_enter(b->g, "label_encoder");
-    ddpm_tensor *x = linear(b, "1", linear(b, "0", labels, c->hidden_dim), c->embedding_dim);
-    ddpm_leave(b->g, mark);
-    return x;
-}
-
-int ddpm_label_width(const ddpm_model_config *config)
-{
-    if (config->label.num_classes) return config->label.num_classes;
-    if (config->unet.class_embed_type == DDPM_CLASS_IDENTITY) return time_embed_dim(&config->unet);
-    return config->unet.class_embed_type == DDPM_CLASS_TIMESTEP || config->unet.num_class_embeds ? 1 : 0;
-}
-
-static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int training)
-{
-    const ddpm_model_config *c = &model->config;
-    int channels = net->channels, height = net->height, width = net->width, labels = ddpm_label_width(c);
-    builder b = {g, model, &c->unet, NULL};
-    net->sample = ddpm_input(g, "sample", channels, height, width, 0);
-    net->timestep = ddpm_input(g, "timestep", 1, 1, 1, 0);
-    net->labels = labels ? ddpm_input(g, "labels", labels, 1, 1, 0) : NULL;
-    net->noise = ddpm_input(g, "noise", channels, height, width, 0);
-    net->image = ddpm_input(g, "image", channels, height, width, 0);
-    net->coefficients = ddpm_input(g, "coefficients", 4, 1, 1, 0);
-    ddpm_tensor *x = net->sample, *classes = c->label.num_classes ? label_encoder(&b, net->labels, &c->label) : net->labels;
-    if (c->pixel_unshuffle > 1) x = ddpm_pixel_unshuffle(g, x, c->pixel_unshuffle);
-    x = unet(&b, x, net->timestep, classes);
-    net->prediction = c->pixel_unshuffle > 1 ? ddpm_pixel_shuffle(g, x, c->pixel_unshuffle) : x;
-    net->loss = training ? ddpm_mse(g, net->prediction, net->noise) : NULL;
-}
-
-static ddpm_result check_config(const ddpm_model_config *config);
-
-/* Size and channels of a picture for this model; 0 asks for the config's own. */
-static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)
-{
-    int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1, multiple = factor << (c->unet.levels - 1);
-    if (c->unet.in_channels % (factor * factor) || c->unet.in_channels != c->unet.out_channels)
-        return ddpm_fail(DDPM_ERR_SHAPE, "in_channels %d and out_channels %d: a diffusion model predicts the noise of each of its "
-                         "channels, and pixel_unshuffle %d needs a multiple of %d", c->unet.in_channels, c->unet.out_channels, factor,
-                         factor * factor);
-    net->channels = c->unet.in_channels / (factor * factor);
-    net->height = height ? height : c->unet.sample_size[0] * factor;
-    net->width = width ? width : c->unet.sample_size[1] * factor;
-    if (!net->height) net->height = net->width = multiple;
-    if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
-        return ddpm_fail(DDPM_ERR_SHAPE, "a picture of %dx%d cannot be halved %d times (%d levels)\n      hint: width and height must be "
-                         "multiples of %d", net->width, net->height, c->unet.levels - 1, c->unet.levels, multiple);
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device)
-{
-    *out = NULL;
-    TRY(check_config(config));
-    ddpm_net net = {0};
-    TRY(picture_size(config, 0, 0, &net));
-    ddpm_graph *g;
-    TRY(ddpm_graph_create(&g, device, 1, 0));
-    ddpm_model *model = DDPM_MALLOC(sizeof *model);
-    if (!model) {
-        ddpm_graph_free(g);
-        return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a model");
-    }
-    memset(model, 0, sizeof *model);
-    model->config = *config;
-    model->device = g->device;
-    model->declaring = 1;
-    build_network(&net, g, model, 0);
-    model->declaring = 0;
-    ddpm_result result = g->result;
-    ddpm_graph_free(g);
-    if (result == DDPM_OK) *out = model;
-    else ddpm_model_free(model);
-    return result;
-}
-
-void ddpm_model_free(ddpm_model *model)
-{
-    if (!model) return;
-    for (int i = 0; i < DDPM_ARRAYS; i++)
-        device_free(model->device, model->array[i]);
-    ddpm_arena_free(&model->arena);
-    DDPM_FREE(model);
-}
-
-ddpm_result ddpm_model_alloc(ddpm_model *model, unsigned arrays)
-{
-    for (int i = 0; i < DDPM_ARRAYS; i++)
-        if (arrays >> i & 1 && !model->array[i])
-            TRY(device_alloc(model->device, model->elements * sizeof(ddpm_real), &model->array[i]));
-    return ddpm_model_use(model, model->in_use);
-}
-
-ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array)
-{
-    if ((array != DDPM_WEIGHT && array != DDPM_EMA) || !model->array[array])
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no %s\n      hint: ddpm_model_alloc makes the arrays",
-                         array == DDPM_EMA ? "moving average" : "weights");
-    model->in_use = array;
-    for (int p = 0; p < model->params; p++) {
-        model->param[p]->data = (ddpm_real *)model->array[array] + model->param[p]->offset;
-        if (model->array[DDPM_GRAD]) model->param[p]->grad = (ddpm_real *)model->array[DDPM_GRAD] + model->param[p]->offset;
-    }
-    return DDPM_OK;
-}
-
-ddpm_tensor *ddpm_model_find(const ddpm_model *model, const char *name)
-{
-    for (int p = 0; p < model->params; p++)
-        if (!strcmp(model->param[p]->name, name)) return model->param[p];
-    return NULL;
-}
-
-/* A parameter's part of an array, dressed as a tensor's data. */
-static ddpm_tensor array_part(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param)
-{
-    ddpm_tensor part = *param;
-    part.data = (ddpm_real *)model->array[array] + param->offset;
-    return part;
-}
-
-ddpm_result ddpm_model_get(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param, ddpm_real *out)
-{
-    if (!model->array[array]) return ddpm_fail(DDPM_ERR_ARGUMENT, "'%s': this array of the model is not allocated", param->name);
-    ddpm_tensor part = array_part(model, array, param);
-    return ddpm_download(model->device, &part, DDPM_DATA, 0, out);
-}
-
-ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tensor *param, const ddpm_real *in)
-{
-    if (!model->array[array]) return ddpm_fail(DDPM_ERR_ARGUMENT, "'%s': this array of the model is not allocated", param->name);
-    ddpm_tensor part = array_part(model, array, param);
-    return ddpm_upload(model->device, &part, DDPM_DATA, 0, in);
-}
-
-ddpm_result ddpm_model_zero_grad(ddpm_model *model)
-{
-    const ddpm_backend *backend = backend_of(model->device);
-    size_t bytes = model->elements * sizeof(ddpm_real);
-    if (!model->array[DDPM_GRAD]) return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
-    if (backend->zero) return backend->zero(model->device->state, model->array[DDPM_GRAD], bytes);
-    memset(model->array[DDPM_GRAD], 0, bytes);
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed)
-{
-    TRY(ddpm_model_alloc(model, DDPM_FOR_INFERENCE));
-    for (int p = 0; p < model->params; p++) {
-        ddpm_tensor *x = model->param[p];
-        size_t count = ddpm_elements(x, 0);
-        ddpm_address address = {seed, (uint64_t)p, 0, DDPM_RANDOM_WEIGHTS};
-        ddpm_real *value = aligned_alloc_zero(count * sizeof *value);
-        if (!value) return DDPM_ERR_MEMORY;
-        if (x->init == DDPM_INIT_NORMAL) ddpm_normals(address, count, value);
-        for (size_t i = 0; i < count; i++) {
-            uint32_t word[4];
-            if (x->init == DDPM_INIT_NORMAL) value[i] *= (ddpm_real)x->init_scale;
-            if (x->init == DDPM_INIT_ONES) value[i] = 1;
-            if (x->init != DDPM_INIT_UNIFORM) continue;
-            if (i % 4 == 0) ddpm_philox(address, (uint32_t)(i / 4), word);
-            value[i] = (ddpm_real)(((double)(word[i % 4] >> 8) * 0x1p-23 - 1) * x->init_scale); /* [-scale, scale) */
-        }
-        ddpm_result result = ddpm_model_set(model, DDPM_WEIGHT, x, value);
-        if (result == DDPM_OK && model->array[DDPM_EMA]) result = ddpm_model_set(model, DDPM_EMA, x, value);
-        aligned_free(value);
-        if (result != DDPM_OK) return result;
-    }
-    return DDPM_OK;
-}
-
-ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity, int training)
-{
-    *out = NULL;
-    ddpm_net *net = DDPM_MALLOC(sizeof *net);
-    if (!net) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a network");
-    memset(net, 0, sizeof *net);
-    net->model = model;
-    ddpm_result result = picture_size(&model->config, height, width, net);
-    if (result == DDPM_OK) result = ddpm_graph_create(&net->graph, model->device, capacity, training);
-    if (result == DDPM_OK) {
-        build_network(net, net->graph, model, training);
-        result = ddpm_graph_plan(net->graph, net->loss, &net->prediction, 1);
-    }
-    if (result == DDPM_OK) *out = net;
-    else ddpm_net_free(net);
-    return result;
-}
-
-void ddpm_net_free(ddpm_net *net)
-{
-    if (!net) return;
-    ddpm_graph_free(net->graph);
-    DDPM_FREE(net);
-}
-
-/* ---- 7. Noise schedule ----------------------------------------------------------------------------------------------------------- */
-
-ddpm_schedule_config ddpm_schedule_default(void)
-{
-    return (ddpm_schedule_config){1000, DDPM_BETA_SQUAREDCOS_CAP_V2, 1e-4, 0.02, 1, 1};
-}
-
-/* abar(s) = cos^2((s + 0.008)/1.008 pi/2)      (Nichol & Dhariwal 2021; diffusers' betas_for_alpha_bar) */
-static double squared_cosine(double s)
-{
-    double c = cos((s + 0.008) / 1.008 * 3.14159265358979323846 / 2);
-    return c * c;
-}
-
-static float linear_beta(const ddpm_schedule_config *config, int i);
-
-ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config)
-{
-    *s = (ddpm_schedule){config ? *config : ddpm_schedule_default(), NULL, NULL};
-    int steps = s->config.num_train_timesteps;
-    if (steps < 2 || steps > 1000000)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "num_train_timesteps is %d\n      hint: 1000 is usual; at least 2", steps);
-    s->beta = aligned_alloc_zero(2 * (size_t)steps * sizeof *s->beta);
-    if (!s->beta) return DDPM_ERR_MEMORY;
-    s->alpha_bar = s->beta + steps;
-    double product = 1; /* torch.cumprod keeps it in double and rounds each value */
-    for (int i = 0; i < steps; i++) {
-        double beta = 1 - squared_cosine((double)(i + 1) / steps) / squared_cosine((double)i / steps);
-        s->beta[i] = s->config.beta_schedule == DDPM_BETA_LINEAR ? linear_beta(&s->config, i) : (float)(beta < 0.999 ? beta : 0.999);
-        product *= (double)(1 - s->beta[i]);
-        s->alpha_bar[i] = (float)product;
-    }
-    return DDPM_OK;
-}
-
-void ddpm_schedule_free(ddpm_schedule *s)
-{
-    aligned_free(s->beta);
-    s->beta = s->alpha_bar = NULL;
-}
-
-/* Uploads the coefficients of one lincomb, c[k] for every one of n pictures (or c[k][n] if per_picture), and runs it. */
-static ddpm_result combine(ddpm_net *net, ddpm_tensor *y, int terms, ddpm_tensor *const *x, const double *c, int per_picture, double clamp)
-{
-    size_t capacity = (size_t)net->graph->capacity;
-    ddpm_real *value = aligned_alloc_zero(4 * capacity * sizeof *value);
-    if (!value) return DDPM_ERR_MEMORY;
-    for (int k = 0; k < terms; k++)
-        for (int n = 0; n < net->graph->n; n++)
-            value[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
-    ddpm_result result = ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, value);
-    aligned_free(value);
-    return result == DDPM_OK ? lincomb(net->graph, y, terms, x, net->coefficients, clamp) : result;
-}
-
-ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
-{
-    ddpm_graph *g = net->graph;
-    if (n < 1 || n > g->capacity) return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
-    for (int i = 0; i < n; i++)
-        if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
-            return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
-    TRY(ddpm_graph_alloc(g));
-    double *c = aligned_alloc_zero((size_t)n * (2 * sizeof *c + sizeof(ddpm_real)));
-    if (!c) return DDPM_ERR_MEMORY;
-    ddpm_real *time = (ddpm_real *)(c + 2 * n);
-    for (int i = 0; i < n; i++) {
-        c[i] = (double)sqrtf(s->alpha_bar[t[i]]);
-        c[n + i] = (double)sqrtf(1 - s->alpha_bar[t[i]]);
-        time[i] = (ddpm_real)t[i];
-    }
-    g->n = n;
-    ddpm_result result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
-    if (result == DDPM_OK) result = combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, c, 1, 0);
-    aligned_free(c);
-    return result;
-}
-
-/* ---- 8. Training -------------------------------------------------------------------------------------------------------------------- */
-
-ddpm_train_config ddpm_train_default(void)
-{
-    return (ddpm_train_config){0.9, 0.999, 1e-8, 0, 1.0, 0.9999, 529};
-}
-
-double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
-{
-    for (int i = 0; i < count; i++)
-        if (milestones[i] <= epoch) lr *= gamma;
-    return lr;
-}
-
-double ddpm_ema_decay(uint64_t step, double max_decay)
-{
-    if (step <= 1) return 0;
-    double s = (double)(step - 1), decay = (1 + s) / (10 + s);
-    return decay < max_decay ? decay : max_decay;
-}
-
-ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s, const ddpm_train_config *config)
-{
-    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), 0, 0, 0};
-    if (!net->loss) return ddpm_fail(DDPM_ERR_ARGUMENT, "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
-    for (int i = 0; i < DDPM_EMA; i++)
-        if (!net->model->array[i])
-            return ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no room for gradients and moments\n      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
-    return ddpm_model_use(net->model, DDPM_WEIGHT);
-}
-
-/* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared errors in
- * *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
-static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double *total)
-{
-    ddpm_graph *g = net->graph;
-    TRY(ddpm_graph_forward(g, n));
-    ddpm_real *value = aligned_alloc_zero((size_t)n * sizeof *value);
-    if (!value) return DDPM_ERR_MEMORY;
-    ddpm_result result = ddpm_download(g->device, net->loss, DDPM_DATA, n, value);
-    for (int i = 0; i < n; i++) {
-        *total += (double)value[i];
-        value[i] = (ddpm_real)(1 / elements);
-    }
-    if (result == DDPM_OK && !isfinite(*total)) {
-        result = ddpm_graph_find_nonfinite(g);
-        if (result == DDPM_OK) result = ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
-    }
-    if (result == DDPM_OK) result = ddpm_graph_backward(g, value, NULL, NULL);
-    aligned_free(value);
-    return result;
-}
-
-ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr, double *loss)
-{
-    ddpm_net *net = trainer->net;
-    ddpm_graph *g = net->graph;
-    size_t picture = ddpm_elements(net->image, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
-    double elements = (double)n * (double)picture, total = 0;
-    if (n < 1 || !pictures || (width && !labels)) return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
-    TRY(ddpm_model_zero_grad(net->model));
-    TRY(ddpm_graph_alloc(g));
-    int *t = aligned_alloc_zero((size_t)g->capacity * sizeof *t);
-    ddpm_result result = t ? DDPM_OK : DDPM_ERR_MEMORY;
-    for (int first = 0; first < n && result == DDPM_OK; first += g->capacity) {
-        int count = n - first < g->capacity ? n - first : g->capacity;
-        ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)first, 0, DDPM_RANDOM_NOISE};
-        g->n = count;
-        g->step.seed = address.seed;
-        g->step.first_picture = address.picture;
-        result = ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)first * picture);
-        if (result == DDPM_OK && width) result = ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width);
-        if (result == DDPM_OK) result = normal(g, net->noise, address);
-        for (int i = 0; i < count; i++) {
-            ddpm_address at = {address.seed, address.picture + (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
-            t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
-        }
-        if (result == DDPM_OK) result = ddpm_add_noise(net, trainer->schedule, t, count);
-        if (result == DDPM_OK) result = run_micro_batch(net, count, elements, &total);
-    }
-    aligned_free(t);
-    if (result != DDPM_OK) return result;
-
-    const ddpm_train_config *c = &trainer->config;
-    double step = (double)(trainer->step + 1);
-    g->step.lr = lr, g->step.beta1 = c->beta1, g->step.beta2 = c->beta2, g->step.eps = c->eps;
-    g->step.correction1 = 1 - pow(c->beta1, step), g->step.correction2 = 1 - pow(c->beta2, step);
-    g->step.weight_decay = c->weight_decay, g->step.max_grad_norm = c->max_grad_norm;
-    g->step.ema_decay = ddpm_ema_decay(trainer->step + 1, c->ema_decay);
-    TRY(update(net->model, &g->step));
-    trainer->grad_norm = g->step.grad_norm;
-    trainer->step++;
-    trainer->picture += (uint64_t)n;
-    if (loss) *loss = total / elements;
-    return DDPM_OK;
-}
-
-/* ---- 9. Sampling --------------------------------------------------------------------------------------------------------------------- */
-
-ddpm_sample_config ddpm_sample_default(void)
-{
-    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0};
-}
-
-ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out)
-{
-    int total = s->config.num_train_timesteps;
-    if (steps < 1 || steps > total) return ddpm_fail(DDPM_ERR_RANGE, "%d sampling steps\n      hint: from 1 to the %d of training", steps, total);
-    for (int i = 0; i < steps; i++) out[i] = (steps - 1 - i) * (total / steps);
-    return DDPM_OK;
-}
-
-static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta);
-
-/* With abar = abar_t, abar' = abar of the step after (1 at the end), beta = 1 - abar/abar':
- * x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), clamped
- * x'  = sqrt(abar') beta / (1 - abar) x_0 + sqrt(1 - beta) (1 - abar') / (1 - abar) x_t + sqrt(var) z
- * var = (1 - abar') / (1 - abar) beta, at least 1e-20; no noise at t = 0.    (eq. 7; DDPMScheduler.step, in float32 as there) */
-ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta)
-{
-    float abar = s->alpha_bar[t], previous = t_previous >= 0 ? s->alpha_bar[t_previous] : 1;
-    float alpha = abar / previous, beta = 1 - alpha, variance = (1 - previous) / (1 - abar) * beta;
-    ddpm_step_terms terms = {.x0_sample = 1 / sqrt((double)abar), .x0_prediction = -sqrt((double)(1 - abar)) / sqrt((double)abar),
-                             .clamp = s->config.clip_sample ? s->config.clip_sample_range : 0};
-    if (sampler == DDPM_SAMPLER_DDIM) return ddim_terms(terms, abar, previous, eta);
-    terms.image = (double)(sqrtf(previous) * beta / (1 - abar));
-    terms.sample = (double)(sqrtf(alpha) * (1 - previous) / (1 - abar));
-    terms.noise = t > 0 ? sqrt((double)(variance > 1e-20f ? variance : 1e-20f)) : 0;
-    return terms;
-}
-
-static ddpm_result sampling_step(ddpm_net *net, const ddpm_step_terms *terms, ddpm_address noise)
-{
-    ddpm_tensor *x[4] = {net->sample, net->prediction, NULL, NULL};
-    double c[4] = {terms->x0_sample, terms->x0_prediction, 0, 0};
-    TRY(combine(net, net->image, 2, x, c, 0, terms->clamp));
-    int count = 0;
-    c[count] = terms->image, x[count++] = net->image;
-    if (terms->sample != 0) c[count] = terms->sample, x[count++] = net->sample;
-    if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = net->prediction;
-    if (terms->noise != 0) {
-        TRY(normal(net->graph, net->noise, noise));
-        c[count] = terms->noise, x[count++] = net->noise;
-    }
-    return combine(net, net->sample, count, x, c, 0, 0);
-}
-
-ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config, const ddpm_real *labels, int n,
-                        ddpm_real *pictures, ddpm_sample_callback callback, void *user)
-{
-    ddpm_sample_config c = config ? *config : ddpm_sample_default();
-    ddpm_graph *g = net->graph;
-    int steps = c.steps ? c.steps : s->config.num_train_timesteps;
-    if (n < 1 || n > g->capacity) return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
-    if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
-    TRY(ddpm_graph_alloc(g));
-    int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
-    ddpm_real *time = aligned_alloc_zero((size_t)n * sizeof *time);
-    ddpm_result result = t && time ? ddpm_timesteps(s, steps, t) : DDPM_ERR_MEMORY;
-    g->n = n;
-    ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
-    if (result == DDPM_OK && net->labels) result = ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels);
-    if (result == DDPM_OK) result = normal(g, net->sample, noise);
-    if (result == DDPM_OK && callback) result = callback(user, net, 0, steps);
-    noise.purpose = DDPM_RANDOM_STEP;
-    for (int i = 0; i < steps && result == DDPM_OK; i++) {
-        for (int k = 0; k < n; k++) time[k] = (ddpm_real)t[i];
-        int previous = c.sampler == DDPM_SAMPLER_DDIM ? t[i] - s->config.num_train_timesteps / steps : i + 1 < steps ? t[i + 1] : -1;
-        ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t[i], previous, c.eta);
-        noise.step = (uint32_t)i;
-        result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
-        if (result == DDPM_OK) result = ddpm_graph_forward(g, n);
-        if (result == DDPM_OK) result = sampling_step(net, &terms, noise);
-        if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
-    }
-    if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
-    aligned_free(t);
-    aligned_free(time);
-    return result;
-}
-
-/* ==== Part II: what other models need ================================================================================================= */
-
-/* ---- Modulate: y = x (1 + s) + b, s = e[:C], b = e[C:];  dx = dy (1 + s);  ds = sum dy x;  db = sum dy ----------------------------- */
+/* ---- Modulate: y = x (1 + s) + b, s = e[:C], b = e[C:];  dx = dy (1 + s);  ds = sum dy x;  db = sum dy ----------- */
 ddpm_tensor *ddpm_modulate(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *scale_shift)
 {
     if (g->result != DDPM_OK || !x || !scale_shift) return NULL;
     if (scale_shift->shape[1] != 2 * x->shape[1] || pixels(scale_shift) != 1)
         return shape_error(g, DDPM_OP_MODULATE, x, scale_shift, "the second is (N,2C,1,1)");
-    ddpm_node *node = new_node(g, DDPM_OP_MODULATE, 2, (ddpm_tensor *[]){x, scale_shift}, x->shape[1], x->shape[2], x->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_MODULATE, 2, (ddpm_tensor *[]){x, scale_shift}, x->shape[1], x->shape[2], x->shape[3]);
     return node ? node->out : NULL;
 }
 
@@ -2072,7 +2281,7 @@ static ddpm_result modulate_forward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_real *x = node->in[0]->data, *e = node->in[1]->data; /* (N,C,H,W), (N,2C) */
     ddpm_real *y = node->out->data;
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * c; i++) {
         ddpm_real scale = e[i / c * 2 * c + i % c], shift = e[i / c * 2 * c + c + i % c];
         scale_shift_plane(plane, x + i * plane, 0, 1 + scale, shift, y + i * plane);
@@ -2085,7 +2294,7 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_real *x = node->in[0]->data, *e = node->in[1]->data, *dy = node->out->grad;
     ddpm_real *dx = grad_target(g, node, 0), *de = grad_target(g, node, 1);
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * c; i++) {
         size_t scale = i / c * 2 * c + i % c;
         if (dx) add_scaled(plane, 1 + e[scale], dy + i * plane, dx + i * plane);
@@ -2095,12 +2304,13 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Slice: y = x[:, start : start + count];  dx of the rest is 0 ------------------------------------------------------------------- */
+/* ---- Slice: y = x[:, start : start + count];  dx of the rest is 0 ------------------------------------------------ */
 ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count)
 {
     if (g->result != DDPM_OK || !x) return NULL;
     if (start < 0 || count < 1 || start + count > x->shape[1])
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): channels %d to %d of %d", g->name, start, start + count, x->shape[1]));
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): channels %d to %d of %d", g->name, start,
+                                         start + count, x->shape[1]));
     ddpm_node *node = new_node(g, DDPM_OP_SLICE, 1, &x, count, x->shape[2], x->shape[3]);
     if (!node) return NULL;
     node->attr.slice.start = start;
@@ -2121,20 +2331,24 @@ static ddpm_result slice_backward(const ddpm_graph *g, const ddpm_node *node)
     size_t part = ddpm_elements(node->out, 1), whole = ddpm_elements(node->in[0], 1);
     size_t start = (size_t)node->attr.slice.start * (size_t)pixels(node->out);
     ddpm_real *dx = grad_target(g, node, 0);
-    for (size_t n = 0; n < (size_t)g->n; n++) add_scaled(part, 1, node->out->grad + n * part, dx + n * whole + start);
+    for (size_t n = 0; n < (size_t)g->n; n++)
+        add_scaled(part, 1, node->out->grad + n * part, dx + n * whole + start);
     return DDPM_OK;
 }
 
-/* ---- Pool over k x k windows: the largest (its gradient goes to the first that is largest; aux keeps its index) or the mean ------------ */
+/* ---- Pool over k x k windows: the largest (its gradient goes to the first that is largest; aux keeps its index) or the mean */
 ddpm_tensor *ddpm_pool(ddpm_graph *g, ddpm_tensor *x, int kind, int kernel, int stride, int pad)
 {
     if (g->result != DDPM_OK || !x) return NULL;
     int h = x->shape[2] + 2 * pad - kernel, w = x->shape[3] + 2 * pad - kernel;
     if (kernel < 1 || stride < 1 || pad < 0 || 2 * pad > kernel || h < 0 || w < 0)
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pool): kernel %d, stride %d, pad %d on a picture of %dx%d", g->name, kernel,
-                                         stride, pad, x->shape[3], x->shape[2]));
+        return build_failed(g,
+                            ddpm_fail(DDPM_ERR_SHAPE, "%s (pool): kernel %d, stride %d, pad %d on a picture of %dx%d",
+                                      g->name, kernel, stride, pad, x->shape[3], x->shape[2]));
     ddpm_node *node = new_node(g, DDPM_OP_POOL, 1, &x, x->shape[1], h / stride + 1, w / stride + 1);
-    if (!node || (kind == DDPM_POOL_MAX && !new_aux(g, node, node->out->shape[1], node->out->shape[2], node->out->shape[3]))) return NULL;
+    if (!node ||
+        (kind == DDPM_POOL_MAX && !new_aux(g, node, node->out->shape[1], node->out->shape[2], node->out->shape[3])))
+        return NULL;
     node->attr.pool.kind = kind;
     node->attr.pool.kernel = kernel;
     node->attr.pool.stride = stride;
@@ -2146,7 +2360,8 @@ ddpm_tensor *ddpm_pool(ddpm_graph *g, ddpm_tensor *x, int kind, int kernel, int 
 static ddpm_real pool_window(const ddpm_node *node, const ddpm_real *x, int oy, int ox, int *at)
 {
     int h = node->in[0]->shape[2], w = node->in[0]->shape[3], k = node->attr.pool.kernel;
-    int top = oy * node->attr.pool.stride - node->attr.pool.pad, left = ox * node->attr.pool.stride - node->attr.pool.pad;
+    int top = oy * node->attr.pool.stride - node->attr.pool.pad,
+        left = ox * node->attr.pool.stride - node->attr.pool.pad;
     ddpm_real total = 0;
     *at = -1;
     for (int y = top < 0 ? 0 : top; y < top + k && y < h; y++)
@@ -2159,13 +2374,15 @@ static ddpm_real pool_window(const ddpm_node *node, const ddpm_real *x, int oy, 
 
 static ddpm_result pool_forward(const ddpm_graph *g, const ddpm_node *node)
 {
-    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out), planes = (size_t)g->n * (size_t)node->out->shape[1];
+    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out),
+           planes = (size_t)g->n * (size_t)node->out->shape[1];
     int width = node->out->shape[3];
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++)
         for (size_t p = 0; p < out; p++) {
             int at;
-            node->out->data[i * out + p] = pool_window(node, node->in[0]->data + i * in, (int)p / width, (int)p % width, &at);
+            node->out->data[i * out + p] =
+                pool_window(node, node->in[0]->data + i * in, (int)p / width, (int)p % width, &at);
             if (node->aux) node->aux->data[i * out + p] = (ddpm_real)at;
         }
     return DDPM_OK;
@@ -2173,10 +2390,11 @@ static ddpm_result pool_forward(const ddpm_graph *g, const ddpm_node *node)
 
 static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
 {
-    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out), planes = (size_t)g->n * (size_t)node->out->shape[1];
+    size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out),
+           planes = (size_t)g->n * (size_t)node->out->shape[1];
     int width = node->out->shape[3], h = node->in[0]->shape[2], w = node->in[0]->shape[3], k = node->attr.pool.kernel;
     ddpm_real *dx = grad_target(g, node, 0);
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++)
         for (size_t p = 0; p < out; p++) {
             ddpm_real dy = node->out->grad[i * out + p];
@@ -2187,12 +2405,13 @@ static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
             int top = (int)p / width * node->attr.pool.stride - node->attr.pool.pad;
             int left = (int)p % width * node->attr.pool.stride - node->attr.pool.pad;
             for (int y = top < 0 ? 0 : top; y < top + k && y < h; y++)
-                for (int x = left < 0 ? 0 : left; x < left + k && x < w; x++) dx[i * in + (size_t)(y * w + x)] += dy / (ddpm_real)(k * k);
+                for (int x = left < 0 ? 0 : left; x < left + k && x < w; x++)
+                    dx[i * in + (size_t)(y * w + x)] += dy / (ddpm_real)(k * k);
         }
     return DDPM_OK;
 }
 
-/* ---- PixelUnshuffle and PixelShuffle: y[n, c f^2 + fy f + fx, i, j] = x[n, c, i f + fy, j f + fx], and back (Shi et al. 2016) --------- */
+/* ---- PixelUnshuffle and PixelShuffle: y[n, c f^2 + fy f + fx, i, j] = x[n, c, i f + fy, j f + fx], and back (Shi et al. 2016) */
 static ddpm_tensor *new_shuffle(ddpm_graph *g, ddpm_op op, ddpm_tensor *x, int factor, int c, int h, int w)
 {
     ddpm_node *node = new_node(g, op, 1, &x, c, h, w);
@@ -2205,30 +2424,38 @@ ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 {
     if (g->result != DDPM_OK || !x) return NULL;
     if (factor < 1 || x->shape[2] % factor || x->shape[3] % factor)
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_unshuffle): %dx%d does not divide by %d", g->name, x->shape[3], x->shape[2], factor));
-    return new_shuffle(g, DDPM_OP_PIXEL_UNSHUFFLE, x, factor, x->shape[1] * factor * factor, x->shape[2] / factor, x->shape[3] / factor);
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_unshuffle): %dx%d does not divide by %d", g->name,
+                                         x->shape[3], x->shape[2], factor));
+    return new_shuffle(g, DDPM_OP_PIXEL_UNSHUFFLE, x, factor, x->shape[1] * factor * factor, x->shape[2] / factor,
+                       x->shape[3] / factor);
 }
 
 ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 {
     if (g->result != DDPM_OK || !x) return NULL;
     if (factor < 1 || x->shape[1] % (factor * factor))
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d", g->name, x->shape[1], factor * factor));
-    return new_shuffle(g, DDPM_OP_PIXEL_SHUFFLE, x, factor, x->shape[1] / (factor * factor), x->shape[2] * factor, x->shape[3] * factor);
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d", g->name,
+                                         x->shape[1], factor * factor));
+    return new_shuffle(g, DDPM_OP_PIXEL_SHUFFLE, x, factor, x->shape[1] / (factor * factor), x->shape[2] * factor,
+                       x->shape[3] * factor);
 }
 
 /* Adds each element of `from` to its place in `to`; fine is the tensor of many pixels, coarse that of many channels. */
-static void shuffle_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_tensor *fine, const ddpm_real *from, ddpm_real *to, int unshuffle)
+static void shuffle_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_tensor *fine, const ddpm_real *from,
+                        ddpm_real *to, int unshuffle)
 {
-    size_t f = (size_t)node->attr.resample.factor, h = (size_t)fine->shape[2], w = (size_t)fine->shape[3], c = (size_t)fine->shape[1];
-    #pragma omp parallel for schedule(static)
+    size_t f = (size_t)node->attr.resample.factor, h = (size_t)fine->shape[2], w = (size_t)fine->shape[3],
+           c = (size_t)fine->shape[1];
+#pragma omp parallel for schedule(static)
     for (size_t plane = 0; plane < (size_t)g->n * c; plane++)
         for (size_t y = 0; y < h; y++)
             for (size_t x = 0; x < w; x++) {
                 size_t in_fine = (plane * h + y) * w + x;
                 size_t in_coarse = ((plane * f * f + y % f * f + x % f) * (h / f) + y / f) * (w / f) + x / f;
-                if (unshuffle) to[in_coarse] += from[in_fine];
-                else to[in_fine] += from[in_coarse];
+                if (unshuffle)
+                    to[in_coarse] += from[in_fine];
+                else
+                    to[in_fine] += from[in_coarse];
             }
 }
 
@@ -2247,7 +2474,7 @@ static ddpm_result shuffle_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Dropout (Srivastava et al. 2014): y = x / (1 - p) with probability 1 - p, else 0. The mask is made again for backward. ------------- */
+/* ---- Dropout (Srivastava et al. 2014): y = x / (1 - p) with probability 1 - p, else 0. The mask is made again for backward. */
 ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p)
 {
     if (g->result != DDPM_OK || !x || !g->training || p <= 0) return x;
@@ -2262,13 +2489,15 @@ static void dropout_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_r
     size_t picture = ddpm_elements(node->out, 1);
     double p = node->attr.affine.scale;
     ddpm_real scale = p < 1 ? (ddpm_real)(1 / (1 - p)) : 0;
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
-        ddpm_address address = {g->step.seed, g->step.first_picture + (uint64_t)n, (uint32_t)node->id, DDPM_RANDOM_DROPOUT};
+        ddpm_address address = {g->step.seed, g->step.first_picture + (uint64_t)n, (uint32_t)node->id,
+                                DDPM_RANDOM_DROPOUT};
         uint32_t word[4];
         for (size_t i = 0; i < picture; i++) {
             if (i % 4 == 0) ddpm_philox(address, (uint32_t)(i / 4), word);
-            if ((double)word[i % 4] * 0x1p-32 >= p) to[(size_t)n * picture + i] += scale * from[(size_t)n * picture + i];
+            if ((double)word[i % 4] * 0x1p-32 >= p)
+                to[(size_t)n * picture + i] += scale * from[(size_t)n * picture + i];
         }
     }
 }
@@ -2286,13 +2515,14 @@ static ddpm_result dropout_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Affine: y = scale x / d[n] + shift;  dx = scale dy / d[n] --------------------------------------------------------------------------- */
+/* ---- Affine: y = scale x / d[n] + shift;  dx = scale dy / d[n] --------------------------------------------------- */
 ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift)
 {
     if (g->result != DDPM_OK || !x) return NULL;
     if (divisor && (divisor->shape[1] != 1 || pixels(divisor) != 1))
         return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
-    ddpm_node *node = new_node(g, DDPM_OP_AFFINE, 2, (ddpm_tensor *[]){x, divisor}, x->shape[1], x->shape[2], x->shape[3]);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_AFFINE, 2, (ddpm_tensor *[]){x, divisor}, x->shape[1], x->shape[2], x->shape[3]);
     if (!node) return NULL;
     node->attr.affine.scale = scale;
     node->attr.affine.shift = shift;
@@ -2321,11 +2551,12 @@ static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Fourier features of log t (Song et al. 2021; GaussianFourierProjection): e = [sin a, cos a], a[i] = log(t) w[i] 2 pi ------------------- */
+/* ---- Fourier features of log t (Song et al. 2021; GaussianFourierProjection): e = [sin a, cos a], a[i] = log(t) w[i] 2 pi */
 ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight)
 {
     if (g->result != DDPM_OK || !t || !weight) return NULL;
-    ddpm_node *node = new_node(g, DDPM_OP_FOURIER_EMBEDDING, 2, (ddpm_tensor *[]){t, weight}, 2 * weight->shape[0], 1, 1);
+    ddpm_node *node =
+        new_node(g, DDPM_OP_FOURIER_EMBEDDING, 2, (ddpm_tensor *[]){t, weight}, 2 * weight->shape[0], 1, 1);
     return node ? node->out : NULL;
 }
 
@@ -2341,7 +2572,7 @@ static ddpm_result fourier_embedding_forward(const ddpm_graph *g, const ddpm_nod
     return DDPM_OK;
 }
 
-/* ---- Embedding: y[n] = table[index[n]];  dtable[index[n]] += dy[n] --------------------------------------------------------------------------- */
+/* ---- Embedding: y[n] = table[index[n]];  dtable[index[n]] += dy[n] ----------------------------------------------- */
 ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table)
 {
     if (g->result != DDPM_OK || !index || !table) return NULL;
@@ -2355,8 +2586,10 @@ static ddpm_result embedding_forward(const ddpm_graph *g, const ddpm_node *node)
     int classes = node->in[1]->shape[0], dim = node->in[1]->shape[1];
     for (int n = 0; n < g->n; n++) {
         if (!(index[n] >= 0 && index[n] < (ddpm_real)classes && index[n] == (ddpm_real)(int)index[n]))
-            return ddpm_fail(DDPM_ERR_RANGE, "%s: class label %g of picture %d is not one of 0 to %d", node->name, (double)index[n], n, classes - 1);
-        memcpy(node->out->data + (size_t)n * (size_t)dim, table + (size_t)index[n] * (size_t)dim, (size_t)dim * sizeof *table);
+            return ddpm_fail(DDPM_ERR_RANGE, "%s: class label %g of picture %d is not one of 0 to %d", node->name,
+                             (double)index[n], n, classes - 1);
+        memcpy(node->out->data + (size_t)n * (size_t)dim, table + (size_t)index[n] * (size_t)dim,
+               (size_t)dim * sizeof *table);
     }
     return DDPM_OK;
 }
@@ -2370,16 +2603,16 @@ static ddpm_result embedding_backward(const ddpm_graph *g, const ddpm_node *node
     return DDPM_OK;
 }
 
-/* ---- BatchNorm (Ioffe & Szegedy 2015): GroupNorm's formulas over (N,H,W) for each channel -------------------------------------------------------
+/* ---- BatchNorm (Ioffe & Szegedy 2015): GroupNorm's formulas over (N,H,W) for each channel ---------------------------
  * training: batch statistics; running <- (1 - momentum) running + momentum (mean, unbiased variance)
  * otherwise: running statistics, which are constants to backward. aux (first picture): mu, r */
-ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, ddpm_tensor *running_mean,
-                             ddpm_tensor *running_var, double eps, double momentum)
+ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias,
+                             ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps, double momentum)
 {
     if (g->result != DDPM_OK || !x || !weight || !bias || !running_mean || !running_var) return NULL;
     if (weight->shape[0] != x->shape[1]) return shape_error(g, DDPM_OP_BATCH_NORM, x, weight, "the weight is (C)");
-    ddpm_node *node = new_node(g, DDPM_OP_BATCH_NORM, 5, (ddpm_tensor *[]){x, weight, bias, running_mean, running_var}, x->shape[1],
-                               x->shape[2], x->shape[3]);
+    ddpm_node *node = new_node(g, DDPM_OP_BATCH_NORM, 5, (ddpm_tensor *[]){x, weight, bias, running_mean, running_var},
+                               x->shape[1], x->shape[2], x->shape[3]);
     if (!node || !new_aux(g, node, 2, x->shape[1], 1)) return NULL;
     node->attr.norm.eps = eps;
     node->attr.norm.momentum = momentum;
@@ -2388,16 +2621,18 @@ ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight,
 
 static ddpm_result batch_norm_forward(const ddpm_graph *g, const ddpm_node *node)
 {
-    const ddpm_real *x = node->in[0]->data, *weight = node->in[1]->data, *bias = node->in[2]->data; /* (N,C,H,W), (C), (C) */
+    const ddpm_real *x = node->in[0]->data, *weight = node->in[1]->data,
+                    *bias = node->in[2]->data; /* (N,C,H,W), (C), (C) */
     ddpm_real *running_mean = node->in[3]->data, *running_var = node->in[4]->data, *aux = node->aux->data;
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
     double count = (double)g->n * (double)plane, momentum = node->attr.norm.momentum;
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < c; i++) {
         double mean = (double)running_mean[i], variance = (double)running_var[i];
         if (g->training) {
             mean = variance = 0;
-            for (size_t n = 0; n < (size_t)g->n; n++) mean += sum(x + (n * c + i) * plane, plane) / count;
+            for (size_t n = 0; n < (size_t)g->n; n++)
+                mean += sum(x + (n * c + i) * plane, plane) / count;
             for (size_t n = 0; n < (size_t)g->n; n++)
                 variance += sum_products(x + (n * c + i) * plane, mean, x + (n * c + i) * plane, mean, plane) / count;
             double unbiased = variance * count / (count > 1 ? count - 1 : 1);
@@ -2408,8 +2643,8 @@ static ddpm_result batch_norm_forward(const ddpm_graph *g, const ddpm_node *node
         aux[i] = (ddpm_real)mean;
         aux[c + i] = (ddpm_real)r;
         for (size_t n = 0; n < (size_t)g->n; n++)
-            scale_shift_plane(plane, x + (n * c + i) * plane, (ddpm_real)mean, (ddpm_real)(r * (double)weight[i]), bias[i],
-                              node->out->data + (n * c + i) * plane);
+            scale_shift_plane(plane, x + (n * c + i) * plane, (ddpm_real)mean, (ddpm_real)(r * (double)weight[i]),
+                              bias[i], node->out->data + (n * c + i) * plane);
     }
     return DDPM_OK;
 }
@@ -2420,7 +2655,7 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
     double count = (double)g->n * (double)plane;
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < c; i++) {
         double mean = (double)aux[i], r = (double)aux[c + i], sum_dy = 0, sum_dyh = 0, scale = r * (double)weight[i];
         for (size_t n = 0; n < (size_t)g->n; n++) {
@@ -2431,14 +2666,14 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
         if (db) db[i] += (ddpm_real)sum_dy;
         double fixed = g->training ? 1 : 0; /* running statistics do not depend on x */
         for (size_t n = 0; n < (size_t)g->n && dx; n++)
-            norm_backward_plane(plane, x + (n * c + i) * plane, (ddpm_real)mean, (ddpm_real)r, dy + (n * c + i) * plane, (ddpm_real)scale,
-                                (ddpm_real)(-fixed * scale * sum_dyh / count), (ddpm_real)(-fixed * scale * sum_dy / count),
-                                dx + (n * c + i) * plane);
+            norm_backward_plane(plane, x + (n * c + i) * plane, (ddpm_real)mean, (ddpm_real)r, dy + (n * c + i) * plane,
+                                (ddpm_real)scale, (ddpm_real)(-fixed * scale * sum_dyh / count),
+                                (ddpm_real)(-fixed * scale * sum_dy / count), dx + (n * c + i) * plane);
     }
     return DDPM_OK;
 }
 
-/* ---- Binary cross-entropy of probabilities, as a sum a picture (torch's BCELoss): y[n] = -sum t log p + (1 - t) log(1 - p) -------------------------
+/* ---- Binary cross-entropy of probabilities, as a sum a picture (torch's BCELoss): y[n] = -sum t log p + (1 - t) log(1 - p)
  * logs at least -100;  dp = (p - t) / max(p (1 - p), 1e-12) */
 ddpm_tensor *ddpm_bce(ddpm_graph *g, ddpm_tensor *p, ddpm_tensor *target)
 {
@@ -2474,7 +2709,7 @@ static ddpm_result bce_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- The table -------------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- The table --------------------------------------------------------------------------------------------------- */
 
 static const ddpm_row reference_rows[DDPM_OP_COUNT] = {
     [DDPM_OP_CONV2D] = {conv2d_forward, conv2d_backward},
@@ -2500,7 +2735,7 @@ static const ddpm_row reference_rows[DDPM_OP_COUNT] = {
     [DDPM_OP_BCE] = {bce_forward, bce_backward},
 };
 
-/* ---- Blocks and embeddings of other models --------------------------------------------------------------------------------------------------------- */
+/* ---- Blocks and embeddings of other models ----------------------------------------------------------------------- */
 
 /* Downsample2D(use_conv=False) is a mean over 2x2; Upsample2D(use_conv=False) repeats pixels. */
 static ddpm_tensor *resample_2x(const builder *b, ddpm_tensor *x, resample how)
@@ -2523,38 +2758,59 @@ static ddpm_tensor *class_embedding(const builder *b, ddpm_tensor *labels, int d
     if (b->config->class_embed_type == DDPM_CLASS_TIMESTEP)
         return timestep_embedding(b, "class_embedding", time_projection(b, labels), dim);
     const int shape[2] = {b->config->num_class_embeds, dim};
-    return ddpm_embedding(b->g, labels, ddpm_param(b->g, b->model, "class_embedding.weight", 2, shape, DDPM_INIT_NORMAL, 1, 1));
+    return ddpm_embedding(b->g, labels,
+                          ddpm_param(b->g, b->model, "class_embedding.weight", 2, shape, DDPM_INIT_NORMAL, 1, 1));
 }
 
 static ddpm_result check_config(const ddpm_model_config *config)
 {
     const ddpm_unet_config *c = &config->unet;
-    const struct { const char *name; double value, least, most; } field[] = {
+    const struct {
+        const char *name;
+        double value, least, most;
+    } field[] = {
         {"levels (length of block_out_channels)", c->levels, 1, DDPM_MAX_LEVELS},
-        {"in_channels", c->in_channels, 1, 65536}, {"out_channels", c->out_channels, 1, 65536},
-        {"sample_size", c->sample_size[0], 0, 65536}, {"sample_size", c->sample_size[1], 0, 65536},
-        {"layers_per_block", c->layers_per_block, 1, 64}, {"norm_num_groups", c->norm_num_groups, 1, 65536},
-        {"attn_norm_num_groups", c->attn_norm_num_groups, 0, 65536}, {"attention_head_dim", c->attention_head_dim, 0, 65536},
-        {"norm_eps", c->norm_eps, 0, 1}, {"dropout", c->dropout, 0, 1}, {"downsample_padding", c->downsample_padding, 0, 1},
-        {"mid_block_scale_factor", c->mid_block_scale_factor, 1e-6, 1e6}, {"time_embedding_dim", c->time_embedding_dim, 0, 1 << 20},
-        {"num_class_embeds", c->num_class_embeds, 0, 1 << 24}, {"label encoder's num_classes", config->label.num_classes, 0, 1 << 20},
+        {"in_channels", c->in_channels, 1, 65536},
+        {"out_channels", c->out_channels, 1, 65536},
+        {"sample_size", c->sample_size[0], 0, 65536},
+        {"sample_size", c->sample_size[1], 0, 65536},
+        {"layers_per_block", c->layers_per_block, 1, 64},
+        {"norm_num_groups", c->norm_num_groups, 1, 65536},
+        {"attn_norm_num_groups", c->attn_norm_num_groups, 0, 65536},
+        {"attention_head_dim", c->attention_head_dim, 0, 65536},
+        {"norm_eps", c->norm_eps, 0, 1},
+        {"dropout", c->dropout, 0, 1},
+        {"downsample_padding", c->downsample_padding, 0, 1},
+        {"mid_block_scale_factor", c->mid_block_scale_factor, 1e-6, 1e6},
+        {"time_embedding_dim", c->time_embedding_dim, 0, 1 << 20},
+        {"num_class_embeds", c->num_class_embeds, 0, 1 << 24},
+        {"label encoder's num_classes", config->label.num_classes, 0, 1 << 20},
         {"pixel_unshuffle", config->pixel_unshuffle, 0, 64},
     };
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
         if (!(field[i].value >= field[i].least && field[i].value <= field[i].most))
-            return ddpm_fail(DDPM_ERR_ARGUMENT, "config: %s is %g, accepted are %g to %g", field[i].name, field[i].value, field[i].least, field[i].most);
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "config: %s is %g, accepted are %g to %g", field[i].name,
+                             field[i].value, field[i].least, field[i].most);
     for (int i = 0; i < c->levels; i++) {
-        int channels = c->block_out_channels[i], attention = c->down_block_types[i] == DDPM_ATTN_BLOCK ||
-                       c->up_block_types[c->levels - 1 - i] == DDPM_ATTN_BLOCK || (i == c->levels - 1 && c->mid_block_type && c->add_attention);
+        int channels = c->block_out_channels[i],
+            attention = c->down_block_types[i] == DDPM_ATTN_BLOCK ||
+                        c->up_block_types[c->levels - 1 - i] == DDPM_ATTN_BLOCK ||
+                        (i == c->levels - 1 && c->mid_block_type && c->add_attention);
         if (channels < 1 || channels > 65536)
-            return ddpm_fail(DDPM_ERR_ARGUMENT, "config: block_out_channels[%d] is %d, accepted are 1 to 65536", i, channels);
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "config: block_out_channels[%d] is %d, accepted are 1 to 65536", i,
+                             channels);
         if (attention && c->attention_head_dim > channels)
-            return ddpm_fail(DDPM_ERR_SHAPE, "config: attention_head_dim %d is more than the %d channels of level %d", c->attention_head_dim, channels, i);
+            return ddpm_fail(DDPM_ERR_SHAPE, "config: attention_head_dim %d is more than the %d channels of level %d",
+                             c->attention_head_dim, channels, i);
     }
-    if (config->label.num_classes && (c->class_embed_type != DDPM_CLASS_IDENTITY || config->label.embedding_dim != time_embed_dim(c)))
-        return ddpm_fail(DDPM_ERR_SHAPE, "label encoder: it gives %d values, the UNet's class embedding (%s) takes %d\n      hint: class_embed_type "
-                         "\"identity\" and embedding_dim %d", config->label.embedding_dim,
-                         c->class_embed_type == DDPM_CLASS_IDENTITY ? "identity" : "not identity", time_embed_dim(c), time_embed_dim(c));
+    if (config->label.num_classes &&
+        (c->class_embed_type != DDPM_CLASS_IDENTITY || config->label.embedding_dim != time_embed_dim(c)))
+        return ddpm_fail(
+            DDPM_ERR_SHAPE,
+            "label encoder: it gives %d values, the UNet's class embedding (%s) takes %d\n      hint: class_embed_type "
+            "\"identity\" and embedding_dim %d",
+            config->label.embedding_dim, c->class_embed_type == DDPM_CLASS_IDENTITY ? "identity" : "not identity",
+            time_embed_dim(c), time_embed_dim(c));
     if (config->label.num_classes && config->label.hidden_dim < 1)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "label encoder: hidden_dim is %d", config->label.hidden_dim);
     return DDPM_OK;
@@ -2562,9 +2818,19 @@ static ddpm_result check_config(const ddpm_model_config *config)
 
 ddpm_model_config ddpm_model_default(void)
 {
-    ddpm_model_config c = {.unet = {.in_channels = 3, .out_channels = 3, .flip_sin_to_cos = 1, .levels = 4, .mid_block_type = 1,
-                                    .layers_per_block = 2, .mid_block_scale_factor = 1, .downsample_padding = 1, .attention_head_dim = 8,
-                                    .norm_num_groups = 32, .norm_eps = 1e-5, .add_attention = 1}, .pixel_unshuffle = 1};
+    ddpm_model_config c = {.unet = {.in_channels = 3,
+                                    .out_channels = 3,
+                                    .flip_sin_to_cos = 1,
+                                    .levels = 4,
+                                    .mid_block_type = 1,
+                                    .layers_per_block = 2,
+                                    .mid_block_scale_factor = 1,
+                                    .downsample_padding = 1,
+                                    .attention_head_dim = 8,
+                                    .norm_num_groups = 32,
+                                    .norm_eps = 1e-5,
+                                    .add_attention = 1},
+                           .pixel_unshuffle = 1};
     for (int i = 0; i < 4; i++) {
         c.unet.block_out_channels[i] = 224 * (i + 1);
         c.unet.down_block_types[i] = i > 0 ? DDPM_ATTN_BLOCK : DDPM_PLAIN_BLOCK;
@@ -2575,7 +2841,10 @@ ddpm_model_config ddpm_model_default(void)
 
 ddpm_model_config ddpm_model_preset(const char *name, int classes)
 {
-    static const struct { const char *name; int size, levels, channels[6], attention, layers, groups; } presets[] = {
+    static const struct {
+        const char *name;
+        int size, levels, channels[6], attention, layers, groups;
+    } presets[] = {
         {"lab", 64, 6, {128, 128, 256, 256, 512, 512}, 4, 2, 32},
         {"small", 32, 4, {64, 128, 128, 256}, 2, 2, 32},
         {"tiny", 32, 2, {32, 64}, 1, 1, 16},
@@ -2591,7 +2860,8 @@ ddpm_model_config ddpm_model_preset(const char *name, int classes)
         for (int i = 0; i < c.unet.levels; i++) {
             c.unet.block_out_channels[i] = presets[p].channels[i];
             c.unet.down_block_types[i] = i == presets[p].attention ? DDPM_ATTN_BLOCK : DDPM_PLAIN_BLOCK;
-            c.unet.up_block_types[i] = c.unet.levels - 1 - i == presets[p].attention ? DDPM_ATTN_BLOCK : DDPM_PLAIN_BLOCK;
+            c.unet.up_block_types[i] =
+                c.unet.levels - 1 - i == presets[p].attention ? DDPM_ATTN_BLOCK : DDPM_PLAIN_BLOCK;
         }
         if (classes > 0) {
             c.unet.class_embed_type = DDPM_CLASS_IDENTITY;
@@ -2601,7 +2871,7 @@ ddpm_model_config ddpm_model_preset(const char *name, int classes)
     return c;
 }
 
-/* ---- Other schedules and samplers ------------------------------------------------------------------------------------------------------------------- */
+/* ---- Other schedules and samplers -------------------------------------------------------------------------------- */
 
 /* torch.linspace in float32: from both ends towards the middle, each value one fused multiply-add. */
 static float linear_beta(const ddpm_schedule_config *config, int i)
@@ -2616,7 +2886,8 @@ static float linear_beta(const ddpm_schedule_config *config, int i)
  * (Song et al. 2021, eq. 12 and 16; DDIMScheduler.step with set_alpha_to_one, in float32 as there) */
 static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta)
 {
-    float variance = (1 - abar_previous) / (1 - abar) * (1 - abar / abar_previous), sigma = (float)eta * sqrtf(variance);
+    float variance = (1 - abar_previous) / (1 - abar) * (1 - abar / abar_previous),
+          sigma = (float)eta * sqrtf(variance);
     float direction = 1 - abar_previous - sigma * sigma;
     terms.image = (double)sqrtf(abar_previous);
     terms.prediction = direction > 0 ? (double)sqrtf(direction) : 0;
@@ -2624,12 +2895,14 @@ static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_
     return terms;
 }
 
-/* ---- Forward and gradients for tensors from the host ------------------------------------------------------------------------------------------------ */
+/* ---- Forward and gradients for tensors from the host ------------------------------------------------------------- */
 
-ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep, const ddpm_real *labels, ddpm_real *prediction)
+ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
+                         const ddpm_real *labels, ddpm_real *prediction)
 {
     ddpm_graph *g = net->graph;
-    if (n < 1 || n > g->capacity) return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    if (n < 1 || n > g->capacity)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
     TRY(ddpm_upload(g->device, net->sample, DDPM_DATA, n, sample));
@@ -2639,13 +2912,14 @@ ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const dd
     return prediction ? ddpm_download(g->device, net->prediction, DDPM_DATA, n, prediction) : DDPM_OK;
 }
 
-ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep, const ddpm_real *labels,
-                                const ddpm_real *target, ddpm_real *prediction, double *loss)
+ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
+                                const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction, double *loss)
 {
     ddpm_graph *g = net->graph;
     size_t picture = ddpm_elements(net->sample, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
     double elements = (double)n * (double)picture, total = 0;
-    if (n < 1 || !net->loss) return ddpm_fail(DDPM_ERR_ARGUMENT, "gradients need pictures, and a network created for training");
+    if (n < 1 || !net->loss)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "gradients need pictures, and a network created for training");
     if (width && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_model_zero_grad(net->model));
     TRY(ddpm_graph_alloc(g));
@@ -2664,7 +2938,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     return DDPM_OK;
 }
 
-/* ---- Backends with memory of their own: whatever they leave out runs here, on copies ------------------------------------------------------------------ */
+/* ---- Backends with memory of their own: whatever they leave out runs here, on copies ----------------------------- */
 
 /* A host copy of one tensor's data and gradient, with their present values; `to` is left as a plain NCHW tensor. */
 static ddpm_result copy_to_host(const ddpm_graph *g, const ddpm_tensor *from, ddpm_tensor *to, int with_grad)
@@ -2686,7 +2960,8 @@ static ddpm_result run_on_host(const ddpm_graph *g, const ddpm_node *node, int b
     ddpm_result result = DDPM_OK;
     for (int k = 0; k < DDPM_MAX_INPUTS && result == DDPM_OK; k++) {
         int same = 0;
-        while (same < k && node->in[same] != node->in[k]) same++;
+        while (same < k && node->in[same] != node->in[k])
+            same++;
         copy.in[k] = node->in[k] ? &host[same] : NULL;
         if (node->in[k] && same == k) result = copy_to_host(g, node->in[k], &host[k], backward);
     }
@@ -2696,13 +2971,17 @@ static ddpm_result run_on_host(const ddpm_graph *g, const ddpm_node *node, int b
         copy.aux = &host[DDPM_MAX_INPUTS + 1];
         if (result == DDPM_OK) result = copy_to_host(g, node->aux, copy.aux, 0);
     }
-    if (result == DDPM_OK) result = (backward ? reference_rows[node->op].backward : reference_rows[node->op].forward)(g, &copy);
+    if (result == DDPM_OK)
+        result = (backward ? reference_rows[node->op].backward : reference_rows[node->op].forward)(g, &copy);
     if (result == DDPM_OK && !backward) result = ddpm_upload(g->device, node->out, DDPM_DATA, g->n, copy.out->data);
-    if (result == DDPM_OK && !backward && node->aux) result = ddpm_upload(g->device, node->aux, DDPM_DATA, g->n, copy.aux->data);
+    if (result == DDPM_OK && !backward && node->aux)
+        result = ddpm_upload(g->device, node->aux, DDPM_DATA, g->n, copy.aux->data);
     for (int k = 0; k < DDPM_MAX_INPUTS && result == DDPM_OK; k++) {
-        int statistics = !backward && node->op == DDPM_OP_BATCH_NORM && k >= 3; /* the one operation that changes inputs */
+        int statistics =
+            !backward && node->op == DDPM_OP_BATCH_NORM && k >= 3; /* the one operation that changes inputs */
         if (statistics) result = ddpm_upload(g->device, node->in[k], DDPM_DATA, g->n, copy.in[k]->data);
-        if (backward && node->wants >> k & 1) result = ddpm_upload(g->device, node->in[k], DDPM_GRADIENT, g->n, copy.in[k]->grad);
+        if (backward && node->wants >> k & 1)
+            result = ddpm_upload(g->device, node->in[k], DDPM_GRADIENT, g->n, copy.in[k]->grad);
     }
     for (int k = 0; k < DDPM_MAX_INPUTS + 2; k++) {
         aligned_free(host[k].data);
@@ -2711,11 +2990,13 @@ static ddpm_result run_on_host(const ddpm_graph *g, const ddpm_node *node, int b
     return result;
 }
 
-static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp)
+static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                                   double clamp)
 {
     enum { MOST = 4 };
     ddpm_tensor host[MOST + 2] = {{0}}, *in[MOST];
-    ddpm_result result = k <= MOST ? DDPM_OK : ddpm_fail(DDPM_ERR_ARGUMENT, "a combination of %d tensors; at most %d", k, MOST);
+    ddpm_result result =
+        k <= MOST ? DDPM_OK : ddpm_fail(DDPM_ERR_ARGUMENT, "a combination of %d tensors; at most %d", k, MOST);
     int n = g->n;
     for (int i = 0; i < k && result == DDPM_OK; i++) {
         in[i] = &host[i];
@@ -2727,7 +3008,8 @@ static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_te
     g->n = n;
     if (result == DDPM_OK) result = host_lincomb(g, &host[MOST], k, in, &host[MOST + 1], clamp);
     if (result == DDPM_OK) result = ddpm_upload(g->device, y, DDPM_DATA, g->n, host[MOST].data);
-    for (int i = 0; i < MOST + 2; i++) aligned_free(host[i].data);
+    for (int i = 0; i < MOST + 2; i++)
+        aligned_free(host[i].data);
     return result;
 }
 
@@ -2750,20 +3032,22 @@ static ddpm_result update_on_host(ddpm_model *model, ddpm_step *step)
         if (!model->array[i] || result != DDPM_OK) continue;
         if (!(host.array[i] = aligned_alloc_zero(model->elements * sizeof(ddpm_real)))) result = DDPM_ERR_MEMORY;
         for (int p = 0; p < model->params && result == DDPM_OK; p++)
-            result = ddpm_model_get(model, (ddpm_array)i, model->param[p], (ddpm_real *)host.array[i] + model->param[p]->offset);
+            result = ddpm_model_get(model, (ddpm_array)i, model->param[p],
+                                    (ddpm_real *)host.array[i] + model->param[p]->offset);
     }
     if (result == DDPM_OK) result = host_update(&host, step);
     model->square = host.square;
     model->arena = host.arena;
     for (int i = 0; i < DDPM_ARRAYS; i++) {
         for (int p = 0; p < model->params && result == DDPM_OK && host.array[i] && i != DDPM_GRAD; p++)
-            result = ddpm_model_set(model, (ddpm_array)i, model->param[p], (ddpm_real *)host.array[i] + model->param[p]->offset);
+            result = ddpm_model_set(model, (ddpm_array)i, model->param[p],
+                                    (ddpm_real *)host.array[i] + model->param[p]->offset);
         aligned_free(host.array[i]);
     }
     return result;
 }
 
-/* ---- Operations of a node, for benchmarks: a multiply-add counts as two ------------------------------------------------------------------------------ */
+/* ---- Operations of a node, for benchmarks: a multiply-add counts as two ------------------------------------------ */
 
 double ddpm_node_flops(const ddpm_node *node, int n, int backward)
 {

@@ -1,0 +1,140 @@
+# ddpm.c: diffusion models in plain C. `make help` explains every target and variable.
+# Needs make, a C compiler and git; what else is missing scripts/dependencies.sh finds or installs, saying so first.
+# Objects lie in build/<compiler>[-variant]/, so that builds with different compilers or flags never mix.
+#
+# Contents: variables, dependencies, sources, rules, targets
+
+# ---- variables ---------------------------------------------------------------------------------------------------
+VARIANT  ?= release#         release, sanitize (address, undefined), thread, fuzz (clang's libFuzzer)
+BUILD    ?= build#           directory of everything that is built; elsewhere ./ddpm is left alone
+WERROR   ?= -Werror#         empty: warnings do not stop the build
+INSTALL  ?= yes#             no: name what is missing instead of installing it
+FUZZ_SECONDS ?= 60#          for each fuzz target in `make check-long`
+PYTHON   ?=#                 a Python with torch and diffusers for `make parity`; empty: build/venv is made
+# Also: CC (cc, gcc, clang), CFLAGS (-O3 -g), V=1 (prints whole commands)
+
+CFLAGS   ?= -O3 -g
+VARIANT_sanitize := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+VARIANT_thread   := -O1 -fsanitize=thread
+VARIANT_fuzz     := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+WARNINGS := -Wall -Wextra -Wpedantic $(strip $(WERROR))
+# -ffp-contract=off: the same bits whether or not the compiler finds a fused multiply-add.
+ALL_CFLAGS = -std=c11 $(CFLAGS) $(VARIANT_$(VARIANT)) $(WARNINGS) -D_POSIX_C_SOURCE=200809L -ffp-contract=off -pthread -I. $(OPENMP) $(DEPS_CFLAGS)
+LIBS = $(DEPS_LIBS) -lm
+
+COMPILER := $(subst $() ,-,$(notdir $(CC)))
+OBJ := $(BUILD)/$(COMPILER)$(patsubst %,-%,$(filter-out release,$(VARIANT)))
+PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
+export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
+
+.DEFAULT_GOAL := all
+.PHONY: all demo test check-long lint bench parity help clean tests fuzzers objects flags FORCE
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+
+# ---- dependencies ------------------------------------------------------------------------------------------------
+# Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
+ifneq ($(filter-out help clean parity test check-long,$(or $(MAKECMDGOALS),all)),)
+include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS)),test-)dependencies.mk
+endif
+$(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
+	@scripts/dependencies.sh $@ openmp stb cjson
+$(BUILD)/$(COMPILER)/test-dependencies.mk: scripts/dependencies.sh
+	@scripts/dependencies.sh $@ openmp stb cjson cmocka
+ifeq ($(OPENMP_FOUND)$(filter-out all program demo bench,$(or $(MAKECMDGOALS),all)),no)
+$(info $(CC) has no OpenMP: ddpm will run on one thread)
+endif
+
+# ---- sources -----------------------------------------------------------------------------------------------------
+# tests/check_grad.c is a private double-precision core with the gradient checks; `ddpm check-grad` prints its table.
+# Other files in tests/ that are no test_*.c are shared by the test programs.
+MAIN  := $(wildcard main.c)
+ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c tests/check_grad.c)
+SHARED := $(filter-out tests/test_%.c tests/check_grad.c,$(wildcard tests/*.c))
+TESTS := $(wildcard tests/test_*.c)
+FUZZ  := $(wildcard tests/fuzz/fuzz_*.c)
+object = $(patsubst %.c,$(OBJ)/%.o,$(1))
+binary = $(patsubst %.c,$(OBJ)/%,$(1))
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+ifeq ($(V),)
+say = @printf '  %-5s %s\n' $(1) $(2);
+endif
+
+# Holds the command: objects are made anew when it changes.
+$(OBJ)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(CC) $(ALL_CFLAGS) $(LIBS))' | cmp -s - $@ || \
+	 printf '%s\n' '$(subst ','\'',$(CC) $(ALL_CFLAGS) $(LIBS))' > $@
+# Holds what git calls this version: only what prints it is made anew when it changes.
+$(OBJ)/version: FORCE
+	@mkdir -p $(@D)
+	@version=$$([ -e .git ] && git describe --tags --always --dirty 2>/dev/null || echo 0.2); \
+	 printf '%s\n' "$$version" | cmp -s - $@ || printf '%s\n' "$$version" > $@
+FORCE:
+
+$(OBJ)/%.o: %.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(EXTRA) -MMD -MP -c $< -o $@
+VERSIONED := $(call object,$(if $(MAIN),$(shell grep -l DDPM_VERSION $(MAIN) $(wildcard cli/*.c))))
+$(VERSIONED): $(OBJ)/version
+$(VERSIONED): EXTRA = -DDDPM_VERSION='"$(shell cat $(OBJ)/version 2>/dev/null)"'
+
+$(OBJ)/ddpm: $(call object,$(MAIN) $(ROOM))
+	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(LIBS)
+# A copy, compared by content: after a change of compiler both builds exist, and the one asked for is put in place.
+.PHONY: program
+program: $(OBJ)/ddpm
+	@cmp -s $< $(PROGRAM) || { cp $< $(PROGRAM).new && mv $(PROGRAM).new $(PROGRAM); }
+
+$(call object,$(SHARED) $(TESTS)): EXTRA = $(CMOCKA_CFLAGS)
+$(call binary,$(TESTS)): $(OBJ)/tests/%: $(OBJ)/tests/%.o $(call object,$(SHARED) $(ROOM))
+	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
+
+# Fuzz targets have their own main, which replays and mutates stored inputs, unless libFuzzer brings one.
+FUZZ_MAIN := $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer,-DFUZZ_STANDALONE)
+$(call object,$(FUZZ)): EXTRA = $(filter -D%,$(FUZZ_MAIN))
+$(call binary,$(FUZZ)): $(OBJ)/tests/fuzz/%: $(OBJ)/tests/fuzz/%.o $(call object,$(ROOM))
+	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $(filter -f%,$(FUZZ_MAIN)) $^ -o $@ $(LIBS)
+
+-include $(patsubst %.c,$(OBJ)/%.d,$(MAIN) $(ROOM) $(SHARED) $(TESTS) $(FUZZ))
+
+# ---- targets -----------------------------------------------------------------------------------------------------
+all: program ## builds ./ddpm (the default)
+
+demo: program ## renders pictures, trains a tiny model, samples from it: the whole way in under five minutes
+	@scripts/demo.sh
+
+test: ## every check that is fast: unit tests, plain and under sanitizers, fuzz inputs, C11 and C++17, gcc and clang
+	+@scripts/test.sh
+
+check-long: ## the slow checks: libFuzzer, races, valgrind, planted gradient errors
+	+@scripts/check_long.sh
+
+lint: flags ## warnings, clang-tidy, cppcheck, clang-format, who includes whom, the length of Part I
+	@scripts/lint.sh $(OBJ)/flags
+
+bench: program ## GFLOP/s of every operation and whole step beside the machine's measured peak
+	$(PROGRAM) bench
+
+parity: ## compares with torch and diffusers (in build/venv, or PYTHON=...) and makes the test vectors anew
+	+@PYTHON='$(strip $(PYTHON))' scripts/parity.sh
+
+help: ## this text
+	@echo 'make TARGET [VARIABLE=value]...'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1~\2/p' Makefile | awk -F '~' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo
+	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)# *\(.*\)/  \1=\2~\3/p' Makefile | awk -F '~' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^# Also: /  /p' Makefile
+
+clean: ## removes what was built (not build/deps and build/venv, which were downloaded)
+	@[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name deps ! -name venv -exec rm -rf {} +
+	@rm -f ddpm
+
+# For the scripts above: the test programs, the fuzz programs, every object.
+tests: $(call binary,$(TESTS))
+fuzzers: $(call binary,$(FUZZ))
+objects: $(call object,$(MAIN) $(ROOM) $(SHARED) $(TESTS) $(FUZZ))
+flags: $(OBJ)/flags

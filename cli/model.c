@@ -1,0 +1,80 @@
+/* cli/model.c - what --model PATH means: a run (its best or latest checkpoint) or a model directory. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "io/file.h"
+#include "io/model.h"
+
+/* 1 if PATH/name looks like a model: ours and a diffusers pipeline have unet/config.json, a UNet2DModel alone config.json. */
+static int holds_model(const char *path)
+{
+    static const char *const sign[] = {"unet/config.json", "config.json"};
+    int found = 0;
+    for (int i = 0; i < 2 && !found; i++) {
+        char *file = io_join(path, sign[i]);
+        found = file != NULL && io_is_file(file);
+        free(file);
+    }
+    return found;
+}
+
+char *cli_find_model(const char *path)
+{
+    static const char *const checkpoint[] = {"best", "latest"};
+    if (path == NULL) {
+        ddpm_fail(DDPM_ERR_ARGUMENT, "no model is given\n      hint: --model RUN, a run that ddpm train made, or a model directory");
+        return NULL;
+    }
+    if (!io_is_directory(path)) {
+        ddpm_fail(DDPM_ERR_FILE, "%s is not a directory\n      hint: --model wants a run that ddpm train made, or a model "
+                  "directory as diffusers writes it", path);
+        return NULL;
+    }
+    if (holds_model(path))
+        return cli_text("%s", path);
+    for (int i = 0; i < 2; i++) {
+        char *inside = io_join(path, checkpoint[i]);
+        if (inside == NULL || holds_model(inside))
+            return inside;
+        free(inside);
+    }
+    ddpm_fail(DDPM_ERR_FILE, "%s holds neither a model (unet/config.json) nor a run's checkpoints (best, latest)\n"
+              "      hint: ddpm info %s tells what it is; a run has a checkpoint after its first epoch", path, path);
+    return NULL;
+}
+
+ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out)
+{
+    ddpm_schedule_config schedule;
+    *out = (cli_model){.path = cli_find_model(path)};
+    if (out->path == NULL)
+        return DDPM_ERR_FILE;
+    ddpm_result result = io_model_load(out->path, &context->device, arrays, &out->model, &schedule, &out->info);
+    if (result == DDPM_OK)
+        result = ddpm_schedule_create(&out->schedule, &schedule);
+    if (result == DDPM_OK && out->info.classes > 0)
+        result = lab_classes_from_names((const char *const *)out->info.class_name, out->info.classes, out->path, &out->classes);
+    if (result != DDPM_OK)
+        cli_model_close(out);
+    return result;
+}
+
+void cli_model_close(cli_model *model)
+{
+    lab_classes_free(&model->classes);
+    io_model_info_free(&model->info);
+    ddpm_schedule_free(&model->schedule);
+    ddpm_model_free(model->model);
+    free(model->path);
+    *model = (cli_model){0};
+}
+
+double cli_parameters(const ddpm_model *model)
+{
+    double count = 0;
+    for (int i = 0; i < model->params; i++)
+        count += (double)ddpm_elements(model->param[i], 1);
+    return count;
+}

@@ -1,0 +1,56 @@
+#!/bin/sh
+# `make check-long`: the checks that take minutes. libFuzzer on every fuzz target, ThreadSanitizer on the threads of the
+# data set, valgrind, all tests with clang, and tests/planted.sh, which plants a wrong sign in every backward in turn and
+# wants the gradient tests to notice each. The last line is `N passed, N failed`.
+cd "$(dirname "$0")/.." || exit 1
+: "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}" "${FUZZ_SECONDS:=60}" "${TEST_SECONDS:=3600}"
+. scripts/report.sh
+jobs=-j$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)
+case " ${MAKEFLAGS:-} " in *" -j"* | *jobserver*) jobs= ;; esac
+build() { "$MAKE" --no-print-directory -k $jobs "$@"; }
+sources=$(ls tests/test_*.c 2> /dev/null)
+fuzzers=$(ls tests/fuzz/fuzz_*.c 2> /dev/null)
+"$MAKE" --no-print-directory flags || { note_failure "dependencies are missing"; finish; }
+
+if [ -x tests/planted.sh ]; then
+    heading "Planted gradient errors"
+    check "every planted error is caught" tests/planted.sh
+fi
+if [ -x tests/check_long.sh ]; then
+    heading "tests/check_long.sh"
+    check "tests/check_long.sh" tests/check_long.sh
+fi
+
+heading "Races (ThreadSanitizer)"
+if [ -f tests/test_dataset.c ]; then
+    check "builds with ThreadSanitizer" build VARIANT=thread "$BUILD/$COMPILER-thread/tests/test_dataset"
+    # OpenMP's own barriers are not instrumented and would be reported: one thread there, so that the data set's remain.
+    OMP_NUM_THREADS=1 run_tests "threads" "$BUILD/$COMPILER-thread/tests/test_dataset"
+fi
+
+heading "Memory (valgrind)"
+if ! command -v valgrind > /dev/null; then skip "valgrind" "not installed"
+elif [ -f tests/test_safetensors.c ]; then
+    check "builds" build tests
+    check "valgrind test_safetensors" valgrind -q --error-exitcode=9 --leak-check=full "$BUILD/$COMPILER/tests/test_safetensors"
+fi
+
+if command -v clang > /dev/null; then
+    heading "Tests and fuzzers (clang, sanitizers)"
+    check "builds with clang and sanitizers" build CC=clang VARIANT=sanitize tests
+    for source in $sources; do
+        run_tests "clang sanitized" "$BUILD/clang-sanitize/${source%.c}"
+    done
+    check "builds with libFuzzer" build CC=clang VARIANT=fuzz fuzzers
+    for source in $fuzzers; do
+        name=$(basename "$source" .c)
+        mkdir -p "$BUILD/corpus/$name"
+        seeds=tests/fuzz/${name#fuzz_}
+        [ -d "$seeds" ] || seeds=
+        check "$name, $FUZZ_SECONDS s" "$BUILD/clang-fuzz/${source%.c}" -max_total_time="$FUZZ_SECONDS" -rss_limit_mb=2048 \
+            -artifact_prefix="$BUILD/corpus/$name-" "$BUILD/corpus/$name" $seeds
+    done
+else
+    skip "clang: sanitizers and libFuzzer" "not installed"
+fi
+finish

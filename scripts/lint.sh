@@ -1,0 +1,89 @@
+#!/bin/sh
+# `make lint`: what the compilers' warnings, clang-tidy, cppcheck and clang-format say with the repository's own settings,
+# and the rules of the house that no tool knows: who includes whom, who prints, how long Part I may be.
+#   scripts/lint.sh COMMAND_FILE      the compile command that the Makefile wrote
+cd "$(dirname "$0")/.." || exit 1
+: "${MAKE:=make}"
+. scripts/report.sh
+command_file=$1
+missing=
+for tool in clang clang-tidy cppcheck clang-format; do
+    command -v $tool > /dev/null || missing="$missing $tool"
+done
+[ -z "$missing" ] || scripts/dependencies.sh --packages $missing || exit 1
+jobs=$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)
+own=$(ls ./*.[ch] io/*.[ch] lab/*.[ch] cli/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] 2> /dev/null | sed 's|^\./||')
+sources=$(printf '%s\n' $own | grep '\.c$')
+library=$(printf '%s\n' $own | grep -E '^(ddpm_impl\.c|bench\.c|[a-z]*_backend\.c|io/|lab/)')
+includes=$(tr ' ' '\n' < "$command_file" | grep -A1 -E '^-(isystem|I)' | grep -v '^--$' | tr '\n' ' ')
+
+part_one_limit=1600
+parts() { # prints the length of each part of ddpm_impl.c; fails if Part I is too long
+    awk -v limit=$part_one_limit '
+        /^\/\* ==== Part I([^I]|$)/ { first = NR }
+        /^\/\* ==== Part II/        { second = NR }
+        END {
+            if (!first || !second) { print "ddpm_impl.c: a marker \"/* ==== Part I\" or \"/* ==== Part II\" is missing"; exit 1 }
+            printf "ddpm_impl.c: %d lines before and in Part I (at most %d), %d in Part II\n", second - 1, limit, NR - second + 1
+            exit second - 1 > limit
+        }' ddpm_impl.c
+}
+
+may_include() { # file -> pattern of our own headers that it may include
+    case $1 in
+    ddpm.h) echo 'ddpm_impl\.c' ;;
+    tests/*) echo '.*\.h' ;;
+    ddpm_impl.c | *_backend.c | examples/*) echo 'ddpm\.h' ;;
+    bench.[ch]) echo '(ddpm|bench)\.h' ;;
+    io/*) echo '(ddpm\.h|io/[a-z0-9_]+\.h)' ;;
+    lab/*) echo '(ddpm\.h|(io|lab)/[a-z0-9_]+\.h)' ;;
+    *) echo '.*\.h' ;; # main.c, cli/
+    esac
+}
+include_rules() {
+    wrong=0
+    for file in $own; do
+        [ "$file" != tests/check_grad.c ] || continue # includes the core again, in double precision
+        bad=$(sed -n 's/^ *# *include *"\(.*\)".*/\1/p' "$file" | grep -vxE "$(may_include "$file")")
+        [ -z "$bad" ] || { echo "$file may not include" $bad; wrong=1; }
+        bad=$(grep -nE '# *include *[<"](stb|cjson)/' "$file" | grep -v '^$')
+        case $file in io/* | lab/* | cli/* | tests/*) ;; *) [ -z "$bad" ] || { echo "$file: $bad: libraries are for io/ and lab/"; wrong=1; } ;; esac
+    done
+    return $wrong
+}
+
+silence() { # library code never prints, exits or aborts
+    ! grep -nE '(^|[^a-z_0-9])(printf|vprintf|puts|putchar|perror|exit|abort)\(|fprintf\((stderr|stdout)' $library
+}
+
+columns() { ! grep -nE '^.{121,}' $own; }
+
+tidy() {
+    printf '%s\n' $sources | xargs -n 1 -P "$jobs" sh -c '
+        case $1 in ddpm_impl.c | tests/check_grad.c) known= ;; *) known="-include scripts/analyzer.h" ;; esac
+        clang-tidy --quiet "$1" -- -std=c11 -D_POSIX_C_SOURCE=200809L -DFUZZ_STANDALONE -I. '"$includes"' $known 2> /dev/null' -
+}
+check_cpp() {
+    cppcheck --quiet --std=c11 --language=c --enable=warning,portability,performance --inline-suppr --error-exitcode=1 \
+        --suppress=missingIncludeSystem -j "$jobs" -D_POSIX_C_SOURCE=200809L -D__GNUC__=12 -I. $sources
+}
+
+heading "House rules"
+parts
+check "Part I of ddpm_impl.c is at most $part_one_limit lines" parts
+check "who includes whom" include_rules
+check "only main.c and cli/ print or exit" silence
+check "no line over 120 columns" columns
+[ ! -f examples/embed.c ] || check "examples/embed.c has fewer than 60 lines" test "$(wc -l < examples/embed.c)" -lt 60
+heading "Compilers"
+check "gcc: no warning" "$MAKE" --no-print-directory "-j$jobs" CC=gcc objects
+check "clang: no warning" "$MAKE" --no-print-directory "-j$jobs" CC=clang CFLAGS=-O0 objects
+for language in "c c11" "c++ c++17"; do
+    set -- $language
+    check "ddpm.h as $2" sh -c "echo '#include \"ddpm.h\"' | clang -x $1 -std=$2 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I. -"
+done
+heading "Tools"
+check "clang-tidy" tidy
+check "cppcheck" check_cpp
+check "clang-format (scripts/format.sh FILE mends it)" scripts/format.sh --check $own
+finish

@@ -1,0 +1,73 @@
+#!/bin/sh
+# `make test`: every check that is fast. Builds and runs the test programs plain and under sanitizers, replays the fuzz
+# inputs, and compiles what a reader would compile by hand. The last line is `N passed, N failed`.
+cd "$(dirname "$0")/.." || exit 1
+: "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}"
+. scripts/report.sh
+build() { # make with all processors, going on after an error so that the rest is tested too
+    "$MAKE" --no-print-directory -k $jobs "$@"
+}
+jobs=-j$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)
+case " ${MAKEFLAGS:-} " in *" -j"* | *jobserver*) jobs= ;; esac
+sources=$(ls tests/test_*.c 2> /dev/null)
+fuzzers=$(ls tests/fuzz/fuzz_*.c 2> /dev/null)
+
+programs() { # where VARIANT $1 has the programs of sources $2...
+    directory=$BUILD/$COMPILER$1
+    shift
+    for source in "$@"; do echo "$directory/${source%.c}"; done
+}
+
+# In sight, because it may install packages.
+"$MAKE" --no-print-directory flags || { note_failure "dependencies are missing"; finish; }
+openmp=$(sed -n 's/^OPENMP := //p' "$BUILD/$COMPILER/test-dependencies.mk")
+
+heading "Headers and the one-line program ($CC)"
+for compiler in $CC gcc clang; do
+    case " ${seen:-} " in *" $compiler "*) continue ;; esac
+    seen="${seen:-} $compiler"
+    if ! command -v "$compiler" > /dev/null; then
+        skip "ddpm.h with $compiler" "not installed"
+        continue
+    fi
+    for language in "c c11" "c++ c++17"; do
+        # shellcheck disable=SC2086
+        set -- $language
+        if echo 'int main(void) { return 0; }' | "$compiler" -x "$1" -fsyntax-only - 2> /dev/null; then
+            check "ddpm.h as $2 with $compiler" sh -c "echo '#include \"ddpm.h\"' |
+                $compiler -x $1 -std=$2 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I. -"
+        else
+            skip "ddpm.h as $2 with $compiler" "$compiler has no $1 here"
+        fi
+    done
+done
+if [ -f examples/embed.c ]; then
+    check "examples/embed.c builds" $CC -O3 $openmp examples/embed.c -I. -lm -o "$BUILD/embed"
+    check "examples/embed.c runs and prints" sh -c "'$BUILD/embed' > '$scratch/embed' && cat '$scratch/embed' && [ -s '$scratch/embed' ]"
+fi
+
+heading "Tests ($CC, optimised)"
+check "builds" build program tests
+run_tests "plain" $(programs "" $sources)
+
+heading "Tests and fuzz inputs ($CC, AddressSanitizer and UndefinedBehaviorSanitizer)"
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
+if echo 'int main(void) { return 0; }' | $CC -x c -fsanitize=address,undefined - -o "$scratch/probe" 2> /dev/null; then
+    check "builds with sanitizers" build VARIANT=sanitize tests fuzzers
+    run_tests "sanitized" $(programs -sanitize $sources)
+    for program in $(programs -sanitize $fuzzers); do
+        check "sanitized $(basename "$program")" "$program"
+    done
+else
+    skip "sanitizers" "$CC has none here"
+fi
+
+if [ "$COMPILER" != clang ]; then
+    heading "The other compiler (clang)"
+    if command -v clang > /dev/null; then
+        check "builds with clang" build CC=clang INSTALL=no CFLAGS=-O0 objects
+    else
+        skip "clang" "not installed"
+    fi
+fi
+finish

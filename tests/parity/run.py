@@ -1,0 +1,202 @@
+"""`make parity`: ddpm.c against PyTorch and diffusers themselves. Run from the root of the repository:
+
+    python tests/parity/run.py [--only vectors|tiny|saved|lab] [DDPM]      (default $DDPM, else ./ddpm)
+
+Prints a line for each check, with the measured figure and its bound; exit 1 if one failed.
+Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers.
+"""
+import argparse
+import glob
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+
+warnings.filterwarnings("ignore")
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image, ImageChops
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import networks
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+UNIT = 2.0 ** -24  # largest relative error of one rounded float32 operation
+failures = 0
+
+
+# ---- Reporting ----------------------------------------------------------------------------------------------------------
+
+def report(name, figure, bound, note=""):
+    """One line; a figure that is NaN or above its bound is a failure."""
+    global failures
+    good = figure <= bound
+    failures += not good
+    print(f"{'ok  ' if good else 'FAIL'}  {name:<58} {figure:9.2e}   bound {bound:8.2e}  {note}".rstrip(), flush=True)
+
+
+def run(*command):
+    """Runs the program; a failure is reported and ends this script."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        print("FAIL ", *command)
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
+# ---- Vectors made anew --------------------------------------------------------------------------------------------------
+
+def tensor_difference(name, a, b):
+    """How far two versions of a stored tensor are apart, relative to its largest value; 0 if the same. What only measures
+    torch's own rounding (.float32) may be anything; a bound may move by its last digits."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if torch.equal(torch.nan_to_num(a.double()), torch.nan_to_num(b.double())) or "float32" in name:
+        return 0.0
+    a, b = torch.nan_to_num(a.double()), torch.nan_to_num(b.double())
+    scale = max(float(b.abs().max()), 1e-6)  # below it is a gradient that is zero but for rounding in float64
+    return float((a - b).abs().max()) / scale
+
+
+def file_difference(old, new):
+    if not os.path.exists(new):
+        return math.inf
+    if old.endswith(".safetensors"):
+        with safe_open(old, "pt") as a, safe_open(new, "pt") as b:
+            if set(a.keys()) != set(b.keys()):
+                return math.inf
+            return max(tensor_difference(k, a.get_tensor(k), b.get_tensor(k)) for k in a.keys())
+    if open(old, "rb").read() == open(new, "rb").read():
+        return 0.0
+    if old.endswith(".json"):
+        drop = lambda path: {k: v for k, v in json.load(open(path)).items() if k != "_diffusers_version"}
+        return 0.0 if drop(old) == drop(new) else math.inf
+    with Image.open(old) as a, Image.open(new) as b:  # another libjpeg or zlib: the pixels may move by 2 of 255
+        difference = max(high for _, high in ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getextrema())
+        return 0.0 if difference <= 2 else math.inf
+
+
+def check_vectors():
+    """Every make_*.py writes tests/vectors/ below the directory it runs in. Values in float64 or exact ones come out the same;
+    gradients and such, stored in float32, may be off by one rounding: 4 u."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.makedirs(os.path.join(directory, "tests", "vectors"))
+        for script in sorted(glob.glob(os.path.join(HERE, "make_*.py"))):
+            extra = [os.path.join("tests", "vectors")] if script.endswith("make_vectors.py") else []
+            subprocess.run([sys.executable, "-W", "ignore", script, *extra], cwd=directory, check=True, capture_output=True)
+        committed = os.path.join(ROOT, "tests", "vectors")
+        for entry in sorted(os.listdir(committed)):  # a file, or a folder of small ones
+            files = [f for f in [os.path.join(committed, entry)] + glob.glob(os.path.join(committed, entry, "**", "*"), recursive=True)
+                     if os.path.isfile(f)]
+            anew = lambda f: os.path.join(directory, "tests", "vectors", os.path.relpath(f, committed))
+            worst, name = max((file_difference(f, anew(f)), f) for f in files)
+            report(f"vectors made anew: {entry} ({len(files)} files)" if len(files) > 1 else f"vectors made anew: {entry}", worst,
+                   4 * UNIT, "" if worst <= 4 * UNIT else name)
+
+
+# ---- Networks through the command line ----------------------------------------------------------------------------------
+
+def predict(ddpm, model_directory, sample, t, label_name=None, labels=None, target=None, backend="reference"):
+    with tempfile.TemporaryDirectory() as directory:
+        source, result = os.path.join(directory, "in.safetensors"), os.path.join(directory, "out.safetensors")
+        tensors = {"sample": sample, "timestep": t.float()}
+        if labels is not None:
+            tensors[label_name] = labels.float()
+        if target is not None:
+            tensors["target"] = target
+        save_file({k: v.contiguous() for k, v in tensors.items()}, source)
+        run(ddpm, "predict", "--backend", backend, "--model", model_directory, "--in", source, "--out", result,
+            *(["--grad"] if target is not None else []))
+        return load_file(result)
+
+
+def gradient_distance(out, reference, floor):
+    """The worst |g - r| / max(|r|, floor |r_all| / sqrt(tensors)) and its tensor; infinite if a gradient is missing or extra."""
+    if {k for k in out if k.startswith("grad.")} != {"grad." + k for k in reference}:
+        return math.inf, "names differ"
+    total = math.sqrt(sum(float(r.double().pow(2).sum()) for r in reference.values()))
+    least = floor * total / math.sqrt(len(reference))
+    return max((float((out["grad." + k].double() - r.double()).norm()) / max(float(r.double().norm()), least), k)
+               for k, r in reference.items())
+
+
+def check_network(ddpm, spec, prediction_bound, gradient_bound, floor):
+    """Bounds None: 8 times the distance of torch's own float32, plus 16 u (prediction) or 256 u (gradients); see
+    tests/test_vectors.c. floor: see gradient_distance."""
+    model = networks.build(spec, coarse=False)
+    model.unet.register_to_config(dropout=0.0)  # with --grad ddpm trains, and what dropout drops is chance
+    sample, t, labels, target = networks.inputs(spec, model)
+    prediction32, _, grads32 = networks.evaluate(model, sample, t, labels, target)
+    with tempfile.TemporaryDirectory() as directory:
+        networks.save_directory(spec, model, directory)
+        out = predict(ddpm, directory, sample, t, networks.class_labels(spec), labels, target)
+    prediction, loss, grads = networks.truth(model, sample, t, labels, target)
+    scale = float(prediction.abs().max())
+    ours, theirs = (float((p.double() - prediction).abs().max()) / scale for p in (out["prediction"], prediction32))
+    bound = prediction_bound or 8 * theirs + 16 * UNIT
+    report(f"{spec['name']}: prediction", ours, bound, f"(torch in float32: {theirs:.1e})")
+    report(f"{spec['name']}: loss", abs(float(out["loss"]) - float(loss)) / float(loss), 2 * bound)
+    ours, worst = gradient_distance(out, grads, floor)
+    theirs, _ = gradient_distance({"grad." + k: g for k, g in grads32.items()}, grads, floor)
+    report(f"{spec['name']}: {len(grads)} gradients", ours, gradient_bound or 8 * theirs + 256 * UNIT,
+           f"(torch in float32: {theirs:.1e}; worst: {worst})")
+
+
+# ---- What ddpm saved, in diffusers ----------------------------------------------------------------------------------------
+
+def check_saved(ddpm):
+    """Renders a few scenes, trains a tiny model on them for two epochs, and loads what was saved with diffusers. Both then compute
+    in float32: 128 u of the largest value apart at most (each is some 16 u from the truth)."""
+    with tempfile.TemporaryDirectory() as directory:
+        data, runs = os.path.join(directory, "data"), os.path.join(directory, "run")
+        run(ddpm, "render", "--out", data, "--scenes", 4, "--size", "64x48", "--seed", 1)
+        run(ddpm, "train", data, "--out", runs, "--model", "tiny", "--epochs", 2, "--batch-size", 5, "--backend", "reference",
+            "--timesteps", 500, "--beta-schedule", "linear")
+        for link in ("latest", "best"):
+            saved = os.path.join(runs, link)
+            unet = UNet2DModel.from_pretrained(saved, subfolder="unet").eval()
+            scheduler = DDPMScheduler.from_pretrained(saved, subfolder="scheduler")
+            state = load_file(os.path.join(saved, "label_encoder", "model.safetensors"))
+            encoder = torch.nn.Sequential(*(torch.nn.Linear(state[f"{i}.weight"].shape[1], state[f"{i}.weight"].shape[0]) for i in range(2)))
+            encoder.load_state_dict(state)
+            g = networks.generator("saved")
+            sample, t = torch.randn(3, 3, 32, 32, generator=g), torch.tensor([0.0, 250.0, 499.0])
+            labels = (torch.rand(3, 24, generator=g) < 0.1).float()
+            with torch.no_grad():
+                expected = unet(sample, t, encoder(labels)).sample
+            out = predict(ddpm, saved, sample, t, "labels", labels)["prediction"]
+            error = float((out - expected).abs().max() / expected.abs().max())
+            report(f"UNet2DModel.from_pretrained({link}): prediction", error, 128 * UNIT)
+            reference = DDPMScheduler(num_train_timesteps=500, beta_schedule="linear")
+            same = torch.equal(scheduler.alphas_cumprod, reference.alphas_cumprod) and all(
+                scheduler.config[k] == reference.config[k] for k in reference.config if not k.startswith("_"))
+            report(f"DDPMScheduler.from_pretrained({link}): alpha_bar and config", 0.0 if same else math.inf, 0.0)
+
+
+# ---- main ---------------------------------------------------------------------------------------------------------------
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
+    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "lab"])
+    arguments = parser.parse_args()
+    if arguments.only in (None, "vectors"):
+        check_vectors()
+    if arguments.only in (None, "tiny"):
+        for spec in networks.TINY:
+            check_network(arguments.ddpm, spec, None, None, 1e-2)
+    if arguments.only in (None, "saved"):
+        check_saved(arguments.ddpm)
+    if arguments.only in (None, "lab"):
+        check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4)
+    print(f"{failures} failed" if failures else "all agree")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,975 @@
+/* tests/test_vectors.c - ddpm.c against PyTorch and diffusers: every operation, tiny networks that use every field of the
+ * config, schedules, samplers, the optimiser, on every backend of the list below. tests/parity/make_vectors.py made the
+ * vectors; it says how they are laid out and derives each operation's bound, which is stored beside its value.
+ *
+ * Contents: 1 backends  2 operations  3 networks  4 schedules and samplers  5 the optimiser  6 main */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include <cmocka.h>
+
+#include "ddpm.h"
+#include "io/config.h"
+#include "tests/shadow_backend.h"
+#include "tests/vectors.h"
+
+#define VECTORS "tests/vectors/"
+#define OK(call)                                                                                                         \
+    do {                                                                                                                 \
+        if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                             \
+    } while (0)
+
+/* ---- 1. Backends ---- */
+
+static const struct {
+    const ddpm_backend *(*backend)(void);
+} backends[] = {{ddpm_reference}, {shadow_backend}};
+enum { BACKENDS = sizeof backends / sizeof *backends };
+
+/* What one test runs: a backend, and an operation or the name of a network, of a sampler, of an optimiser. */
+typedef struct subject {
+    ddpm_device device;
+    ddpm_op op;
+    const char *name;
+} subject;
+
+static int open_device(void **state)
+{
+    subject *s = *state;
+    return ddpm_device_open(&s->device, s->device.backend, 1, NULL) == DDPM_OK ? 0 : -1;
+}
+
+static int close_device(void **state)
+{
+    subject *s = *state;
+    const ddpm_backend *backend = s->device.backend;
+    ddpm_device_close(&s->device);
+    s->device.backend = backend;
+    return 0;
+}
+
+/* ---- 2. Operations ----
+ * A builder for each operation: attributes in the order of the file's `attr`, tensors in that of x0, x1, ... `params` has a
+ * bit for each input that is a parameter; the rest are inputs of the graph. Trained statistics are parameters too. */
+
+typedef ddpm_tensor *build_fn(ddpm_graph *g, const double *a, ddpm_tensor **x);
+
+static ddpm_tensor *build_CONV2D(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_conv2d(g, x[0], x[1], x[2], (int)a[0], (int)a[1], (int)a[2]);
+}
+static ddpm_tensor *build_LINEAR(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_linear(g, x[0], x[1], x[2]);
+}
+static ddpm_tensor *build_GROUP_NORM(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_group_norm(g, x[0], x[1], x[2], (int)a[0], a[1]);
+}
+static ddpm_tensor *build_ACTIVATION(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    static const int kind[] = {DDPM_SILU, DDPM_RELU, DDPM_SIGMOID};
+    return ddpm_activation(g, x[0], kind[(int)a[0]]);
+}
+static ddpm_tensor *build_ATTENTION(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_attention(g, x[0], x[1], x[2], (int)a[0]);
+}
+static ddpm_tensor *build_ADD(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_add(g, x[0], x[1], a[0]);
+}
+static ddpm_tensor *build_CONCAT(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_concat(g, x[0], x[1]);
+}
+static ddpm_tensor *build_UPSAMPLE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_upsample(g, x[0], (int)a[0]);
+}
+static ddpm_tensor *build_TIME_EMBEDDING(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_time_embedding(g, x[0], (int)a[0], (int)a[1], a[2]);
+}
+static ddpm_tensor *build_MSE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_mse(g, x[0], x[1]);
+}
+static ddpm_tensor *build_MODULATE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_modulate(g, x[0], x[1]);
+}
+static ddpm_tensor *build_SLICE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_slice(g, x[0], (int)a[0], (int)a[1]);
+}
+static ddpm_tensor *build_POOL(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_pool(g, x[0], a[0] == 0 ? DDPM_POOL_MAX : DDPM_POOL_MEAN, (int)a[1], (int)a[2], (int)a[3]);
+}
+static ddpm_tensor *build_PIXEL_UNSHUFFLE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_pixel_unshuffle(g, x[0], (int)a[0]);
+}
+static ddpm_tensor *build_PIXEL_SHUFFLE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_pixel_shuffle(g, x[0], (int)a[0]);
+}
+static ddpm_tensor *build_DROPOUT(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_dropout(g, x[0], a[0]);
+}
+static ddpm_tensor *build_AFFINE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_affine(g, x[0], x[1], a[0], a[1]);
+}
+static ddpm_tensor *build_FOURIER_EMBEDDING(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_fourier_embedding(g, x[0], x[1]);
+}
+static ddpm_tensor *build_EMBEDDING(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_embedding(g, x[0], x[1]);
+}
+static ddpm_tensor *build_BATCH_NORM(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    return ddpm_batch_norm(g, x[0], x[1], x[2], x[3], x[4], a[1], a[2]); /* a[0]: training */
+}
+static ddpm_tensor *build_BCE(ddpm_graph *g, const double *a, ddpm_tensor **x)
+{
+    (void)a;
+    return ddpm_bce(g, x[0], x[1]);
+}
+
+static unsigned params_of(ddpm_op op)
+{
+    switch (op) {
+    case DDPM_OP_CONV2D:
+    case DDPM_OP_LINEAR:
+    case DDPM_OP_GROUP_NORM: return 6;
+    case DDPM_OP_FOURIER_EMBEDDING:
+    case DDPM_OP_EMBEDDING: return 2;
+    case DDPM_OP_BATCH_NORM: return 30;
+    default: return 0;
+    }
+}
+
+/* A new operation needs a builder above: this table does not compile without. */
+#define BUILDER(name, reads) build_##name,
+static build_fn *const builder[] = {DDPM_OPS(BUILDER)};
+
+/* Zeroed memory of the backend, or of the host for a backend that has none of its own. */
+static void *device_memory(const ddpm_device *device, size_t bytes)
+{
+    void *memory = NULL;
+    if (device->backend->alloc) OK(device->backend->alloc(device->state, bytes, &memory));
+    else memory = calloc(1, bytes);
+    assert_non_null(memory);
+    return memory;
+}
+
+static void release_memory(const ddpm_device *device, void *memory)
+{
+    if (device->backend->free) device->backend->free(device->state, memory);
+    else free(memory);
+}
+
+/* A parameter outside any model. */
+static void make_parameter(const ddpm_device *device, const io_tensor *file, int trainable, const float *value, ddpm_tensor *x)
+{
+    *x = (ddpm_tensor){.name = file->name, .dims = file->dims, .shape = {1, 1, 1, 1}, .param = 1, .trainable = trainable != 0};
+    for (int i = 0; i < file->dims; i++) x->shape[i] = (int)file->shape[i];
+    x->data = device_memory(device, file->elements * sizeof(ddpm_real));
+    x->grad = device_memory(device, file->elements * sizeof(ddpm_real));
+    OK(ddpm_upload(device, x, DDPM_DATA, 0, value));
+}
+
+static double worst_of(vectors *v, const char *name, const char *key, const float *value, double widen)
+{
+    const io_tensor *truth = vectors_find(v, "%s/%s", name, key), *bound = vectors_find(v, "%s/%s.bound", name, key);
+    double *limit = bound ? vectors_doubles(v, bound) : NULL;
+    for (size_t i = 0; limit && i < bound->elements; i++) limit[i] *= widen;
+    size_t where;
+    double worst = vectors_worst(truth->elements, value, vectors_doubles(v, truth), limit, &where);
+    if (!(worst <= 1))
+        fail_msg("%s: %s[%zu] is %.9g, torch has %.9g: %.3g times the bound", name, key, where, (double)value[where],
+                 vectors_doubles(v, truth)[where], worst);
+    return worst;
+}
+
+/* Which values fall is chance, so: each output is 0 or the truth, its gradient likewise at the same places, and the share that
+ * fell lies within 5 standard deviations of p. What fell is then put back, for the comparison of the rest. */
+static void put_dropped_back(vectors *v, const char *name, double p, const float *y, float *value)
+{
+    const io_tensor *truth = vectors_find(v, "%s/y", name);
+    const double *full = vectors_doubles(v, truth);
+    const float *shown = vectors_floats(v, vectors_find(v, "%s/%s", name, value == y ? "y" : "d0"));
+    size_t fell = 0, count = truth->elements;
+    for (size_t i = 0; i < count; i++) {
+        if (y[i] != 0 || full[i] == 0) continue;
+        fell++;
+        assert_true(value[i] == 0);
+    }
+    assert_true(fabs((double)fell - p * (double)count) <= 5 * sqrt(p * (1 - p) * (double)count));
+    for (size_t i = 0; i < count; i++)
+        if (value[i] == 0) value[i] = shown[i];
+}
+
+/* One case: forward and twice backward for n pictures in a graph with room for n + 1. Returns the worst ratio to a bound. */
+static double run_case(vectors *v, const subject *s, const char *name)
+{
+    enum { INPUTS = DDPM_MAX_INPUTS };
+    const double *attr = vectors_doubles(v, vectors_find(v, "%s/attr", name));
+    const io_tensor *file[INPUTS];
+    ddpm_tensor parameter[INPUTS], *x[INPUTS] = {NULL}, *y;
+    int training = s->op != DDPM_OP_BATCH_NORM || attr[0] != 0, wanted = 0;
+    unsigned params = params_of(s->op);
+    int n = (int)vectors_find(v, "%s/x0", name)->shape[0];
+    ddpm_graph *g;
+    OK(ddpm_graph_create(&g, &s->device, n + 1, training));
+    for (int i = 0; i < INPUTS; i++) {
+        if (!(file[i] = vectors_find(v, "%s/x%d", name, i))) continue;
+        const int64_t *shape = file[i]->shape;
+        int gradient = vectors_find(v, "%s/d%d", name, i) != NULL;
+        wanted += gradient;
+        if (params >> i & 1) {
+            make_parameter(&s->device, file[i], gradient, vectors_floats(v, file[i]), &parameter[i]);
+            x[i] = &parameter[i];
+        } else {
+            x[i] = ddpm_input(g, file[i]->name, (int)shape[1], (int)shape[2], (int)shape[3], gradient);
+        }
+    }
+    y = builder[s->op](g, attr, x);
+    OK(ddpm_graph_plan(g, wanted ? y : NULL, &y, 1));
+    OK(ddpm_graph_alloc(g));
+    for (int i = 0; i < INPUTS; i++)
+        if (x[i] && !x[i]->param) OK(ddpm_upload(&s->device, x[i], DDPM_DATA, n, vectors_floats(v, file[i])));
+    OK(ddpm_graph_forward(g, n));
+
+    const io_tensor *truth = vectors_find(v, "%s/y", name);
+    assert_int_equal(truth->elements, ddpm_elements(y, n));
+    float *out = vectors_alloc(v, truth->elements * sizeof *out), *fallen = vectors_alloc(v, truth->elements * sizeof *out);
+    OK(ddpm_download(&s->device, y, DDPM_DATA, n, out));
+    memcpy(fallen, out, truth->elements * sizeof *out);
+    if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], out, out);
+    double worst = worst_of(v, name, "y", out, 1);
+
+    /* The second time parameters' gradients double (each time within its bound, the second on top of a sum as large as the
+     * first: hence 3 times), and the inputs' come out the same. */
+    for (int round = 1; wanted && round <= 2; round++) {
+        OK(ddpm_graph_backward(g, vectors_floats(v, vectors_find(v, "%s/dy", name)), NULL, NULL));
+        for (int i = 0; i < INPUTS; i++) {
+            char key[8];
+            snprintf(key, sizeof key, "d%d", i);
+            if (!x[i] || !vectors_find(v, "%s/%s", name, key)) continue;
+            float *gradient = vectors_alloc(v, file[i]->elements * sizeof *gradient);
+            OK(ddpm_download(&s->device, x[i], DDPM_GRADIENT, n, gradient));
+            if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], fallen, gradient);
+            double twice = x[i]->param && round == 2 ? 2 : 1;
+            for (size_t k = 0; k < file[i]->elements; k++) gradient[k] /= (float)twice;
+            double ratio = worst_of(v, name, key, gradient, twice == 2 ? 1.5 : 1);
+            worst = ratio > worst ? ratio : worst;
+        }
+    }
+    for (int i = 0; i < INPUTS; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "x%d.after", i);
+        if (!vectors_find(v, "%s/%s", name, key)) continue;
+        float *value = vectors_alloc(v, file[i]->elements * sizeof *value);
+        OK(ddpm_download(&s->device, x[i], DDPM_DATA, n, value));
+        double ratio = worst_of(v, name, key, value, 1);
+        worst = ratio > worst ? ratio : worst;
+    }
+    ddpm_graph_free(g);
+    for (int i = 0; i < INPUTS; i++) {
+        if (!x[i] || !(params >> i & 1)) continue;
+        release_memory(&s->device, parameter[i].data);
+        release_memory(&s->device, parameter[i].grad);
+    }
+    return worst;
+}
+
+static void test_operation(void **state)
+{
+    const subject *s = *state;
+    const char *op = ddpm_op_name(s->op);
+    size_t length = strlen(op);
+    int cases = 0;
+    double worst = 0;
+    vectors v;
+    vectors_open(&v, VECTORS "operations.safetensors");
+    for (int i = 0; i < v.file.tensors; i++) { /* every case has one tensor OP/NAME/attr */
+        const char *name = v.file.tensor[i].name, *end = strstr(name, "/attr");
+        if (!end || strncasecmp(name, op, length) || name[length] != '/') continue;
+        char one[128];
+        assert_true((size_t)(end - name) < sizeof one);
+        memcpy(one, name, (size_t)(end - name));
+        one[end - name] = 0;
+        double ratio = run_case(&v, s, one);
+        worst = ratio > worst ? ratio : worst;
+        cases++;
+    }
+    vectors_close(&v);
+    if (!cases) fail_msg("operation %s has no vectors: add a case to tests/parity/make_vectors.py", op);
+    print_message("           %d cases, worst error %.2f of its bound\n", cases, worst);
+}
+
+/* Every tensor of the file belongs to an operation of the table: none is stored and then forgotten. */
+static void test_no_stray_vectors(void **state)
+{
+    (void)state;
+    vectors v;
+    vectors_open(&v, VECTORS "operations.safetensors");
+    for (int i = 0; i < v.file.tensors; i++) {
+        const char *name = v.file.tensor[i].name;
+        size_t length = strcspn(name, "/");
+        int known = 0;
+        for (int op = 0; op < DDPM_OP_COUNT; op++)
+            known |= strlen(ddpm_op_name((ddpm_op)op)) == length && !strncasecmp(name, ddpm_op_name((ddpm_op)op), length);
+        if (!known) fail_msg("%s is of no operation", name);
+    }
+    vectors_close(&v);
+}
+
+/* ---- 3. Networks ----
+ * Bounds. A network is a chain of some tens of operations, each with errors of a few u = 2^-24 relative to the largest values
+ * that meet in it, and neither GroupNorm nor the residual sums let them grow much: torch's own float32 is 3e-7 to 1.3e-6 of
+ * the largest value from the float64 truth (the file's float32_prediction), for other summation orders than ours. A mistake in
+ * any term is some 1e-2. So 8 times torch's distance plus 16 u (should torch's have been a lucky one) decides. Gradients are
+ * compared as tensors, |g - r| <= tolerance max(|r|, 1e-2 |r_all| / sqrt(tensors)): the floor, a hundredth of a typical
+ * tensor's norm, judges gradients that are zero but for rounding. tolerance: 8 times torch's own such distance, plus 256 u
+ * (gradients of weights sum over all pixels). */
+
+enum { PICTURES = 3 };
+static const double unit = 0x1p-24;
+
+static void make_model(vectors *v, const ddpm_device *device, unsigned arrays, ddpm_model **out)
+{
+    ddpm_model_config config = ddpm_model_default();
+    const char *text = vectors_metadata(v, "config"), *label = vectors_metadata(v, "label");
+    assert_non_null(text);
+    OK(io_unet_config_parse(text, strlen(text), "the metadata of a vector file", &config.unet));
+    if (label)
+        assert_int_equal(sscanf(label, "[%d, %d, %d]", &config.label.num_classes, &config.label.hidden_dim, &config.label.embedding_dim), 3);
+    OK(ddpm_model_create(out, &config, device));
+    OK(ddpm_model_alloc(*out, arrays));
+    int weights = 0;
+    for (int i = 0; i < v->file.tensors; i++) weights += !strncmp(v->file.tensor[i].name, "weight.", 7);
+    assert_int_equal(weights, (*out)->params);
+    for (int i = 0; i < (*out)->params; i++) {
+        const ddpm_tensor *param = (*out)->param[i];
+        const io_tensor *file = vectors_find(v, "weight.%s", param->name);
+        if (!file) fail_msg("diffusers has no parameter '%s'", param->name);
+        assert_int_equal(file->dims, param->dims);
+        for (int k = 0; k < file->dims; k++) assert_int_equal(file->shape[k], param->shape[k]);
+        OK(ddpm_model_set(*out, DDPM_WEIGHT, param, vectors_floats(v, file)));
+    }
+}
+
+static double largest(size_t count, const double *x)
+{
+    double result = 0;
+    for (size_t i = 0; i < count; i++) result = fabs(x[i]) > result ? fabs(x[i]) : result;
+    return result;
+}
+
+/* Largest |value - truth| relative to the largest truth; infinite for a NaN. */
+static double relative_error(size_t count, const float *value, const double *truth)
+{
+    double error = 0;
+    for (size_t i = 0; i < count; i++) {
+        double e = fabs((double)value[i] - truth[i]);
+        if (!(e <= error)) error = isnan(e) ? INFINITY : e;
+    }
+    return error / largest(count, truth);
+}
+
+static double norm_of_difference(size_t count, const float *a, const double *b)
+{
+    double sum = 0;
+    for (size_t i = 0; i < count; i++) sum += ((a ? (double)a[i] : 0) - b[i]) * ((a ? (double)a[i] : 0) - b[i]);
+    return sqrt(sum);
+}
+
+/* The worst |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)); *name: of which tensor. Frozen parameters have no gradient. */
+static double gradient_error(vectors *v, ddpm_model *model, const char **name)
+{
+    double total = 0, worst = 0;
+    int tensors = 0;
+    for (int i = 0; i < v->file.tensors; i++) {
+        const io_tensor *file = &v->file.tensor[i];
+        if (strncmp(file->name, "grad.", 5)) continue;
+        double norm = norm_of_difference(file->elements, NULL, vectors_doubles(v, file));
+        total += norm * norm;
+        tensors++;
+    }
+    double floor = 1e-2 * sqrt(total / tensors);
+    for (int i = 0; i < model->params; i++) {
+        const ddpm_tensor *param = model->param[i];
+        const io_tensor *file = vectors_find(v, "grad.%s", param->name);
+        assert_true((file != NULL) == (param->trainable != 0));
+        if (!file) continue;
+        float *g = vectors_alloc(v, file->elements * sizeof *g);
+        const double *r = vectors_doubles(v, file);
+        OK(ddpm_model_get(model, DDPM_GRAD, param, g));
+        double norm = norm_of_difference(file->elements, NULL, r);
+        double error = norm_of_difference(file->elements, g, r) / (norm > floor ? norm : floor);
+        if (!(error <= worst)) worst = isnan(error) ? INFINITY : error, *name = param->name;
+    }
+    return worst;
+}
+
+static void test_network(void **state)
+{
+    const subject *s = *state;
+    char path[256];
+    vectors v;
+    snprintf(path, sizeof path, VECTORS "unet_%s.safetensors", s->name);
+    vectors_open(&v, path);
+    ddpm_model *model;
+    make_model(&v, &s->device, DDPM_FOR_GRADIENTS, &model);
+    const io_tensor *truth = vectors_find(&v, "prediction"), *labels = vectors_find(&v, "labels");
+    if (!labels) labels = vectors_find(&v, "class_labels");
+    assert_true((labels != NULL) == (ddpm_label_width(&model->config) > 0));
+    const float *sample = vectors_floats(&v, vectors_find(&v, "sample")), *t = vectors_floats(&v, vectors_find(&v, "timestep")),
+                *label = labels ? vectors_floats(&v, labels) : NULL, *target = vectors_floats(&v, vectors_find(&v, "target"));
+    const double *expected = vectors_doubles(&v, truth);
+    int h = (int)truth->shape[2], w = (int)truth->shape[3];
+    float *prediction = vectors_alloc(&v, truth->elements * sizeof *prediction);
+    double limit = 8 * atof(vectors_metadata(&v, "float32_prediction")) + 16 * unit,
+           gradient_limit = 8 * atof(vectors_metadata(&v, "float32_gradient")) + 256 * unit;
+
+    ddpm_net *net;
+    OK(ddpm_net_create(&net, model, h, w, PICTURES + 1, 0));
+    OK(ddpm_predict(net, PICTURES, sample, t, label, prediction));
+    ddpm_net_free(net);
+    double error = relative_error(truth->elements, prediction, expected);
+    if (!(error <= limit)) fail_msg("%s: prediction is %.3g of its largest value off, bound %.3g", s->name, error, limit);
+
+    /* in a network for two pictures: micro-batches of two and one. Dropout would be chance. */
+    model->config.unet.dropout = 0;
+    OK(ddpm_net_create(&net, model, h, w, PICTURES - 1, 1));
+    double loss, expected_loss = *vectors_doubles(&v, vectors_find(&v, "loss"));
+    const char *name = "";
+    memset(prediction, 0xFF, truth->elements * sizeof *prediction);
+    OK(ddpm_loss_gradients(net, PICTURES, sample, t, label, target, prediction, &loss));
+    double again = relative_error(truth->elements, prediction, expected), gradient = gradient_error(&v, model, &name);
+    if (!(again <= limit)) fail_msg("%s: prediction in training is %.3g of its largest value off, bound %.3g", s->name, again, limit);
+    if (!(fabs(loss - expected_loss) <= 2 * limit * expected_loss)) fail_msg("%s: loss %.9g, torch has %.9g", s->name, loss, expected_loss);
+    if (!(gradient <= gradient_limit)) fail_msg("%s: gradient of %s is %.3g off, bound %.3g", s->name, name, gradient, gradient_limit);
+    print_message("           prediction %.1e (bound %.1e), gradients %.1e (bound %.1e, worst %s)\n", error, limit, gradient,
+                  gradient_limit, name);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    vectors_close(&v);
+}
+
+/* ---- 4. Schedules and samplers ---- */
+
+/* float32 to the bit: squaredcos_cap_v2 is computed in double and rounded; linear is torch.linspace in float32 (symmetric
+ * halves, one fused multiply-add each); alpha_bar is a product kept in double, each value rounded. */
+static void test_schedules(void **state)
+{
+    (void)state;
+    static const char *const kind[] = {"squaredcos_cap_v2", "linear"};
+    static const int steps[] = {10, 500, 1000, 2000};
+    vectors v;
+    vectors_open(&v, VECTORS "schedules.safetensors");
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < 4; i++) {
+            ddpm_schedule_config config = ddpm_schedule_default();
+            config.beta_schedule = k ? DDPM_BETA_LINEAR : DDPM_BETA_SQUAREDCOS_CAP_V2;
+            config.num_train_timesteps = steps[i];
+            ddpm_schedule s;
+            OK(ddpm_schedule_create(&s, &config));
+            const float *beta = vectors_floats(&v, vectors_find(&v, "%s/%d/beta", kind[k], steps[i]));
+            const float *alpha_bar = vectors_floats(&v, vectors_find(&v, "%s/%d/alpha_bar", kind[k], steps[i]));
+            for (int t = 0; t < steps[i]; t++)
+                if (s.beta[t] != beta[t] || s.alpha_bar[t] != alpha_bar[t])
+                    fail_msg("%s, T = %d, t = %d: beta %.9g, diffusers %.9g; alpha_bar %.9g, diffusers %.9g", kind[k], steps[i], t,
+                             (double)s.beta[t], (double)beta[t], (double)s.alpha_bar[t], (double)alpha_bar[t]);
+            ddpm_schedule_free(&s);
+        }
+    vectors_close(&v);
+}
+
+/* One step of a sampler in double: x becomes x_{t-1}, image the estimate of x_0; mass adds up the absolute terms, each of
+ * whose coefficients has been through at most 8 rounded operations. */
+static void step_in_double(const ddpm_step_terms *c, double *x, double eps, double z, double *image, double *mass)
+{
+    double x0 = c->x0_sample * *x + c->x0_prediction * eps, mass0 = fabs(c->x0_sample * *x) + fabs(c->x0_prediction * eps);
+    *image = c->clamp > 0 ? fmin(fmax(x0, -c->clamp), c->clamp) : x0;
+    *mass = fabs(c->image) * fmin(mass0, c->clamp > 0 ? 2 * mass0 : mass0) + fabs(c->sample * *x) + fabs(c->prediction * eps) + fabs(c->noise * z);
+    *x = c->image * *image + c->sample * *x + c->prediction * eps + c->noise * z;
+}
+
+/* A sampler on stored predictions and noise: timesteps exactly; each step from diffusers' x_t, so that an error cannot hide
+ * in or grow with the others. Coefficients are float32 in diffusers' order of operations: 8 u of the terms' absolute values. */
+static void test_trajectory(void **state)
+{
+    const subject *subject = *state;
+    const char *name = subject->name;
+    vectors v;
+    vectors_open(&v, VECTORS "sampling.safetensors");
+    const double *a = vectors_doubles(&v, vectors_find(&v, "%s/attr", name)); /* sampler, T, steps, linear?, eta, clip */
+    const io_tensor *start = vectors_find(&v, "%s/start", name);
+    const double *eps = vectors_doubles(&v, vectors_find(&v, "%s/prediction", name)), *z = vectors_doubles(&v, vectors_find(&v, "%s/noise", name)),
+                 *path = vectors_doubles(&v, vectors_find(&v, "%s/path", name)), *image = vectors_doubles(&v, vectors_find(&v, "%s/image", name)),
+                 *time = vectors_doubles(&v, vectors_find(&v, "%s/timestep", name)), *first = vectors_doubles(&v, start);
+    ddpm_sampler sampler = a[0] != 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
+    ddpm_schedule_config config = ddpm_schedule_default();
+    config.num_train_timesteps = (int)a[1];
+    config.beta_schedule = a[3] != 0 ? DDPM_BETA_LINEAR : DDPM_BETA_SQUAREDCOS_CAP_V2;
+    config.clip_sample = a[5] > 0;
+    if (a[5] > 0) config.clip_sample_range = a[5];
+    int steps = (int)a[2], *t = vectors_alloc(&v, (size_t)steps * sizeof *t);
+    size_t count = start->elements;
+    ddpm_schedule s;
+    OK(ddpm_schedule_create(&s, &config));
+    OK(ddpm_timesteps(&s, steps, t));
+    double worst = 0;
+    for (int k = 0; k < steps; k++) {
+        assert_int_equal(t[k], (int)time[k]);
+        ddpm_step_terms terms = ddpm_step_coefficients(&s, sampler, t[k], t[k] - (int)a[1] / steps, a[4]);
+        for (size_t i = 0; i < count; i++) {
+            size_t at = (size_t)k * count + i;
+            double x = k ? path[at - count] : first[i], x0, mass, mass0 = fabs(terms.x0_sample * x) + fabs(terms.x0_prediction * eps[at]);
+            step_in_double(&terms, &x, eps[at], z[at], &x0, &mass);
+            double e = fabs(x - path[at]) / (8 * unit * mass), e0 = fabs(x0 - image[at]) / (8 * unit * mass0);
+            if (!(e <= 1) || !(e0 <= 1))
+                fail_msg("%s, step %d (t = %d), element %zu: x %.9g, diffusers %.9g; x_0 %.9g, diffusers %.9g", name, k, t[k], i, x,
+                         path[at], x0, image[at]);
+            worst = fmax(worst, fmax(e, e0));
+        }
+    }
+    print_message("           worst error %.2f of its bound\n", worst);
+    ddpm_schedule_free(&s);
+    vectors_close(&v);
+}
+
+/* Drawing from the network 'lab' through the core's own loop. */
+typedef struct drawing {
+    vectors *v;
+    const char *name;
+    const ddpm_schedule *schedule;
+    ddpm_sampler sampler;
+    size_t count;            /* elements of x */
+    const double *path;      /* NULL: only the arithmetic of each step is checked */
+    const double *distance;  /* torch's own float32 from the path, by step */
+    float *x, *prediction, *noise, *image;
+    double worst;
+} drawing;
+
+/* DDIM has no noise of its own: x_T is put in, and the whole path must be diffusers'. Errors grow from step to step by what the
+ * network makes of them, for torch as for us: 8 times torch's own float32 distance at that step, plus 64 u. */
+static ddpm_result compare_path(void *user, ddpm_net *net, int done, int steps)
+{
+    drawing *d = user;
+    (void)steps;
+    if (!done) return ddpm_upload(net->model->device, net->sample, DDPM_DATA, PICTURES, d->x);
+    OK(ddpm_download(net->model->device, net->sample, DDPM_DATA, PICTURES, d->x));
+    const double *expected = d->path + (size_t)(done - 1) * d->count;
+    double error = relative_error(d->count, d->x, expected) * largest(d->count, expected), limit = 8 * d->distance[done - 1] + 64 * unit;
+    if (!(error <= limit)) fail_msg("%s, after step %d: x is %.3g off, bound %.3g", d->name, done, error, limit);
+    d->worst = fmax(d->worst, error / limit);
+    return DDPM_OK;
+}
+
+/* DDPM draws its own noise: x_{t-1} must follow from x_t, the prediction and that noise, with a float's rounding of each
+ * coefficient, product and sum: gamma(16) of the absolute terms. */
+static ddpm_result compare_step(void *user, ddpm_net *net, int done, int steps)
+{
+    drawing *d = user;
+    const ddpm_device *device = net->model->device;
+    if (!done) return ddpm_download(device, net->sample, DDPM_DATA, PICTURES, d->x);
+    OK(ddpm_download(device, net->prediction, DDPM_DATA, PICTURES, d->prediction));
+    OK(ddpm_download(device, net->noise, DDPM_DATA, PICTURES, d->noise));
+    OK(ddpm_download(device, net->image, DDPM_DATA, PICTURES, d->image));
+    int stride = d->schedule->config.num_train_timesteps / steps, t = (steps - done) * stride;
+    ddpm_step_terms terms = ddpm_step_coefficients(d->schedule, d->sampler, t, t - stride, 0);
+    float *next = vectors_alloc(d->v, d->count * sizeof *next);
+    OK(ddpm_download(device, net->sample, DDPM_DATA, PICTURES, next));
+    for (size_t i = 0; i < d->count; i++) {
+        double x = (double)d->x[i], x0, mass;
+        step_in_double(&terms, &x, (double)d->prediction[i], (double)d->noise[i], &x0, &mass);
+        double error = fabs(x - (double)next[i]) / (16 * unit * mass);
+        if (!(error <= 1) || !(fabs(x0 - (double)d->image[i]) <= 16 * unit * mass / fmax(fabs(terms.image), 1e-3)))
+            fail_msg("step %d, element %zu: %.9g, expected %.9g; x_0 %.9g, expected %.9g", done, i, (double)next[i], x,
+                     (double)d->image[i], x0);
+        d->worst = fmax(d->worst, error);
+    }
+    d->x = next;
+    return DDPM_OK;
+}
+
+static void test_drawing(void **state)
+{
+    const subject *s = *state;
+    vectors v, sampling;
+    vectors_open(&v, VECTORS "unet_lab.safetensors");
+    vectors_open(&sampling, VECTORS "sampling.safetensors");
+    ddpm_model *model;
+    make_model(&v, &s->device, DDPM_FOR_INFERENCE, &model);
+    ddpm_schedule schedule;
+    ddpm_net *net;
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, 8, 8, PICTURES + 1, 0));
+    const float *labels = vectors_floats(&sampling, vectors_find(&sampling, "network/labels"));
+    const io_tensor *start = vectors_find(&sampling, "network/%s/start", s->name);
+    drawing d = {.v = &sampling, .name = s->name, .schedule = &schedule, .count = start->elements, .x = vectors_floats(&sampling, start)};
+    d.path = vectors_doubles(&sampling, vectors_find(&sampling, "network/%s/path", s->name));
+    d.distance = vectors_doubles(&sampling, vectors_find(&sampling, "network/%s/float32", s->name));
+    d.prediction = vectors_alloc(&sampling, d.count * sizeof(float));
+    d.noise = vectors_alloc(&sampling, d.count * sizeof(float));
+    d.image = vectors_alloc(&sampling, d.count * sizeof(float));
+    const int steps = (int)vectors_find(&sampling, "network/%s/timestep", s->name)->elements;
+    ddpm_sample_config config = ddpm_sample_default();
+    config.steps = steps;
+    if (!strcmp(s->name, "ddim")) {
+        config.sampler = d.sampler = DDPM_SAMPLER_DDIM;
+        OK(ddpm_sample(net, &schedule, &config, labels, PICTURES, d.image, compare_path, &d));
+        assert_memory_equal(d.image, d.x, d.count * sizeof(float));
+    } else {
+        /* diffusers' path on its stored noise, by ddpm_predict and the coefficients; then the core's own loop on its own noise */
+        const double *z = vectors_doubles(&sampling, vectors_find(&sampling, "network/ddpm/noise"));
+        int t[64];
+        OK(ddpm_timesteps(&schedule, steps, t));
+        for (int k = 0; k < steps; k++) {
+            float time[PICTURES] = {(float)t[k], (float)t[k], (float)t[k]};
+            ddpm_step_terms terms = ddpm_step_coefficients(&schedule, DDPM_SAMPLER_DDPM, t[k], k + 1 < steps ? t[k + 1] : -1, 0);
+            OK(ddpm_predict(net, PICTURES, d.x, time, labels, d.prediction));
+            for (size_t i = 0; i < d.count; i++) {
+                double x = (double)d.x[i], x0, mass;
+                step_in_double(&terms, &x, (double)d.prediction[i], z[(size_t)k * d.count + i], &x0, &mass);
+                d.x[i] = (float)x;
+            }
+            const double *expected = d.path + (size_t)k * d.count;
+            double error = relative_error(d.count, d.x, expected) * largest(d.count, expected), limit = 8 * d.distance[k] + 64 * unit;
+            if (!(error <= limit)) fail_msg("ddpm, after step %d: x is %.3g off, bound %.3g", k + 1, error, limit);
+            d.worst = fmax(d.worst, error / limit);
+        }
+        OK(ddpm_sample(net, &schedule, &config, labels, PICTURES, d.image, compare_step, &d));
+        assert_memory_equal(d.image, d.x, d.count * sizeof(float));
+    }
+    print_message("           worst error %.2f of its bound\n", d.worst);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    ddpm_schedule_free(&schedule);
+    vectors_close(&sampling);
+    vectors_close(&v);
+}
+
+/* ddpm_add_noise on a network's tensors: two coefficients, two products, one sum: gamma(4) of the absolute terms. */
+static void test_add_noise(void **state)
+{
+    enum { N = 4 };
+    const subject *s = *state;
+    vectors v, weights;
+    vectors_open(&weights, VECTORS "unet_lab.safetensors");
+    vectors_open(&v, VECTORS "sampling.safetensors");
+    ddpm_model *model;
+    make_model(&weights, &s->device, DDPM_FOR_GRADIENTS, &model);
+    ddpm_schedule schedule;
+    ddpm_net *net;
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, 8, 8, N + 1, 1));
+    OK(ddpm_graph_alloc(net->graph));
+    const io_tensor *truth = vectors_find(&v, "add_noise/sample");
+    const float *image = vectors_floats(&v, vectors_find(&v, "add_noise/image")), *noise = vectors_floats(&v, vectors_find(&v, "add_noise/noise")),
+                *time = vectors_floats(&v, vectors_find(&v, "add_noise/timestep"));
+    size_t count = truth->elements, where;
+    int t[N];
+    float *x = vectors_alloc(&v, count * sizeof *x), real[N];
+    double *bound = vectors_alloc(&v, count * sizeof *bound);
+    for (int i = 0; i < N; i++) t[i] = (int)time[i];
+    for (size_t i = 0; i < count; i++) {
+        double a = (double)schedule.alpha_bar[t[i / (count / N)]];
+        bound[i] = 4 * unit * (fabs(sqrt(a) * (double)image[i]) + fabs(sqrt(1 - a) * (double)noise[i]));
+    }
+    OK(ddpm_upload(&s->device, net->image, DDPM_DATA, N, image));
+    OK(ddpm_upload(&s->device, net->noise, DDPM_DATA, N, noise));
+    OK(ddpm_add_noise(net, &schedule, t, N));
+    OK(ddpm_download(&s->device, net->sample, DDPM_DATA, N, x));
+    OK(ddpm_download(&s->device, net->timestep, DDPM_DATA, N, real));
+    assert_true(vectors_worst(count, x, vectors_doubles(&v, truth), bound, &where) <= 1);
+    assert_memory_equal(real, time, sizeof real);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    ddpm_schedule_free(&schedule);
+    vectors_close(&v);
+    vectors_close(&weights);
+}
+
+/* ---- 5. The optimiser ---- */
+
+static ddpm_step optimiser_step(const double *a, int k) /* a: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay */
+{
+    return (ddpm_step){.lr = a[0], .beta1 = a[1], .beta2 = a[2], .eps = a[3], .correction1 = 1 - pow(a[1], k),
+                       .correction2 = 1 - pow(a[2], k), .weight_decay = a[4], .max_grad_norm = a[5],
+                       .ema_decay = ddpm_ema_decay((uint64_t)k, a[6])};
+}
+
+/* The 97 values of the vectors are spread over the parameters of a whole model, one every `stride` elements; the rest are 0. */
+static void set_spread(ddpm_model *model, ddpm_array array, size_t stride, size_t count, const float *value)
+{
+    for (size_t i = 0; i < count; i++)
+        for (int p = 0; p < model->params; p++) {
+            const ddpm_tensor *x = model->param[p];
+            size_t at = i * stride, elements = ddpm_elements(x, 0);
+            if (at < x->offset || at >= x->offset + elements) continue;
+            ddpm_real *part = malloc(elements * sizeof *part);
+            assert_non_null(part);
+            OK(ddpm_model_get(model, array, x, part));
+            part[at - x->offset] = value[i];
+            OK(ddpm_model_set(model, array, x, part));
+            free(part);
+        }
+}
+
+static void get_spread(ddpm_model *model, ddpm_array array, size_t stride, size_t count, float *value)
+{
+    for (size_t i = 0; i < count; i++)
+        for (int p = 0; p < model->params; p++) {
+            const ddpm_tensor *x = model->param[p];
+            size_t at = i * stride, elements = ddpm_elements(x, 0);
+            if (at < x->offset || at >= x->offset + elements) continue;
+            ddpm_real *part = malloc(elements * sizeof *part);
+            assert_non_null(part);
+            OK(ddpm_model_get(model, array, x, part));
+            value[i] = part[at - x->offset];
+            free(part);
+        }
+}
+
+static void test_optimiser(void **state)
+{
+    static const struct {
+        ddpm_array array;
+        const char *key;
+    } result[] = {{DDPM_WEIGHT, "weight"}, {DDPM_MOMENT1, "moment1"}, {DDPM_MOMENT2, "moment2"}, {DDPM_EMA, "ema"}};
+    enum { STRIDE = 48 }; /* 3 times the 16 elements that parameters are aligned to: never in the gap before the next one */
+    const subject *s = *state;
+    vectors v, weights;
+    vectors_open(&weights, VECTORS "unet_lab.safetensors");
+    vectors_open(&v, VECTORS "optimiser.safetensors");
+    ddpm_model *model;
+    make_model(&weights, &s->device, DDPM_FOR_TRAINING, &model);
+    const double *a = vectors_doubles(&v, vectors_find(&v, "%s/attr", s->name)), *norm = vectors_doubles(&v, vectors_find(&v, "%s/norm", s->name));
+    const io_tensor *gradients = vectors_find(&v, "%s/gradient", s->name);
+    const float *gradient = vectors_floats(&v, gradients), *start = vectors_floats(&v, vectors_find(&v, "%s/start", s->name));
+    size_t steps = (size_t)gradients->shape[0], count = (size_t)gradients->shape[1];
+    assert_true((count - 1) * STRIDE < model->elements);
+    set_spread(model, DDPM_WEIGHT, STRIDE, count, start);
+    set_spread(model, DDPM_EMA, STRIDE, count, start);
+    double worst = 0;
+    for (size_t k = 0; k < steps; k++) {
+        set_spread(model, DDPM_GRAD, STRIDE, count, gradient + k * count);
+        ddpm_step step = optimiser_step(a, (int)k + 1);
+        OK(s->device.backend->update(model, &step));
+        assert_true(fabs(step.grad_norm - norm[k]) <= 128 * unit * norm[k]); /* gamma(97 + 2), were it summed in float */
+        for (size_t r = 0; r < sizeof result / sizeof *result; r++) {
+            float value[128];
+            size_t where;
+            const double *truth = vectors_doubles(&v, vectors_find(&v, "%s/%s", s->name, result[r].key)) + k * count;
+            const double *bound = vectors_doubles(&v, vectors_find(&v, "%s/%s.bound", s->name, result[r].key)) + k * count;
+            get_spread(model, result[r].array, STRIDE, count, value);
+            double ratio = vectors_worst(count, value, truth, bound, &where);
+            if (!(ratio <= 1))
+                fail_msg("%s, step %zu: %s[%zu] is %.9g, torch has %.9g: %.3g times the bound", s->name, k + 1, result[r].key, where,
+                         (double)value[where], truth[where], ratio);
+            worst = fmax(worst, ratio);
+        }
+    }
+    print_message("           worst error %.2f of its bound\n", worst);
+    ddpm_model_free(model);
+    vectors_close(&v);
+    vectors_close(&weights);
+}
+
+/* In double, both: 16 roundings of 2^-53. */
+static void test_rates(void **state)
+{
+    (void)state;
+    static const int milestones[] = {15, 60, 150};
+    vectors v;
+    vectors_open(&v, VECTORS "optimiser.safetensors");
+    const io_tensor *decays = vectors_find(&v, "ema/decay"), *rates = vectors_find(&v, "multistep/lr");
+    const double *step = vectors_doubles(&v, vectors_find(&v, "ema/step")), *decay = vectors_doubles(&v, decays), *lr = vectors_doubles(&v, rates);
+    for (size_t i = 0; i < decays->elements; i++)
+        assert_true(fabs(ddpm_ema_decay((uint64_t)step[i], 0.9999) - decay[i]) <= 0x1p-49 * decay[i]);
+    for (size_t i = 0; i < rates->elements; i++)
+        assert_true(fabs(ddpm_multistep_lr(1e-4, (int)i, milestones, 3, 0.1) - lr[i]) <= 0x1p-49 * lr[i]);
+    vectors_close(&v);
+}
+
+/* Five steps of the network 'lab': losses, gradient norms, and some parameters and their averages at the end, within 16 times
+ * torch's own float32 distance plus 32 u of the value. (Parameters whose gradient is zero but for rounding, such as to_k.bias,
+ * are not among them: Adam turns the sign of that rounding into steps of lr, in torch as here.) */
+static void test_training(void **state)
+{
+    const subject *s = *state;
+    vectors v, weights;
+    vectors_open(&weights, VECTORS "unet_lab.safetensors");
+    vectors_open(&v, VECTORS "optimiser.safetensors");
+    ddpm_model *model;
+    make_model(&weights, &s->device, DDPM_FOR_TRAINING, &model);
+    for (int p = 0; p < model->params; p++)
+        OK(ddpm_model_set(model, DDPM_EMA, model->param[p], vectors_floats(&weights, vectors_find(&weights, "weight.%s", model->param[p]->name))));
+    ddpm_net *net;
+    OK(ddpm_net_create(&net, model, 8, 8, PICTURES, 1));
+    const io_tensor *samples = vectors_find(&v, "training/sample"), *label_sets = vectors_find(&v, "training/labels");
+    const float *sample = vectors_floats(&v, samples), *noise = vectors_floats(&v, vectors_find(&v, "training/noise")),
+                *labels = vectors_floats(&v, label_sets), *t = vectors_floats(&v, vectors_find(&v, "training/timestep"));
+    const double *loss = vectors_doubles(&v, vectors_find(&v, "training/loss")), *norm = vectors_doubles(&v, vectors_find(&v, "training/norm")),
+                 *loss32 = vectors_doubles(&v, vectors_find(&v, "training/loss.float32")), *norm32 = vectors_doubles(&v, vectors_find(&v, "training/norm.float32"));
+    const double adam[] = {1e-3, 0.9, 0.999, 1e-8, 0, 1, 0.9999};
+    size_t steps = (size_t)samples->shape[0], batch = samples->elements / steps, width = label_sets->elements / steps;
+    for (size_t k = 0; k < steps; k++) {
+        double ours;
+        OK(ddpm_loss_gradients(net, PICTURES, sample + k * batch, t + k * PICTURES, labels + k * width, noise + k * batch, NULL, &ours));
+        ddpm_step step = optimiser_step(adam, (int)k + 1);
+        OK(s->device.backend->update(model, &step));
+        if (!(fabs(ours - loss[k]) <= 16 * loss32[k] + 32 * unit * loss[k]) || !(fabs(step.grad_norm - norm[k]) <= 16 * norm32[k] + 32 * unit * norm[k]))
+            fail_msg("step %zu: loss %.9g, torch %.9g; gradient norm %.9g, torch %.9g", k + 1, ours, loss[k], step.grad_norm, norm[k]);
+    }
+    double worst = 0;
+    int compared = 0;
+    for (int p = 0; p < model->params; p++) {
+        static const struct {
+            ddpm_array array;
+            const char *key;
+        } result[] = {{DDPM_WEIGHT, "weight"}, {DDPM_EMA, "ema"}};
+        const ddpm_tensor *x = model->param[p];
+        if (!vectors_find(&v, "training/weight.%s", x->name)) continue;
+        const double *distance = vectors_doubles(&v, vectors_find(&v, "training/float32.%s", x->name)); /* largest, root mean square */
+        size_t count = ddpm_elements(x, 0), where;
+        float *value = vectors_alloc(&v, count * sizeof *value);
+        double *bound = vectors_alloc(&v, count * sizeof *bound);
+        for (int r = 0; r < 2; r++) {
+            const double *truth = vectors_doubles(&v, vectors_find(&v, "training/%s.%s", result[r].key, x->name));
+            for (size_t i = 0; i < count; i++) bound[i] = 16 * distance[0] + 32 * unit * fabs(truth[i]);
+            OK(ddpm_model_get(model, result[r].array, x, value));
+            double ratio = vectors_worst(count, value, truth, bound, &where);
+            if (!(ratio <= 1))
+                fail_msg("%s of %s[%zu] after %zu steps: %.9g, torch has %.9g", result[r].key, x->name, where, steps, (double)value[where],
+                         truth[where]);
+            worst = fmax(worst, ratio);
+        }
+        compared++;
+    }
+    assert_int_equal(compared, 8);
+    print_message("           worst error of a parameter %.2f of its bound\n", worst);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    vectors_close(&v);
+    vectors_close(&weights);
+}
+
+/* What a backend with memory of its own leaves out, the reference does on copies: three training steps of 5 pictures in micro-
+ * batches of 3 and 2, and a drawing from their average, give the same bits as the reference's own. */
+static void train_and_draw(const ddpm_device *device, float *weights, float *averages, float *pictures)
+{
+    enum { CAPACITY = 3, BATCH = 5 };
+    vectors v, training;
+    vectors_open(&v, VECTORS "unet_lab.safetensors");
+    vectors_open(&training, VECTORS "optimiser.safetensors");
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_trainer trainer;
+    ddpm_schedule schedule;
+    make_model(&v, device, DDPM_FOR_TRAINING, &model);
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, 8, 8, CAPACITY, 1));
+    OK(ddpm_trainer_init(&trainer, net, &schedule, NULL));
+    const float *image = vectors_floats(&training, vectors_find(&training, "training/noise")),
+                *labels = vectors_floats(&training, vectors_find(&training, "training/labels"));
+    double loss;
+    for (int k = 0; k < 3; k++) OK(ddpm_train_step(&trainer, image, labels, BATCH, 1e-3, &loss));
+    size_t at = 0;
+    for (int p = 0; p < model->params; at += ddpm_elements(model->param[p++], 0)) {
+        OK(ddpm_model_get(model, DDPM_WEIGHT, model->param[p], weights + at));
+        OK(ddpm_model_get(model, DDPM_EMA, model->param[p], averages + at));
+    }
+    ddpm_net_free(net);
+    ddpm_sample_config config = ddpm_sample_default();
+    config.steps = 4;
+    OK(ddpm_model_use(model, DDPM_EMA));
+    OK(ddpm_net_create(&net, model, 8, 8, CAPACITY, 0));
+    OK(ddpm_sample(net, &schedule, &config, labels, 2, pictures, NULL, NULL));
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    ddpm_schedule_free(&schedule);
+    vectors_close(&training);
+    vectors_close(&v);
+}
+
+static void test_fallbacks(void **state)
+{
+    enum { ROOM = 20000, PICTURE = 2 * 3 * 8 * 8 };
+    const subject *s = *state;
+    static float weights[2][ROOM], averages[2][ROOM], pictures[2][PICTURE];
+    train_and_draw(NULL, weights[0], averages[0], pictures[0]);
+    train_and_draw(&s->device, weights[1], averages[1], pictures[1]);
+    assert_true(memcmp(weights[0], averages[0], sizeof weights[0]) != 0);
+    assert_memory_equal(weights[0], weights[1], sizeof weights[0]);
+    assert_memory_equal(averages[0], averages[1], sizeof averages[0]);
+    assert_memory_equal(pictures[0], pictures[1], sizeof pictures[0]);
+}
+
+/* ---- 6. main ---- */
+
+static const char *const networks[] = {"lab", "plain", "fourier", "padding0", "resnet_resample", "scale_shift", "scale_shift_groups",
+                                       "embedding", "narrow_heads", "fourier_timestep", "one_level", "downsample_resnet"};
+static const char *const trajectories[] = {"ddpm_10", "ddpm_1000_20", "ddpm_1000_7", "ddim_1000_20", "ddim_500_9_half", "ddim_1000_10_one"};
+static const char *const samplers[] = {"ddpm", "ddim"};
+static const char *const optimisers[] = {"adam", "clipped", "adamw"};
+
+enum { MOST_TESTS = 256 };
+static struct CMUnitTest tests[MOST_TESTS];
+static subject subjects[MOST_TESTS];
+static char names[MOST_TESTS][96];
+static int count;
+
+static void add_test(const char *group, const char *name, CMUnitTestFunction function, const ddpm_backend *backend, ddpm_op op)
+{
+    if (count >= MOST_TESTS) exit(1);
+    snprintf(names[count], sizeof names[count], "%s %s%s%s", group, name, backend ? " on " : "", backend ? backend->name : "");
+    subjects[count] = (subject){.device = {.backend = backend}, .op = op, .name = name};
+    tests[count] = (struct CMUnitTest){names[count], function, backend ? open_device : NULL, backend ? close_device : NULL, &subjects[count]};
+    count++;
+}
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+int main(void)
+{
+    for (int b = 0; b < BACKENDS; b++) {
+        const ddpm_backend *backend = backends[b].backend();
+        for (int op = 0; op < DDPM_OP_COUNT; op++) add_test("operation", ddpm_op_name((ddpm_op)op), test_operation, backend, (ddpm_op)op);
+        for (size_t i = 0; i < LENGTH(networks); i++) add_test("network", networks[i], test_network, backend, 0);
+        for (size_t i = 0; i < LENGTH(samplers); i++) add_test("drawing", samplers[i], test_drawing, backend, 0);
+        add_test("add_noise", "to tensors", test_add_noise, backend, 0);
+        if (!backend->update) continue; /* the reference's then serves: test_fallbacks */
+        for (size_t i = 0; i < LENGTH(optimisers); i++) add_test("optimiser", optimisers[i], test_optimiser, backend, 0);
+        add_test("training", "five steps", test_training, backend, 0);
+    }
+    for (size_t i = 0; i < LENGTH(trajectories); i++) add_test("trajectory", trajectories[i], test_trajectory, NULL, 0);
+    add_test("training", "to the reference's bits", test_fallbacks, shadow_backend(), 0);
+    add_test("schedules", "to the bit", test_schedules, NULL, 0);
+    add_test("rates", "EMA and MultiStepLR", test_rates, NULL, 0);
+    add_test("vectors", "all belong to an operation", test_no_stray_vectors, NULL, 0);
+    return _cmocka_run_group_tests("vectors", tests, (size_t)count, NULL, NULL);
+}
