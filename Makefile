@@ -36,7 +36,7 @@ MAKEFLAGS += --no-builtin-rules
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
 ifneq ($(filter-out help clean parity test check-long,$(or $(MAKECMDGOALS),all)),)
-include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS)),test-)dependencies.mk
+include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
 endif
 $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson

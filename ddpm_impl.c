@@ -1,6 +1,7 @@
 /* ddpm_impl.c - the algorithm of ddpm.h in plain loops, to be read from top to bottom after that header.
- * Every row of the operation table is here with its formula and derivative; fast backends fill the same table elsewhere.
- * It includes nothing but ddpm.h and the C library; compile it alone, or through DDPM_IMPLEMENTATION (see ddpm.h).
+ * Every row of the operation table is here with its formula and derivative; fast backends fill the same table
+ * elsewhere. It includes nothing but ddpm.h and the C library; compile it alone, or through DDPM_IMPLEMENTATION (see
+ * ddpm.h).
  *
  * Part I, the lab's model complete:
  *    1 errors                  4 rows of the operation table      7 noise schedule
@@ -25,8 +26,9 @@
 #define DDPM_ASSERT(condition) ((void)0)
 #endif
 
-/* Inner loops so marked are compiled for several instruction sets; the program picks one when it starts. No version contracts
- * a * b + c or reorders a sum (the project is built with -ffp-contract=off), so all of them compute the same bits. */
+/* Inner loops so marked are compiled for several instruction sets; the program picks one when it starts. No version
+ * contracts a * b + c or reorders a sum (the project is built with -ffp-contract=off), so all of them compute the
+ * same bits. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) &&                \
     defined(__OPTIMIZE__)
 #define DDPM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -214,7 +216,8 @@ static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
     return DDPM_OK;
 }
 
-/* Part II: gives every tensor the memory of its lifetime, so that two whose lifetimes do not meet may share the same bytes. */
+/* Part II: gives every tensor the memory of its lifetime, so that two whose lifetimes do not meet may share the same
+ * bytes. */
 static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps);
 
 ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps)
@@ -275,11 +278,11 @@ ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_
 }
 
 /* ---- 4. Rows of the operation table ---------------------------------------------------------------------------------
- * Rows are unfused. Threads divide outputs among themselves and never a sum, so that every result has the same bits for any
- * number of threads. dL/dx of a tensor x is written dx. */
+ * Rows are unfused. Threads divide outputs among themselves and never a sum, so that every result has the same bits
+ * for any number of threads. dL/dx of a tensor x is written dx. */
 
-/* Where backward adds the gradient of in[k]: NULL if nobody wants it. The first writer of an activation's gradient starts
- * from zero here, and so every row simply adds. */
+/* Where backward adds the gradient of in[k]: NULL if nobody wants it. The first writer of an activation's gradient
+ * starts from zero here, and so every row simply adds. */
 static ddpm_real *grad_target(const ddpm_graph *g, const ddpm_node *node, int k)
 {
     if (!(node->wants >> k & 1)) return NULL;
@@ -293,7 +296,8 @@ static int pixels(const ddpm_tensor *x)
     return x->shape[2] * x->shape[3];
 }
 
-/* Sums run in LANES independent partial sums: they vectorise without reordering by the compiler, always in this one order. */
+/* Sums run in LANES independent partial sums: they vectorise without reordering by the compiler, always in this one
+ * order. */
 enum { LANES = 16 };
 
 DDPM_CLONES static double sum(const ddpm_real *x, size_t count)
@@ -351,15 +355,17 @@ static double dot(const ddpm_real *x, const ddpm_real *y, size_t count)
 }
 
 /* ---- Convolution ----------------------------------------------------------------------------------------------------
- * y[n,o,oy,ox] = b[o] + sum_{i,ky,kx} w[o,i,ky,kx] x[n,i,iy,ix],   iy = oy s + ky - p,  ix = ox s + kx - p,  x = 0 outside
+ * y[n,o,oy,ox] = b[o] + sum_{i,ky,kx} w[o,i,ky,kx] x[n,i,iy,ix],  iy = oy s + ky - p,  ix = ox s + kx - p
+ * (x = 0 outside the picture; stride s, padding p)
  * dx[n,i,iy,ix] = sum_{o,ky,kx} w[o,i,ky,kx] dy[n,o,oy,ox]
  * dw[o,i,ky,kx] = sum_{n,oy,ox} dy[n,o,oy,ox] x[n,i,iy,ix],        db[o] = sum_{n,oy,ox} dy[n,o,oy,ox]
  *
- * There are no borders to treat if the pictures lie in a frame of zeros: (C, N h w), for each channel the pictures of the batch
- * one under the other, each with its zeros around it. A tap (ky,kx) is then one shift by ky w + kx of the whole channel, and
+ * There are no borders to treat if the pictures lie in a frame of zeros: (C, N h w), for each channel the pictures of
+ * the batch one under the other, each with its zeros around it. A tap (ky,kx) is then one shift of the channel:
  *     y[o][p] = sum_{i,ky,kx} w[o,i,ky,kx] frame[i][p + ky w + kx]
- * for every position p; those that are no output (borders, and what a stride skips) are thrown away. Backward to x is the same
- * sum over a frame of dy (spread out by the stride) with the taps in reverse order and the roles of i and o exchanged. */
+ * for every position p; those that are no output (borders, and what a stride skips) are thrown away. Backward to x is
+ * the same sum over a frame of dy (spread out by the stride) with the taps in reverse order and the roles of i and o
+ * exchanged. */
 typedef struct frame {
     int h, w, border, step; /* of one picture: size with its zeros; where its pixel (y,x) lies: border + step (y,x) */
     size_t plane;           /* positions of one channel: n h w */
@@ -411,8 +417,8 @@ DDPM_CLONES static void correlate_tile(int channels, int kernel, const ddpm_real
     memcpy(y, sum, sizeof sum);
 }
 
-/* The sum above for all positions and outputs, added to y (N,outputs,H,W), whose pixel (y,x) is at step (y,x) of the frame.
- * Weights of output o begin at w + o w_out. */
+/* The sum above for all positions and outputs, added to y (N,outputs,H,W), whose pixel (y,x) is at step (y,x) of the
+ * frame. Weights of output o begin at w + o w_out. */
 static void correlate(const frame *f, int channels, int kernel, const ddpm_real *w, size_t w_out, size_t w_in,
                       int w_tap, const ddpm_tensor *shape, int step, ddpm_real *y)
 {
@@ -510,7 +516,7 @@ DDPM_CLONES static void add_scaled(size_t count, ddpm_real a, const ddpm_real *r
 }
 
 /* ---- GroupNorm ------------------------------------------------------------------------------------------------------
- * Over the M = (C/G) H W values of a group: mu = mean x, r = 1/sqrt(mean (x - mu)^2 + eps), h = (x - mu) r  (Wu & He 2018)
+ * Over the (C/G) H W values of a group (Wu & He 2018): mu = mean x, r = 1/sqrt(mean (x - mu)^2 + eps), h = (x - mu) r
  * y = w[c] h + b[c];   dw[c] = sum dy h;   db[c] = sum dy
  * with e = w[c] dy:  dx = r (e - mean e - h mean(e h)) */
 DDPM_CLONES static void scale_shift_plane(size_t count, const ddpm_real *restrict x, ddpm_real mean, ddpm_real scale,
@@ -599,7 +605,8 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
 
 /* ---- Activation -----------------------------------------------------------------------------------------------------
  * s(x) = 1 / (1 + e^-x)
- * silu (Elfwing et al. 2017): y = x s(x), dy/dx = s(x) (1 + x (1 - s(x)));  relu: max(x,0);  sigmoid: s(x), s(x) (1 - s(x)) */
+ * silu (Elfwing et al. 2017): y = x s(x), dy/dx = s(x) (1 + x (1 - s(x)))
+ * relu: y = max(x,0), dy/dx = 1 where x > 0;   sigmoid: y = s(x), dy/dx = s(x) (1 - s(x)) */
 static ddpm_real exp_real(ddpm_real x)
 {
     return sizeof x == sizeof(float) ? (ddpm_real)expf((float)x) : (ddpm_real)exp((double)x);
@@ -812,7 +819,8 @@ static ddpm_result time_embedding_forward(const ddpm_graph *g, const ddpm_node *
         ddpm_real *e = y + (size_t)n * (size_t)dim;
         e[dim - 1] = 0;
         for (int i = 0; i < half; i++) {
-            /* torch forms frequency and angle in float32: at t = 1000 that moves an angle by up to 6e-5 from the exact value */
+            /* torch forms frequency and angle in float32: at t = 1000 that moves an angle by up to 6e-5 from the
+             * exact value */
             float frequency = expf((float)(-log(10000.0)) * (float)i / (float)(half - node->attr.time.freq_shift));
             float angle = (float)t[n] * frequency;
             e[flip ? half + i : i] = (ddpm_real)sinf(angle);
@@ -949,8 +957,8 @@ static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
 static ddpm_result update(ddpm_model *model, ddpm_step *step);
 
 /* ---- 6. Blocks, UNet2DModel, model ----------------------------------------------------------------------------------
- * Network code runs twice: once while a model is created, when it declares the parameters, and once for every network, when it
- * finds them again by name. Names are diffusers'. */
+ * Network code runs twice: once while a model is created, when it declares the parameters, and once for every
+ * network, when it finds them again by name. Names are diffusers'. */
 
 typedef struct builder { /* what every block needs */
     ddpm_graph *g;
@@ -1019,7 +1027,8 @@ static ddpm_tensor *timestep_embedding(const builder *b, const char *name, ddpm_
 typedef enum resample { RESAMPLE_NONE, RESAMPLE_DOWN, RESAMPLE_UP } resample;
 static ddpm_tensor *resample_2x(const builder *b, ddpm_tensor *x, resample how);
 
-/* ResnetBlock2D: h = conv1(silu(norm1 x)); h += proj(silu temb); h = conv2(dropout(silu(norm2 h))); (shortcut(x) + h) / scale */
+/* ResnetBlock2D: h = conv1(silu(norm1 x));  h += time_emb_proj(silu temb);  h = conv2(dropout(silu(norm2 h)));
+ * (shortcut(x) + h) / scale_factor. Under scale_shift the embedding modulates norm2's output instead. */
 static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor *x, int out, double scale_factor,
                                  resample how)
 {
@@ -1041,8 +1050,9 @@ static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor
     return x;
 }
 
-/* Attention over pixels: (x + to_out(attention(to_q h, to_k h, to_v h))) / scale with h = group_norm(x); groups 0: h = x.
- * heads = channels / attention_head_dim, so the inner width may be smaller than the channels. */
+/* Attention over pixels: (x + to_out(attention(to_q h, to_k h, to_v h))) / scale_factor with h = group_norm(x), or
+ * h = x where groups is 0. heads = channels / attention_head_dim, so the inner width may be smaller than the
+ * channels. */
 static ddpm_tensor *attention_block(const builder *b, const char *name, ddpm_tensor *x, int groups, double scale_factor)
 {
     if (!x) return NULL;
@@ -1068,7 +1078,8 @@ static ddpm_tensor *layer(const builder *b, int index, ddpm_tensor *x, int out, 
     return type == DDPM_ATTN_BLOCK ? attention_block(b, name, x, b->config->norm_num_groups, 1) : x;
 }
 
-/* Downsample2D: 3x3 convolution of stride 2; padding 0 pads right and bottom only. Only Attn blocks heed downsample_type. */
+/* Downsample2D: 3x3 convolution of stride 2; padding 0 pads right and bottom only. Only Attn blocks heed
+ * downsample_type. */
 static ddpm_tensor *downsample(const builder *b, ddpm_tensor *x, ddpm_block_type type)
 {
     if (!x) return NULL;
@@ -1274,7 +1285,7 @@ void ddpm_schedule_free(ddpm_schedule *s)
     s->beta = s->alpha_bar = NULL;
 }
 
-/* Uploads the coefficients of one lincomb, c[k] for every one of n pictures (or c[k][n] if per_picture), and runs it. */
+/* Uploads the coefficients of one lincomb, c[k] for all pictures or, if per_picture, c[k][n], and runs it. */
 static ddpm_result combine(ddpm_net *net, ddpm_tensor *y, int terms, ddpm_tensor *const *x, const double *c,
                            int per_picture, double clamp)
 {
@@ -1343,14 +1354,13 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
                          "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
     for (int i = 0; i < DDPM_EMA; i++)
         if (!net->model->array[i])
-            return ddpm_fail(
-                DDPM_ERR_ARGUMENT,
-                "the model has no room for gradients and moments\n      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no room for gradients and moments\n"
+                                                "      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
     return ddpm_model_use(net->model, DDPM_WEIGHT);
 }
 
-/* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared errors in
- * *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
+/* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared
+ * errors in *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
 static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double *total)
 {
     ddpm_graph *g = net->graph;
@@ -1440,7 +1450,8 @@ static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_
 /* With abar = abar_t, abar' = abar of the step after (1 at the end), beta = 1 - abar/abar':
  * x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), clamped
  * x'  = sqrt(abar') beta / (1 - abar) x_0 + sqrt(1 - beta) (1 - abar') / (1 - abar) x_t + sqrt(var) z
- * var = (1 - abar') / (1 - abar) beta, at least 1e-20; no noise at t = 0.    (eq. 7; DDPMScheduler.step, in float32 as there) */
+ * var = (1 - abar') / (1 - abar) beta, at least 1e-20; no noise at t = 0
+ * (Ho et al. 2020, eq. 7; DDPMScheduler.step, in float32 as there) */
 ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta)
 {
     float abar = s->alpha_bar[t], previous = t_previous >= 0 ? s->alpha_bar[t_previous] : 1;
@@ -1586,8 +1597,8 @@ static void *grow_pointers(ddpm_arena *arena, void *array, int used, int *room)
     return larger;
 }
 
-/* Lifetimes. Forward of node i happens at time i, its backward at time 2 nodes - 1 - i. A tensor occupies memory from its
- * first writer to its last reader; two tensors whose lifetimes do not meet may share the same bytes. */
+/* Lifetimes. Forward of node i happens at time i, its backward at time 2 nodes - 1 - i. A tensor occupies memory from
+ * its first writer to its last reader; two tensors whose lifetimes do not meet may share the same bytes. */
 typedef struct lifetime {
     ddpm_tensor *tensor;
     int which, first, last; /* which: DDPM_DATA or DDPM_GRADIENT */
@@ -1760,8 +1771,8 @@ static float log_unit(float u)
     return fmaf((float)e, 0.69314718f, fmaf(square * f, p, fmaf(-0.5f, square, f)));
 }
 
-/* cos and sin of 2 pi u, u in [0,1): the nearest quarter turn is exact, the rest f in [-1/2,1/2] quarter turns goes through
- * near-minimax polynomials of sin(pi f/2)/f and (cos(pi f/2) - 1)/f^2, which err by less than 5e-9. */
+/* cos and sin of 2 pi u, u in [0,1): the nearest quarter turn is exact, the rest f in [-1/2,1/2] quarter turns goes
+ * through near-minimax polynomials of sin(pi f/2)/f and (cos(pi f/2) - 1)/f^2, which err by less than 5e-9. */
 static void cos_sin_turn(float u, float *cosine, float *sine)
 {
     float quarters = 4 * u;
@@ -2090,8 +2101,9 @@ ddpm_tensor *ddpm_input(ddpm_graph *g, const char *name, int c, int h, int w, in
     return x;
 }
 
-/* A node of `inputs` inputs with its output (N,c,h,w) and, if aux_c > 0, auxiliary output (N,aux_c,aux_h,aux_w). An input
- * that is NULL after an earlier failure makes this one fail too; a bias may be NULL by right: pass what is there. */
+/* A node of `inputs` inputs with its output (N,c,h,w) and, if aux_c > 0, auxiliary output (N,aux_c,aux_h,aux_w). An
+ * input that is NULL after an earlier failure makes this one fail too; a bias may be NULL by right: pass what is
+ * there. */
 static ddpm_node *new_node(ddpm_graph *g, ddpm_op op, int inputs, ddpm_tensor *const *in, int c, int h, int w)
 {
     if (g->result != DDPM_OK) return NULL;
@@ -2336,7 +2348,8 @@ static ddpm_result slice_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Pool over k x k windows: the largest (its gradient goes to the first that is largest; aux keeps its index) or the mean */
+/* ---- Pool -----------------------------------------------------------------------------------------------------------
+ * The largest of a k x k window (its gradient goes to the first that is largest: aux keeps the index) or the mean. */
 ddpm_tensor *ddpm_pool(ddpm_graph *g, ddpm_tensor *x, int kind, int kernel, int stride, int pad)
 {
     if (g->result != DDPM_OK || !x) return NULL;
@@ -2411,7 +2424,9 @@ static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- PixelUnshuffle and PixelShuffle: y[n, c f^2 + fy f + fx, i, j] = x[n, c, i f + fy, j f + fx], and back (Shi et al. 2016) */
+/* ---- PixelUnshuffle and PixelShuffle --------------------------------------------------------------------------------
+ * y[n, c f^2 + fy f + fx, i, j] = x[n, c, i f + fy, j f + fx], and back (Shi et al. 2016); each is the other's
+ * gradient. */
 static ddpm_tensor *new_shuffle(ddpm_graph *g, ddpm_op op, ddpm_tensor *x, int factor, int c, int h, int w)
 {
     ddpm_node *node = new_node(g, op, 1, &x, c, h, w);
@@ -2474,7 +2489,8 @@ static ddpm_result shuffle_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Dropout (Srivastava et al. 2014): y = x / (1 - p) with probability 1 - p, else 0. The mask is made again for backward. */
+/* ---- Dropout --------------------------------------------------------------------------------------------------------
+ * y = x / (1 - p) with probability 1 - p, else 0 (Srivastava et al. 2014). Backward makes the same mask again. */
 ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p)
 {
     if (g->result != DDPM_OK || !x || !g->training || p <= 0) return x;
@@ -2551,7 +2567,8 @@ static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- Fourier features of log t (Song et al. 2021; GaussianFourierProjection): e = [sin a, cos a], a[i] = log(t) w[i] 2 pi */
+/* ---- Fourier features of log t --------------------------------------------------------------------------------------
+ * e = [sin a, cos a],  a[i] = log(t) w[i] 2 pi      (Song et al. 2021; diffusers' GaussianFourierProjection) */
 ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight)
 {
     if (g->result != DDPM_OK || !t || !weight) return NULL;
@@ -2673,8 +2690,9 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     return DDPM_OK;
 }
 
-/* ---- Binary cross-entropy of probabilities, as a sum a picture (torch's BCELoss): y[n] = -sum t log p + (1 - t) log(1 - p)
- * logs at least -100;  dp = (p - t) / max(p (1 - p), 1e-12) */
+/* ---- Binary cross-entropy -------------------------------------------------------------------------------------------
+ * of probabilities, as a sum a picture (torch's BCELoss): y[n] = -sum t log p + (1 - t) log(1 - p), logs at least -100;
+ *  dp = (p - t) / max(p (1 - p), 1e-12) */
 ddpm_tensor *ddpm_bce(ddpm_graph *g, ddpm_tensor *p, ddpm_tensor *target)
 {
     if (g->result != DDPM_OK || !p || !target) return NULL;
@@ -2882,7 +2900,8 @@ static float linear_beta(const ddpm_schedule_config *config, int i)
     return i < steps / 2 ? fmaf(step, (float)i, start) : fmaf(-step, (float)(steps - 1 - i), end);
 }
 
-/* x' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z,  sigma = eta sqrt((1 - abar')/(1 - abar) (1 - abar/abar'))
+/* x' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z
+ * sigma = eta sqrt((1 - abar')/(1 - abar) (1 - abar/abar'))
  * (Song et al. 2021, eq. 12 and 16; DDIMScheduler.step with set_alpha_to_one, in float32 as there) */
 static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta)
 {

@@ -352,12 +352,12 @@ static ddpm_result info_file(const cli_context *context, const char *path)
 static ddpm_result info(const cli_context *context)
 {
     ddpm_model_config preset = ddpm_model_preset(set.path, 24);
+    if (preset.unet.levels > 0) /* before a directory of that name: ./lab means the directory */
+        return info_network(context, &preset, 0, 0);
     if (io_is_directory(set.path))
         return info_directory(context, set.path);
     if (io_is_file(set.path))
         return info_file(context, set.path);
-    if (preset.unet.levels > 0)
-        return info_network(context, &preset, 0, 0);
     return ddpm_fail(DDPM_ERR_FILE, "%s: there is no such file, directory or preset\n      hint: the presets are lab, small, tiny",
                      set.path);
 }

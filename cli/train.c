@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/plot.h"
 #include "io/file.h"
 #include "io/model.h"
 #include "lab/dataset.h"
@@ -71,6 +72,8 @@ typedef struct training {
     io_model_info info;
     ddpm_real *pictures, *labels; /* one batch */
     FILE *metrics;
+    float *loss; /* of every step, for the curve */
+    int losses, loss_room;
     cli_progress bar;
     double started;
     double best;              /* lowest average loss of an epoch so far */
@@ -84,6 +87,7 @@ static void close_training(training *t)
         fclose(t->metrics);
     free(t->pictures);
     free(t->labels);
+    free(t->loss);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     ddpm_schedule_free(&t->schedule);
@@ -357,6 +361,28 @@ static ddpm_result write_metrics(const training *t, int epoch, double lr, double
                               : DDPM_OK;
 }
 
+static ddpm_result keep_loss(training *t, double loss)
+{
+    if (t->losses == t->loss_room) {
+        int room = t->loss_room > 0 ? 2 * t->loss_room : 1024;
+        float *more = realloc(t->loss, (size_t)room * sizeof *more);
+        if (more == NULL)
+            return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
+        t->loss = more;
+        t->loss_room = room;
+    }
+    t->loss[t->losses++] = (float)loss;
+    return DDPM_OK;
+}
+
+static ddpm_result draw_curve(const training *t, int per_epoch)
+{
+    char *path = io_join(set.out, "loss.png");
+    ddpm_result result = path != NULL ? cli_plot_loss(path, t->loss, t->losses, per_epoch) : DDPM_ERR_MEMORY;
+    free(path);
+    return result;
+}
+
 static ddpm_result train_epoch(training *t, int epoch)
 {
     double lr = learning_rate(epoch), total = 0, begin = cli_seconds(), last = begin;
@@ -374,6 +400,8 @@ static ddpm_result train_epoch(training *t, int epoch)
         total += loss * got;
         pictures += got;
         result = write_metrics(t, epoch, lr, loss, got / (now - last));
+        if (result == DDPM_OK)
+            result = keep_loss(t, loss);
         last = now;
         cli_progress_show(&t->bar, epoch + (double)step / steps, "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", epoch,
                           set.epochs, (unsigned long long)t->trainer.step, lr, total / pictures, pictures / (now - begin));
@@ -385,7 +413,8 @@ static ddpm_result train_epoch(training *t, int epoch)
     double seconds = cli_seconds() - begin;
     cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", epoch, total / pictures, lr, pictures / seconds,
              cli_duration(seconds, duration));
-    return end_epoch(t, epoch, total / pictures);
+    result = draw_curve(t, steps);
+    return result == DDPM_OK ? end_epoch(t, epoch, total / pictures) : result;
 }
 
 /* ---- 7. The command ---------------------------------------------------------------------------------------------------- */
@@ -425,6 +454,6 @@ static int run(const cli_context *context)
 
 const cli_command cli_train = {
     "train", "DATA --out RUN [--model lab|small|tiny|CONFIG.json]", "trains a model on a data set's pictures and labels",
-    "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv and args.json.\n"
+    "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\nloss.png and args.json. "
     "The defaults are the lab's recipe.",
     options, run};

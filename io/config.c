@@ -42,13 +42,9 @@ typedef struct form { /* a kind of file */
     const field *fields; /* ended by a NULL name */
 } form;
 
-#define AT(member) offsetof(DOCUMENT, member)
-#define JSON(...)                                                                                                      \
-    .accepted = (const char *const[])                                                                                  \
-    {                                                                                                                  \
-        __VA_ARGS__, NULL                                                                                              \
-    }
 /* clang-format off */
+#define AT(member) offsetof(DOCUMENT, member)
+#define JSON(...) .accepted = (const char *const[]){__VA_ARGS__, NULL}
 #define NUMBER_ROW(member, type, from, to, bits) \
     {.name = #member, .kind = (type), .offset = AT(member), .low = (from), .high = (to), .flags = (bits)}
 #define INTEGER_ROW(member, from, to) NUMBER_ROW(member, INTEGER, from, to, 0)
@@ -62,7 +58,7 @@ typedef struct form { /* a kind of file */
 
 enum { MANY = 1 << 20 }; /* more than any count or size that makes sense; keeps products of two within 64 bits */
 
-/* A UNet2DModel. The lists come first, so that AT() sees the config's members by their own names. */
+/* A UNet2DModel. The config comes first in the document: offsets in it are offsets in the document. */
 #define DOCUMENT ddpm_unet_config
 typedef struct unet_document {
     ddpm_unet_config config;
@@ -80,11 +76,10 @@ static const field unet_fields[] = {
     REAL_ROW(freq_shift, -DBL_MAX, DBL_MAX),
     BOOLEAN_ROW(flip_sin_to_cos),
     {.name = "down_block_types", .kind = CHOICES, .offset = AT(down_block_types),
-     .count = offsetof(unet_document, downs),
-     JSON("\"DownBlock2D\"", "\"AttnDownBlock2D\"")},
+     .count = offsetof(unet_document, downs), JSON("\"DownBlock2D\"", "\"AttnDownBlock2D\"")},
     CHOICE_ROW(mid_block_type, "null", "\"UNetMidBlock2D\""),
-    {.name = "up_block_types", .kind = CHOICES, .offset = AT(up_block_types), .count = offsetof(unet_document, ups),
-     JSON("\"UpBlock2D\"", "\"AttnUpBlock2D\"")},
+    {.name = "up_block_types", .kind = CHOICES, .offset = AT(up_block_types),
+     .count = offsetof(unet_document, ups), JSON("\"UpBlock2D\"", "\"AttnUpBlock2D\"")},
     {.name = "block_out_channels", .kind = INTEGERS, .offset = AT(block_out_channels),
      .count = offsetof(unet_document, channels), .low = 1, .high = MANY},
     INTEGER_ROW(layers_per_block, 1, 1000),
@@ -414,7 +409,7 @@ static cJSON *real_value(double value)
 
 static cJSON *integer_value(const field *f, int value)
 {
-    return f->flags & NULLABLE && value < f->low ? cJSON_CreateNull() : cJSON_CreateNumber(value);
+    return f->flags & NULLABLE && value == f->low - 1 ? cJSON_CreateNull() : cJSON_CreateNumber(value);
 }
 
 static cJSON *choice_value(const field *f, int index)
@@ -484,8 +479,12 @@ static ddpm_result write_form(const char *path, const form *form, const void *do
 {
     cJSON *object = cJSON_CreateObject();
     int made = object != NULL;
-    for (const field *f = form->fields; made && f->name; f++)
-        if (!(f->flags & READ_ONLY)) made = cJSON_AddItemToObject(object, f->name, field_value(f, document));
+    for (const field *f = form->fields; made && f->name; f++) {
+        if (f->flags & READ_ONLY) continue;
+        cJSON *value = field_value(f, document);
+        made = cJSON_AddItemToObject(object, f->name, value);
+        if (!made) cJSON_Delete(value);
+    }
     char *text = made ? cJSON_Print(object) : NULL;
     cJSON_Delete(object);
     if (!text) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for its text\n      hint: close other programs", path);

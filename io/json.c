@@ -49,6 +49,7 @@ ddpm_result io_json_read(const char *path, cJSON **out)
 
 const char *io_json_text(const cJSON *value, char *out, size_t size)
 {
+    if (cJSON_PrintPreallocated((cJSON *)value, out, (int)size, 0)) return out; /* reads only; needs no memory */
     char *text = cJSON_PrintUnformatted(value);
     snprintf(out, size, "%s", text ? text : "?");
     if (text && strlen(text) >= size && size > 4) memcpy(out + size - 4, "...", 4);

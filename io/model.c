@@ -40,19 +40,21 @@ static const char *modern_name(const char *name, char *out, size_t size)
     return name;
 }
 
-/* Elements of the largest parameter: the room that one at a time needs. */
-static ddpm_real *room_for_one(const ddpm_model *model, const char *path)
+static ddpm_result no_memory(const char *path)
+{
+    ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for one of its tensors\n      hint: close other programs", path);
+    return DDPM_ERR_MEMORY;
+}
+
+/* Memory for the largest parameter, in which one at a time is converted; NULL if there is none. */
+static ddpm_real *room_for_one(const ddpm_model *model)
 {
     size_t largest = 1;
     for (int i = 0; i < model->params; i++) {
         size_t count = ddpm_elements(model->param[i], 1);
         if (count > largest) largest = count;
     }
-    ddpm_real *room = malloc(largest * sizeof *room);
-    if (!room)
-        ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for a tensor of %zu elements\n      hint: close other programs", path,
-                  largest);
-    return room;
+    return malloc(largest * sizeof(ddpm_real));
 }
 
 /* ---- 2. Weights in --------------------------------------------------------------------------------------------- */
@@ -174,8 +176,8 @@ ddpm_result io_weights_load(ddpm_model *model, unsigned arrays, io_part part, co
     ddpm_result result = io_safetensors_open(path, &file);
     if (result) return result;
     char *seen = calloc((size_t)model->params + 1, 1);
-    ddpm_real *room = seen ? room_for_one(model, path) : NULL;
-    if (!room) result = ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory to read it\n      hint: close other programs", path);
+    ddpm_real *room = room_for_one(model);
+    if (!seen || !room) result = no_memory(path);
     if (!result) result = load_present(model, arrays, part, &file, seen, room);
     if (!result) result = check_complete(model, part, path, seen);
     free(room);
@@ -254,10 +256,9 @@ ddpm_result io_weights_save(const ddpm_model *model, ddpm_array array, io_part p
                          io_dtype_name(dtype));
     io_tensor *tensor = NULL;
     int tensors = describe_part(model, part, dtype, &tensor);
-    weight_source source = {model, array, part, room_for_one(model, path), path};
+    weight_source source = {model, array, part, room_for_one(model), path};
     ddpm_result result = DDPM_OK;
-    if (tensors < 0 || !source.room)
-        result = ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory to write it\n      hint: close other programs", path);
+    if (tensors < 0 || !source.room) result = no_memory(path);
     if (!result) result = io_safetensors_stream(path, tensor, tensors, metadata, 1, next_tensor, &source);
     free(source.room);
     free(tensor);
@@ -355,6 +356,14 @@ static ddpm_result check_classes(const char *path, const ddpm_model_config *conf
     return DDPM_OK;
 }
 
+/* A picture's size, where nobody said one: the UNet's, before pixel_unshuffle. */
+static void set_default_size(const ddpm_model_config *config, io_model_info *info)
+{
+    if (info->height || info->width) return;
+    info->height = config->unet.sample_size[0] * config->pixel_unshuffle;
+    info->width = config->unet.sample_size[1] * config->pixel_unshuffle;
+}
+
 static ddpm_result read_layout(const char *path, const layout *files, ddpm_model_config *config,
                                ddpm_schedule_config *schedule, io_model_info *info)
 {
@@ -364,10 +373,7 @@ static ddpm_result read_layout(const char *path, const layout *files, ddpm_model
     if (!result && files->file[INDEX]) result = io_model_info_read(files->file[INDEX], info);
     if (result) return result;
     config->pixel_unshuffle = info->pixel_unshuffle;
-    if (!info->height && !info->width) { /* the UNet's size, of a picture that is not yet unshuffled */
-        info->height = config->unet.sample_size[0] * info->pixel_unshuffle;
-        info->width = config->unet.sample_size[1] * info->pixel_unshuffle;
-    }
+    set_default_size(config, info);
     return check_classes(path, config, info, DDPM_ERR_FORMAT);
 }
 
@@ -522,6 +528,7 @@ ddpm_result io_model_save(const char *directory, const ddpm_model *model, ddpm_a
 {
     io_model_info index = *info; /* class names stay the caller's */
     index.pixel_unshuffle = model->config.pixel_unshuffle;
+    set_default_size(&model->config, &index);
     ddpm_result result = check_classes(directory, &model->config, info, DDPM_ERR_ARGUMENT);
     if (!result && !model->array[array])
         result =

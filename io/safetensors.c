@@ -122,6 +122,12 @@ static int measure(const io_tensor *tensor, size_t *elements, size_t *bytes)
 
 /* ---- 3. The header, checked ------------------------------------------------------------------------------------ */
 
+static ddpm_result no_memory(const char *path)
+{
+    ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for its header\n      hint: close other programs", path);
+    return DDPM_ERR_MEMORY;
+}
+
 static ddpm_result bad_file(const io_safetensors *file, const char *what)
 {
     return ddpm_fail(DDPM_ERR_FORMAT,
@@ -180,6 +186,7 @@ static ddpm_result read_tensor(const io_safetensors *file, const cJSON *item, io
     int seen = 0;
     int64_t offset[2] = {0};
     tensor->name = item->string;
+    *where = (extent){0};
     if (!cJSON_IsObject(item)) return bad_tensor(file, tensor->name, "its entry in the header is not an object");
     for (const cJSON *field = item->child; field; field = field->next) {
         int which = !strcmp(field->string, "dtype")          ? DTYPE
@@ -261,9 +268,7 @@ static ddpm_result read_metadata(io_safetensors *file, const cJSON *object)
     if (!cJSON_IsObject(object) || file->metadata)
         return bad_file(file, "__metadata__ is not an object of texts, or there twice");
     file->metadata = calloc((size_t)cJSON_GetArraySize(object) + 1, sizeof *file->metadata);
-    if (!file->metadata)
-        return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for its metadata\n      hint: close other programs",
-                         file->path);
+    if (!file->metadata) return no_memory(file->path);
     for (const cJSON *item = object->child; item; item = item->next) {
         if (!cJSON_IsString(item)) return bad_file(file, "__metadata__ holds something that is not a text");
         file->metadata[file->pairs++] = (io_pair){item->string, item->valuestring};
@@ -277,9 +282,7 @@ static ddpm_result read_header(io_safetensors *file, const unsigned char *data, 
     file->tensor = calloc(room + 1, sizeof *file->tensor);
     extent *where = malloc((room + 1) * sizeof *where);
     ddpm_result result = DDPM_OK;
-    if (!file->tensor || !where)
-        result = ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %zu tensors\n      hint: close other programs",
-                           file->path, room);
+    if (!file->tensor || !where) result = no_memory(file->path);
     for (const cJSON *item = file->header->child; item && !result; item = item->next) {
         if (!strcmp(item->string, "__metadata__")) {
             result = read_metadata(file, item);
@@ -318,8 +321,7 @@ static ddpm_result parse(io_safetensors *file, const unsigned char *bytes, size_
     }
     const unsigned char *start = bytes + sizeof length;
     char *copy = malloc((size_t)length + 1);
-    if (!copy)
-        return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for its header\n      hint: close other programs", file->path);
+    if (!copy) return no_memory(file->path);
     memcpy(copy, start, (size_t)length);
     copy[length] = 0;
     file->header = io_json_parse(copy, (size_t)length, file->path);
@@ -333,8 +335,7 @@ static ddpm_result begin(io_safetensors *file, const char *path)
     *file = (io_safetensors){0};
     size_t size = strlen(path) + 1;
     file->path = malloc(size);
-    if (!file->path)
-        return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for its name\n      hint: close other programs", path);
+    if (!file->path) return no_memory(path);
     memcpy(file->path, path, size);
     return DDPM_OK;
 }
@@ -566,11 +567,8 @@ ddpm_result io_safetensors_stream(const char *path, const io_tensor *tensor, int
     io_writer writer = {0};
     char *text = NULL;
     placed *place = malloc(((size_t)tensors + 1) * sizeof *place);
-    ddpm_result result = place ? place_tensors(path, tensor, tensors, place) : DDPM_ERR_MEMORY;
-    if (!result && !(text = header_text(place, tensors, metadata, pairs))) result = DDPM_ERR_MEMORY;
-    if (result == DDPM_ERR_MEMORY)
-        ddpm_fail(result, "%s: no memory for the header of %d tensors\n      hint: close other programs", path,
-                  tensors);
+    ddpm_result result = place ? place_tensors(path, tensor, tensors, place) : no_memory(path);
+    if (!result && !(text = header_text(place, tensors, metadata, pairs))) result = no_memory(path);
     if (!result) result = io_writer_open(&writer, path);
     if (!result) result = put_header(&writer, path, text);
     if (!result) {

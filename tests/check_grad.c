@@ -443,7 +443,7 @@ static ddpm_model_config modulated_network(void)
     return c;
 }
 
-/* Three levels of plain blocks without a middle, a channel a group, an Embedding, pixel_unshuffle. */
+/* Three levels of plain blocks without a middle, an Embedding, pixel_unshuffle. */
 static ddpm_model_config plain_network(void)
 {
     ddpm_model_config c = small_network();
@@ -452,7 +452,8 @@ static ddpm_model_config plain_network(void)
     c.unet.in_channels = c.unet.out_channels = 4;
     c.pixel_unshuffle = 2;
     c.unet.sample_size[0] = 8;
-    c.unet.sample_size[1] = 4;
+    c.unet.sample_size[1] = 12;
+    c.unet.norm_num_groups = 2;
     for (int i = 0; i < 3; i++) {
         c.unet.block_out_channels[i] = i < 2 ? 4 : 8;
         c.unet.down_block_types[i] = c.unet.up_block_types[i] = DDPM_PLAIN_BLOCK;
@@ -655,7 +656,8 @@ static ddpm_result open_case(const grad_case *c, rig *r)
         TRY(ddpm_net_create(&r->net, r->model, 0, 0, CAPACITY, 1));
         r->g = r->net->graph;
         listed(r, r->net->sample, NORMAL);
-        listed(r, r->net->timestep, TIME);
+        int fourier = config.unet.time_embedding_type == DDPM_TIME_FOURIER; /* divides its output by t */
+        listed(r, r->net->timestep, fourier ? POSITIVE : TIME);
         listed(r, r->net->noise, NORMAL);
         if (r->net->labels) listed(r, r->net->labels, config.label.num_classes ? HOT : INDEX);
         return DDPM_OK;

@@ -69,8 +69,13 @@ const ddpm_backend *shadow_backend(void)
 {
     static const ddpm_row no_rows[DDPM_OP_COUNT];
     static const ddpm_backend shadow = {
-        .name = "shadow", .rows = no_rows, .alloc = shadow_alloc, .free = shadow_free, .zero = shadow_zero,
-        .upload = shadow_upload, .download = shadow_download,
+        .name = "shadow",
+        .rows = no_rows,
+        .alloc = shadow_alloc,
+        .free = shadow_free,
+        .zero = shadow_zero,
+        .upload = shadow_upload,
+        .download = shadow_download,
     };
     return &shadow;
 }

@@ -617,7 +617,8 @@ static void assert_same_unet(const ddpm_unet_config *a, const ddpm_unet_config *
 
 /* Every field away from its default. */
 static const char *const unusual_text =
-    "{\"_class_name\":\"UNet2DModel\",\"_name_or_path\":\"x\",\"sample_size\":[16,8],\"in_channels\":2,\"out_channels\":5,"
+    "{\"_class_name\":\"UNet2DModel\",\"_name_or_path\":\"x\",\"sample_size\":[16,8],\"in_channels\":2,"
+    "\"out_channels\":5,"
     "\"center_input_sample\":true,\"time_embedding_type\":\"fourier\",\"time_embedding_dim\":48,\"freq_shift\":0.3,"
     "\"flip_sin_to_cos\":false,\"down_block_types\":[\"AttnDownBlock2D\",\"DownBlock2D\"],"
     "\"up_block_types\":[\"UpBlock2D\",\"AttnUpBlock2D\"],\"block_out_channels\":[8,12],\"mid_block_type\":null,"

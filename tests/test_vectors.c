@@ -1,6 +1,7 @@
-/* tests/test_vectors.c - ddpm.c against PyTorch and diffusers: every operation, tiny networks that use every field of the
- * config, schedules, samplers, the optimiser, on every backend of the list below. tests/parity/make_vectors.py made the
- * vectors; it says how they are laid out and derives each operation's bound, which is stored beside its value.
+/* tests/test_vectors.c - ddpm.c against PyTorch and diffusers: every operation, tiny networks that use every field
+ * of the config, schedules, samplers, the optimiser, on every backend of the list below.
+ * tests/parity/make_vectors.py made the vectors; it says how they are laid out and derives each operation's bound,
+ * which is stored beside its value.
  *
  * Contents: 1 backends  2 operations  3 networks  4 schedules and samplers  5 the optimiser  6 main */
 #include <math.h>
@@ -21,9 +22,9 @@
 #include "tests/vectors.h"
 
 #define VECTORS "tests/vectors/"
-#define OK(call)                                                                                                         \
-    do {                                                                                                                 \
-        if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                             \
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                           \
     } while (0)
 
 /* ---- 1. Backends ---- */
@@ -56,8 +57,9 @@ static int close_device(void **state)
 }
 
 /* ---- 2. Operations ----
- * A builder for each operation: attributes in the order of the file's `attr`, tensors in that of x0, x1, ... `params` has a
- * bit for each input that is a parameter; the rest are inputs of the graph. Trained statistics are parameters too. */
+ * A builder for each operation: attributes in the order of the file's `attr`, tensors in that of x0, x1, ...
+ * `params` has a bit for each input that is a parameter; the rest are inputs of the graph. Trained statistics are
+ * parameters too. */
 
 typedef ddpm_tensor *build_fn(ddpm_graph *g, const double *a, ddpm_tensor **x);
 
@@ -175,23 +177,30 @@ static build_fn *const builder[] = {DDPM_OPS(BUILDER)};
 static void *device_memory(const ddpm_device *device, size_t bytes)
 {
     void *memory = NULL;
-    if (device->backend->alloc) OK(device->backend->alloc(device->state, bytes, &memory));
-    else memory = calloc(1, bytes);
+    if (device->backend->alloc)
+        OK(device->backend->alloc(device->state, bytes, &memory));
+    else
+        memory = calloc(1, bytes);
     assert_non_null(memory);
     return memory;
 }
 
 static void release_memory(const ddpm_device *device, void *memory)
 {
-    if (device->backend->free) device->backend->free(device->state, memory);
-    else free(memory);
+    if (device->backend->free)
+        device->backend->free(device->state, memory);
+    else
+        free(memory);
 }
 
 /* A parameter outside any model. */
-static void make_parameter(const ddpm_device *device, const io_tensor *file, int trainable, const float *value, ddpm_tensor *x)
+static void make_parameter(const ddpm_device *device, const io_tensor *file, int trainable, const float *value,
+                           ddpm_tensor *x)
 {
-    *x = (ddpm_tensor){.name = file->name, .dims = file->dims, .shape = {1, 1, 1, 1}, .param = 1, .trainable = trainable != 0};
-    for (int i = 0; i < file->dims; i++) x->shape[i] = (int)file->shape[i];
+    *x = (ddpm_tensor){
+        .name = file->name, .dims = file->dims, .shape = {1, 1, 1, 1}, .param = 1, .trainable = trainable != 0};
+    for (int i = 0; i < file->dims; i++)
+        x->shape[i] = (int)file->shape[i];
     x->data = device_memory(device, file->elements * sizeof(ddpm_real));
     x->grad = device_memory(device, file->elements * sizeof(ddpm_real));
     OK(ddpm_upload(device, x, DDPM_DATA, 0, value));
@@ -200,23 +209,25 @@ static void make_parameter(const ddpm_device *device, const io_tensor *file, int
 static double worst_of(vectors *v, const char *name, const char *key, const float *value, double widen)
 {
     const io_tensor *truth = vectors_find(v, "%s/%s", name, key), *bound = vectors_find(v, "%s/%s.bound", name, key);
-    double *limit = bound ? vectors_doubles(v, bound) : NULL;
-    for (size_t i = 0; limit && i < bound->elements; i++) limit[i] *= widen;
+    double *limit = bound ? vectors_doubles(v, "%s", bound->name) : NULL;
+    for (size_t i = 0; limit && i < bound->elements; i++)
+        limit[i] *= widen;
     size_t where;
-    double worst = vectors_worst(truth->elements, value, vectors_doubles(v, truth), limit, &where);
+    double worst = vectors_worst(truth->elements, value, vectors_doubles(v, "%s", truth->name), limit, &where);
     if (!(worst <= 1))
         fail_msg("%s: %s[%zu] is %.9g, torch has %.9g: %.3g times the bound", name, key, where, (double)value[where],
-                 vectors_doubles(v, truth)[where], worst);
+                 vectors_doubles(v, "%s", truth->name)[where], worst);
     return worst;
 }
 
-/* Which values fall is chance, so: each output is 0 or the truth, its gradient likewise at the same places, and the share that
- * fell lies within 5 standard deviations of p. What fell is then put back, for the comparison of the rest. */
+/* Which values fall is chance, so: each output is 0 or the truth, its gradient likewise at the same places, and the
+ * share that fell lies within 5 standard deviations of p. What fell is then put back, for the comparison of the
+ * rest. */
 static void put_dropped_back(vectors *v, const char *name, double p, const float *y, float *value)
 {
     const io_tensor *truth = vectors_find(v, "%s/y", name);
-    const double *full = vectors_doubles(v, truth);
-    const float *shown = vectors_floats(v, vectors_find(v, "%s/%s", name, value == y ? "y" : "d0"));
+    const double *full = vectors_doubles(v, "%s", truth->name);
+    const float *shown = vectors_floats(v, "%s/%s", name, value == y ? "y" : "d0");
     size_t fell = 0, count = truth->elements;
     for (size_t i = 0; i < count; i++) {
         if (y[i] != 0 || full[i] == 0) continue;
@@ -228,11 +239,12 @@ static void put_dropped_back(vectors *v, const char *name, double p, const float
         if (value[i] == 0) value[i] = shown[i];
 }
 
-/* One case: forward and twice backward for n pictures in a graph with room for n + 1. Returns the worst ratio to a bound. */
+/* One case: forward and twice backward for n pictures in a graph with room for n + 1. Returns the worst ratio to a
+ * bound. */
 static double run_case(vectors *v, const subject *s, const char *name)
 {
     enum { INPUTS = DDPM_MAX_INPUTS };
-    const double *attr = vectors_doubles(v, vectors_find(v, "%s/attr", name));
+    const double *attr = vectors_doubles(v, "%s/attr", name);
     const io_tensor *file[INPUTS];
     ddpm_tensor parameter[INPUTS], *x[INPUTS] = {NULL}, *y;
     int training = s->op != DDPM_OP_BATCH_NORM || attr[0] != 0, wanted = 0;
@@ -246,7 +258,7 @@ static double run_case(vectors *v, const subject *s, const char *name)
         int gradient = vectors_find(v, "%s/d%d", name, i) != NULL;
         wanted += gradient;
         if (params >> i & 1) {
-            make_parameter(&s->device, file[i], gradient, vectors_floats(v, file[i]), &parameter[i]);
+            make_parameter(&s->device, file[i], gradient, vectors_floats(v, "%s", file[i]->name), &parameter[i]);
             x[i] = &parameter[i];
         } else {
             x[i] = ddpm_input(g, file[i]->name, (int)shape[1], (int)shape[2], (int)shape[3], gradient);
@@ -256,21 +268,23 @@ static double run_case(vectors *v, const subject *s, const char *name)
     OK(ddpm_graph_plan(g, wanted ? y : NULL, &y, 1));
     OK(ddpm_graph_alloc(g));
     for (int i = 0; i < INPUTS; i++)
-        if (x[i] && !x[i]->param) OK(ddpm_upload(&s->device, x[i], DDPM_DATA, n, vectors_floats(v, file[i])));
+        if (x[i] && !x[i]->param)
+            OK(ddpm_upload(&s->device, x[i], DDPM_DATA, n, vectors_floats(v, "%s", file[i]->name)));
     OK(ddpm_graph_forward(g, n));
 
     const io_tensor *truth = vectors_find(v, "%s/y", name);
     assert_int_equal(truth->elements, ddpm_elements(y, n));
-    float *out = vectors_alloc(v, truth->elements * sizeof *out), *fallen = vectors_alloc(v, truth->elements * sizeof *out);
+    float *out = vectors_alloc(v, truth->elements * sizeof *out),
+          *fallen = vectors_alloc(v, truth->elements * sizeof *out);
     OK(ddpm_download(&s->device, y, DDPM_DATA, n, out));
     memcpy(fallen, out, truth->elements * sizeof *out);
     if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], out, out);
     double worst = worst_of(v, name, "y", out, 1);
 
-    /* The second time parameters' gradients double (each time within its bound, the second on top of a sum as large as the
-     * first: hence 3 times), and the inputs' come out the same. */
+    /* The second time parameters' gradients double (each time within its bound, the second on top of a sum as large
+     * as the first: hence 3 times), and the inputs' come out the same. */
     for (int round = 1; wanted && round <= 2; round++) {
-        OK(ddpm_graph_backward(g, vectors_floats(v, vectors_find(v, "%s/dy", name)), NULL, NULL));
+        OK(ddpm_graph_backward(g, vectors_floats(v, "%s/dy", name), NULL, NULL));
         for (int i = 0; i < INPUTS; i++) {
             char key[8];
             snprintf(key, sizeof key, "d%d", i);
@@ -279,7 +293,8 @@ static double run_case(vectors *v, const subject *s, const char *name)
             OK(ddpm_download(&s->device, x[i], DDPM_GRADIENT, n, gradient));
             if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], fallen, gradient);
             double twice = x[i]->param && round == 2 ? 2 : 1;
-            for (size_t k = 0; k < file[i]->elements; k++) gradient[k] /= (float)twice;
+            for (size_t k = 0; k < file[i]->elements; k++)
+                gradient[k] /= (float)twice;
             double ratio = worst_of(v, name, key, gradient, twice == 2 ? 1.5 : 1);
             worst = ratio > worst ? ratio : worst;
         }
@@ -338,20 +353,21 @@ static void test_no_stray_vectors(void **state)
         size_t length = strcspn(name, "/");
         int known = 0;
         for (int op = 0; op < DDPM_OP_COUNT; op++)
-            known |= strlen(ddpm_op_name((ddpm_op)op)) == length && !strncasecmp(name, ddpm_op_name((ddpm_op)op), length);
+            known |=
+                strlen(ddpm_op_name((ddpm_op)op)) == length && !strncasecmp(name, ddpm_op_name((ddpm_op)op), length);
         if (!known) fail_msg("%s is of no operation", name);
     }
     vectors_close(&v);
 }
 
 /* ---- 3. Networks ----
- * Bounds. A network is a chain of some tens of operations, each with errors of a few u = 2^-24 relative to the largest values
- * that meet in it, and neither GroupNorm nor the residual sums let them grow much: torch's own float32 is 3e-7 to 1.3e-6 of
- * the largest value from the float64 truth (the file's float32_prediction), for other summation orders than ours. A mistake in
- * any term is some 1e-2. So 8 times torch's distance plus 16 u (should torch's have been a lucky one) decides. Gradients are
- * compared as tensors, |g - r| <= tolerance max(|r|, 1e-2 |r_all| / sqrt(tensors)): the floor, a hundredth of a typical
- * tensor's norm, judges gradients that are zero but for rounding. tolerance: 8 times torch's own such distance, plus 256 u
- * (gradients of weights sum over all pixels). */
+ * Bounds. A network is a chain of some tens of operations, each with errors of a few u = 2^-24 relative to the
+ * largest values that meet in it, and neither GroupNorm nor the residual sums let them grow much: torch's own
+ * float32 is 3e-7 to 1.3e-6 of the largest value from the float64 truth (the file's float32_prediction), for other
+ * summation orders than ours. A mistake in any term is some 1e-2. So 8 times torch's distance plus 16 u (should
+ * torch's have been a lucky one) decides. Gradients are compared as tensors, |g - r| <= tolerance max(|r|, 1e-2
+ * |r_all| / sqrt(tensors)): the floor, a hundredth of a typical tensor's norm, judges gradients that are zero but
+ * for rounding. tolerance: 8 times torch's own such distance, plus 256 u (gradients of weights sum over all pixels). */
 
 enum { PICTURES = 3 };
 static const double unit = 0x1p-24;
@@ -363,26 +379,31 @@ static void make_model(vectors *v, const ddpm_device *device, unsigned arrays, d
     assert_non_null(text);
     OK(io_unet_config_parse(text, strlen(text), "the metadata of a vector file", &config.unet));
     if (label)
-        assert_int_equal(sscanf(label, "[%d, %d, %d]", &config.label.num_classes, &config.label.hidden_dim, &config.label.embedding_dim), 3);
+        assert_int_equal(sscanf(label, "[%d, %d, %d]", &config.label.num_classes, &config.label.hidden_dim,
+                                &config.label.embedding_dim),
+                         3);
     OK(ddpm_model_create(out, &config, device));
     OK(ddpm_model_alloc(*out, arrays));
     int weights = 0;
-    for (int i = 0; i < v->file.tensors; i++) weights += !strncmp(v->file.tensor[i].name, "weight.", 7);
+    for (int i = 0; i < v->file.tensors; i++)
+        weights += !strncmp(v->file.tensor[i].name, "weight.", 7);
     assert_int_equal(weights, (*out)->params);
     for (int i = 0; i < (*out)->params; i++) {
         const ddpm_tensor *param = (*out)->param[i];
         const io_tensor *file = vectors_find(v, "weight.%s", param->name);
         if (!file) fail_msg("diffusers has no parameter '%s'", param->name);
         assert_int_equal(file->dims, param->dims);
-        for (int k = 0; k < file->dims; k++) assert_int_equal(file->shape[k], param->shape[k]);
-        OK(ddpm_model_set(*out, DDPM_WEIGHT, param, vectors_floats(v, file)));
+        for (int k = 0; k < file->dims; k++)
+            assert_int_equal(file->shape[k], param->shape[k]);
+        OK(ddpm_model_set(*out, DDPM_WEIGHT, param, vectors_floats(v, "%s", file->name)));
     }
 }
 
 static double largest(size_t count, const double *x)
 {
     double result = 0;
-    for (size_t i = 0; i < count; i++) result = fabs(x[i]) > result ? fabs(x[i]) : result;
+    for (size_t i = 0; i < count; i++)
+        result = fabs(x[i]) > result ? fabs(x[i]) : result;
     return result;
 }
 
@@ -400,11 +421,13 @@ static double relative_error(size_t count, const float *value, const double *tru
 static double norm_of_difference(size_t count, const float *a, const double *b)
 {
     double sum = 0;
-    for (size_t i = 0; i < count; i++) sum += ((a ? (double)a[i] : 0) - b[i]) * ((a ? (double)a[i] : 0) - b[i]);
+    for (size_t i = 0; i < count; i++)
+        sum += ((a ? (double)a[i] : 0) - b[i]) * ((a ? (double)a[i] : 0) - b[i]);
     return sqrt(sum);
 }
 
-/* The worst |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)); *name: of which tensor. Frozen parameters have no gradient. */
+/* The worst |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)); *name: of which tensor. Frozen parameters have no
+ * gradient. */
 static double gradient_error(vectors *v, ddpm_model *model, const char **name)
 {
     double total = 0, worst = 0;
@@ -412,7 +435,7 @@ static double gradient_error(vectors *v, ddpm_model *model, const char **name)
     for (int i = 0; i < v->file.tensors; i++) {
         const io_tensor *file = &v->file.tensor[i];
         if (strncmp(file->name, "grad.", 5)) continue;
-        double norm = norm_of_difference(file->elements, NULL, vectors_doubles(v, file));
+        double norm = norm_of_difference(file->elements, NULL, vectors_doubles(v, "%s", file->name));
         total += norm * norm;
         tensors++;
     }
@@ -423,7 +446,7 @@ static double gradient_error(vectors *v, ddpm_model *model, const char **name)
         assert_true((file != NULL) == (param->trainable != 0));
         if (!file) continue;
         float *g = vectors_alloc(v, file->elements * sizeof *g);
-        const double *r = vectors_doubles(v, file);
+        const double *r = vectors_doubles(v, "%s", file->name);
         OK(ddpm_model_get(model, DDPM_GRAD, param, g));
         double norm = norm_of_difference(file->elements, NULL, r);
         double error = norm_of_difference(file->elements, g, r) / (norm > floor ? norm : floor);
@@ -444,9 +467,9 @@ static void test_network(void **state)
     const io_tensor *truth = vectors_find(&v, "prediction"), *labels = vectors_find(&v, "labels");
     if (!labels) labels = vectors_find(&v, "class_labels");
     assert_true((labels != NULL) == (ddpm_label_width(&model->config) > 0));
-    const float *sample = vectors_floats(&v, vectors_find(&v, "sample")), *t = vectors_floats(&v, vectors_find(&v, "timestep")),
-                *label = labels ? vectors_floats(&v, labels) : NULL, *target = vectors_floats(&v, vectors_find(&v, "target"));
-    const double *expected = vectors_doubles(&v, truth);
+    const float *sample = vectors_floats(&v, "sample"), *t = vectors_floats(&v, "timestep"),
+                *label = labels ? vectors_floats(&v, "%s", labels->name) : NULL, *target = vectors_floats(&v, "target");
+    const double *expected = vectors_doubles(&v, "%s", truth->name);
     int h = (int)truth->shape[2], w = (int)truth->shape[3];
     float *prediction = vectors_alloc(&v, truth->elements * sizeof *prediction);
     double limit = 8 * atof(vectors_metadata(&v, "float32_prediction")) + 16 * unit,
@@ -457,21 +480,25 @@ static void test_network(void **state)
     OK(ddpm_predict(net, PICTURES, sample, t, label, prediction));
     ddpm_net_free(net);
     double error = relative_error(truth->elements, prediction, expected);
-    if (!(error <= limit)) fail_msg("%s: prediction is %.3g of its largest value off, bound %.3g", s->name, error, limit);
+    if (!(error <= limit))
+        fail_msg("%s: prediction is %.3g of its largest value off, bound %.3g", s->name, error, limit);
 
     /* in a network for two pictures: micro-batches of two and one. Dropout would be chance. */
     model->config.unet.dropout = 0;
     OK(ddpm_net_create(&net, model, h, w, PICTURES - 1, 1));
-    double loss, expected_loss = *vectors_doubles(&v, vectors_find(&v, "loss"));
+    double loss, expected_loss = *vectors_doubles(&v, "loss");
     const char *name = "";
     memset(prediction, 0xFF, truth->elements * sizeof *prediction);
     OK(ddpm_loss_gradients(net, PICTURES, sample, t, label, target, prediction, &loss));
     double again = relative_error(truth->elements, prediction, expected), gradient = gradient_error(&v, model, &name);
-    if (!(again <= limit)) fail_msg("%s: prediction in training is %.3g of its largest value off, bound %.3g", s->name, again, limit);
-    if (!(fabs(loss - expected_loss) <= 2 * limit * expected_loss)) fail_msg("%s: loss %.9g, torch has %.9g", s->name, loss, expected_loss);
-    if (!(gradient <= gradient_limit)) fail_msg("%s: gradient of %s is %.3g off, bound %.3g", s->name, name, gradient, gradient_limit);
-    print_message("           prediction %.1e (bound %.1e), gradients %.1e (bound %.1e, worst %s)\n", error, limit, gradient,
-                  gradient_limit, name);
+    if (!(again <= limit))
+        fail_msg("%s: prediction in training is %.3g of its largest value off, bound %.3g", s->name, again, limit);
+    if (!(fabs(loss - expected_loss) <= 2 * limit * expected_loss))
+        fail_msg("%s: loss %.9g, torch has %.9g", s->name, loss, expected_loss);
+    if (!(gradient <= gradient_limit))
+        fail_msg("%s: gradient of %s is %.3g off, bound %.3g", s->name, name, gradient, gradient_limit);
+    print_message("           prediction %.1e (bound %.1e), gradients %.1e (bound %.1e, worst %s)\n", error, limit,
+                  gradient, gradient_limit, name);
     ddpm_net_free(net);
     ddpm_model_free(model);
     vectors_close(&v);
@@ -479,8 +506,8 @@ static void test_network(void **state)
 
 /* ---- 4. Schedules and samplers ---- */
 
-/* float32 to the bit: squaredcos_cap_v2 is computed in double and rounded; linear is torch.linspace in float32 (symmetric
- * halves, one fused multiply-add each); alpha_bar is a product kept in double, each value rounded. */
+/* float32 to the bit: squaredcos_cap_v2 is computed in double and rounded; linear is torch.linspace in float32
+ * (symmetric halves, one fused multiply-add each); alpha_bar is a product kept in double, each value rounded. */
 static void test_schedules(void **state)
 {
     (void)state;
@@ -495,40 +522,43 @@ static void test_schedules(void **state)
             config.num_train_timesteps = steps[i];
             ddpm_schedule s;
             OK(ddpm_schedule_create(&s, &config));
-            const float *beta = vectors_floats(&v, vectors_find(&v, "%s/%d/beta", kind[k], steps[i]));
-            const float *alpha_bar = vectors_floats(&v, vectors_find(&v, "%s/%d/alpha_bar", kind[k], steps[i]));
+            const float *beta = vectors_floats(&v, "%s/%d/beta", kind[k], steps[i]);
+            const float *alpha_bar = vectors_floats(&v, "%s/%d/alpha_bar", kind[k], steps[i]);
             for (int t = 0; t < steps[i]; t++)
                 if (s.beta[t] != beta[t] || s.alpha_bar[t] != alpha_bar[t])
-                    fail_msg("%s, T = %d, t = %d: beta %.9g, diffusers %.9g; alpha_bar %.9g, diffusers %.9g", kind[k], steps[i], t,
-                             (double)s.beta[t], (double)beta[t], (double)s.alpha_bar[t], (double)alpha_bar[t]);
+                    fail_msg("%s, T = %d, t = %d: beta %.9g, diffusers %.9g; alpha_bar %.9g, diffusers %.9g", kind[k],
+                             steps[i], t, (double)s.beta[t], (double)beta[t], (double)s.alpha_bar[t],
+                             (double)alpha_bar[t]);
             ddpm_schedule_free(&s);
         }
     vectors_close(&v);
 }
 
-/* One step of a sampler in double: x becomes x_{t-1}, image the estimate of x_0; mass adds up the absolute terms, each of
- * whose coefficients has been through at most 8 rounded operations. */
+/* One step of a sampler in double: x becomes x_{t-1}, image the estimate of x_0; mass adds up the absolute terms,
+ * each of whose coefficients has been through at most 8 rounded operations. */
 static void step_in_double(const ddpm_step_terms *c, double *x, double eps, double z, double *image, double *mass)
 {
-    double x0 = c->x0_sample * *x + c->x0_prediction * eps, mass0 = fabs(c->x0_sample * *x) + fabs(c->x0_prediction * eps);
+    double x0 = c->x0_sample * *x + c->x0_prediction * eps,
+           mass0 = fabs(c->x0_sample * *x) + fabs(c->x0_prediction * eps);
     *image = c->clamp > 0 ? fmin(fmax(x0, -c->clamp), c->clamp) : x0;
-    *mass = fabs(c->image) * fmin(mass0, c->clamp > 0 ? 2 * mass0 : mass0) + fabs(c->sample * *x) + fabs(c->prediction * eps) + fabs(c->noise * z);
+    *mass = fabs(c->image) * mass0 + fabs(c->sample * *x) + fabs(c->prediction * eps) + fabs(c->noise * z);
     *x = c->image * *image + c->sample * *x + c->prediction * eps + c->noise * z;
 }
 
-/* A sampler on stored predictions and noise: timesteps exactly; each step from diffusers' x_t, so that an error cannot hide
- * in or grow with the others. Coefficients are float32 in diffusers' order of operations: 8 u of the terms' absolute values. */
+/* A sampler on stored predictions and noise: timesteps exactly; each step from diffusers' x_t, so that an error
+ * cannot hide in or grow with the others. Coefficients are float32 in diffusers' order of operations: 8 u of the
+ * terms' absolute values. */
 static void test_trajectory(void **state)
 {
     const subject *subject = *state;
     const char *name = subject->name;
     vectors v;
     vectors_open(&v, VECTORS "sampling.safetensors");
-    const double *a = vectors_doubles(&v, vectors_find(&v, "%s/attr", name)); /* sampler, T, steps, linear?, eta, clip */
+    const double *a = vectors_doubles(&v, "%s/attr", name); /* sampler, T, steps, linear?, eta, clip */
     const io_tensor *start = vectors_find(&v, "%s/start", name);
-    const double *eps = vectors_doubles(&v, vectors_find(&v, "%s/prediction", name)), *z = vectors_doubles(&v, vectors_find(&v, "%s/noise", name)),
-                 *path = vectors_doubles(&v, vectors_find(&v, "%s/path", name)), *image = vectors_doubles(&v, vectors_find(&v, "%s/image", name)),
-                 *time = vectors_doubles(&v, vectors_find(&v, "%s/timestep", name)), *first = vectors_doubles(&v, start);
+    const double *eps = vectors_doubles(&v, "%s/prediction", name), *z = vectors_doubles(&v, "%s/noise", name),
+                 *path = vectors_doubles(&v, "%s/path", name), *image = vectors_doubles(&v, "%s/image", name),
+                 *time = vectors_doubles(&v, "%s/timestep", name), *first = vectors_doubles(&v, "%s", start->name);
     ddpm_sampler sampler = a[0] != 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
     ddpm_schedule_config config = ddpm_schedule_default();
     config.num_train_timesteps = (int)a[1];
@@ -546,12 +576,13 @@ static void test_trajectory(void **state)
         ddpm_step_terms terms = ddpm_step_coefficients(&s, sampler, t[k], t[k] - (int)a[1] / steps, a[4]);
         for (size_t i = 0; i < count; i++) {
             size_t at = (size_t)k * count + i;
-            double x = k ? path[at - count] : first[i], x0, mass, mass0 = fabs(terms.x0_sample * x) + fabs(terms.x0_prediction * eps[at]);
+            double x = k ? path[at - count] : first[i], x0, mass,
+                   mass0 = fabs(terms.x0_sample * x) + fabs(terms.x0_prediction * eps[at]);
             step_in_double(&terms, &x, eps[at], z[at], &x0, &mass);
             double e = fabs(x - path[at]) / (8 * unit * mass), e0 = fabs(x0 - image[at]) / (8 * unit * mass0);
             if (!(e <= 1) || !(e0 <= 1))
-                fail_msg("%s, step %d (t = %d), element %zu: x %.9g, diffusers %.9g; x_0 %.9g, diffusers %.9g", name, k, t[k], i, x,
-                         path[at], x0, image[at]);
+                fail_msg("%s, step %d (t = %d), element %zu: x %.9g, diffusers %.9g; x_0 %.9g, diffusers %.9g", name, k,
+                         t[k], i, x, path[at], x0, image[at]);
             worst = fmax(worst, fmax(e, e0));
         }
     }
@@ -566,15 +597,16 @@ typedef struct drawing {
     const char *name;
     const ddpm_schedule *schedule;
     ddpm_sampler sampler;
-    size_t count;            /* elements of x */
-    const double *path;      /* NULL: only the arithmetic of each step is checked */
-    const double *distance;  /* torch's own float32 from the path, by step */
+    size_t count;           /* elements of x */
+    const double *path;     /* NULL: only the arithmetic of each step is checked */
+    const double *distance; /* torch's own float32 from the path, by step */
     float *x, *prediction, *noise, *image;
     double worst;
 } drawing;
 
-/* DDIM has no noise of its own: x_T is put in, and the whole path must be diffusers'. Errors grow from step to step by what the
- * network makes of them, for torch as for us: 8 times torch's own float32 distance at that step, plus 64 u. */
+/* DDIM has no noise of its own: x_T is put in, and the whole path must be diffusers'. Errors grow from step to step
+ * by what the network makes of them, for torch as for us: 8 times torch's own float32 distance at that step, plus 64
+ * u. */
 static ddpm_result compare_path(void *user, ddpm_net *net, int done, int steps)
 {
     drawing *d = user;
@@ -582,14 +614,15 @@ static ddpm_result compare_path(void *user, ddpm_net *net, int done, int steps)
     if (!done) return ddpm_upload(net->model->device, net->sample, DDPM_DATA, PICTURES, d->x);
     OK(ddpm_download(net->model->device, net->sample, DDPM_DATA, PICTURES, d->x));
     const double *expected = d->path + (size_t)(done - 1) * d->count;
-    double error = relative_error(d->count, d->x, expected) * largest(d->count, expected), limit = 8 * d->distance[done - 1] + 64 * unit;
+    double error = relative_error(d->count, d->x, expected) * largest(d->count, expected),
+           limit = 8 * d->distance[done - 1] + 64 * unit;
     if (!(error <= limit)) fail_msg("%s, after step %d: x is %.3g off, bound %.3g", d->name, done, error, limit);
     d->worst = fmax(d->worst, error / limit);
     return DDPM_OK;
 }
 
-/* DDPM draws its own noise: x_{t-1} must follow from x_t, the prediction and that noise, with a float's rounding of each
- * coefficient, product and sum: gamma(16) of the absolute terms. */
+/* DDPM draws its own noise: x_{t-1} must follow from x_t, the prediction and that noise, with a float's rounding of
+ * each coefficient, product and sum: gamma(16) of the absolute terms. */
 static ddpm_result compare_step(void *user, ddpm_net *net, int done, int steps)
 {
     drawing *d = user;
@@ -627,11 +660,15 @@ static void test_drawing(void **state)
     ddpm_net *net;
     OK(ddpm_schedule_create(&schedule, NULL));
     OK(ddpm_net_create(&net, model, 8, 8, PICTURES + 1, 0));
-    const float *labels = vectors_floats(&sampling, vectors_find(&sampling, "network/labels"));
+    const float *labels = vectors_floats(&sampling, "network/labels");
     const io_tensor *start = vectors_find(&sampling, "network/%s/start", s->name);
-    drawing d = {.v = &sampling, .name = s->name, .schedule = &schedule, .count = start->elements, .x = vectors_floats(&sampling, start)};
-    d.path = vectors_doubles(&sampling, vectors_find(&sampling, "network/%s/path", s->name));
-    d.distance = vectors_doubles(&sampling, vectors_find(&sampling, "network/%s/float32", s->name));
+    drawing d = {.v = &sampling,
+                 .name = s->name,
+                 .schedule = &schedule,
+                 .count = start->elements,
+                 .x = vectors_floats(&sampling, "%s", start->name)};
+    d.path = vectors_doubles(&sampling, "network/%s/path", s->name);
+    d.distance = vectors_doubles(&sampling, "network/%s/float32", s->name);
     d.prediction = vectors_alloc(&sampling, d.count * sizeof(float));
     d.noise = vectors_alloc(&sampling, d.count * sizeof(float));
     d.image = vectors_alloc(&sampling, d.count * sizeof(float));
@@ -643,13 +680,15 @@ static void test_drawing(void **state)
         OK(ddpm_sample(net, &schedule, &config, labels, PICTURES, d.image, compare_path, &d));
         assert_memory_equal(d.image, d.x, d.count * sizeof(float));
     } else {
-        /* diffusers' path on its stored noise, by ddpm_predict and the coefficients; then the core's own loop on its own noise */
-        const double *z = vectors_doubles(&sampling, vectors_find(&sampling, "network/ddpm/noise"));
+        /* diffusers' path on its stored noise, by ddpm_predict and the coefficients; then the core's own loop on its
+         * own noise */
+        const double *z = vectors_doubles(&sampling, "network/ddpm/noise");
         int t[64];
         OK(ddpm_timesteps(&schedule, steps, t));
         for (int k = 0; k < steps; k++) {
             float time[PICTURES] = {(float)t[k], (float)t[k], (float)t[k]};
-            ddpm_step_terms terms = ddpm_step_coefficients(&schedule, DDPM_SAMPLER_DDPM, t[k], k + 1 < steps ? t[k + 1] : -1, 0);
+            ddpm_step_terms terms =
+                ddpm_step_coefficients(&schedule, DDPM_SAMPLER_DDPM, t[k], k + 1 < steps ? t[k + 1] : -1, 0);
             OK(ddpm_predict(net, PICTURES, d.x, time, labels, d.prediction));
             for (size_t i = 0; i < d.count; i++) {
                 double x = (double)d.x[i], x0, mass;
@@ -657,7 +696,8 @@ static void test_drawing(void **state)
                 d.x[i] = (float)x;
             }
             const double *expected = d.path + (size_t)k * d.count;
-            double error = relative_error(d.count, d.x, expected) * largest(d.count, expected), limit = 8 * d.distance[k] + 64 * unit;
+            double error = relative_error(d.count, d.x, expected) * largest(d.count, expected),
+                   limit = 8 * d.distance[k] + 64 * unit;
             if (!(error <= limit)) fail_msg("ddpm, after step %d: x is %.3g off, bound %.3g", k + 1, error, limit);
             d.worst = fmax(d.worst, error / limit);
         }
@@ -688,13 +728,14 @@ static void test_add_noise(void **state)
     OK(ddpm_net_create(&net, model, 8, 8, N + 1, 1));
     OK(ddpm_graph_alloc(net->graph));
     const io_tensor *truth = vectors_find(&v, "add_noise/sample");
-    const float *image = vectors_floats(&v, vectors_find(&v, "add_noise/image")), *noise = vectors_floats(&v, vectors_find(&v, "add_noise/noise")),
-                *time = vectors_floats(&v, vectors_find(&v, "add_noise/timestep"));
+    const float *image = vectors_floats(&v, "add_noise/image"), *noise = vectors_floats(&v, "add_noise/noise"),
+                *time = vectors_floats(&v, "add_noise/timestep");
     size_t count = truth->elements, where;
     int t[N];
     float *x = vectors_alloc(&v, count * sizeof *x), real[N];
     double *bound = vectors_alloc(&v, count * sizeof *bound);
-    for (int i = 0; i < N; i++) t[i] = (int)time[i];
+    for (int i = 0; i < N; i++)
+        t[i] = (int)time[i];
     for (size_t i = 0; i < count; i++) {
         double a = (double)schedule.alpha_bar[t[i / (count / N)]];
         bound[i] = 4 * unit * (fabs(sqrt(a) * (double)image[i]) + fabs(sqrt(1 - a) * (double)noise[i]));
@@ -704,7 +745,7 @@ static void test_add_noise(void **state)
     OK(ddpm_add_noise(net, &schedule, t, N));
     OK(ddpm_download(&s->device, net->sample, DDPM_DATA, N, x));
     OK(ddpm_download(&s->device, net->timestep, DDPM_DATA, N, real));
-    assert_true(vectors_worst(count, x, vectors_doubles(&v, truth), bound, &where) <= 1);
+    assert_true(vectors_worst(count, x, vectors_doubles(&v, "%s", truth->name), bound, &where) <= 1);
     assert_memory_equal(real, time, sizeof real);
     ddpm_net_free(net);
     ddpm_model_free(model);
@@ -715,43 +756,44 @@ static void test_add_noise(void **state)
 
 /* ---- 5. The optimiser ---- */
 
-static ddpm_step optimiser_step(const double *a, int k) /* a: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay */
+/* Step k, counted from 1; a: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay. */
+static ddpm_step optimiser_step(const double *a, int k)
 {
-    return (ddpm_step){.lr = a[0], .beta1 = a[1], .beta2 = a[2], .eps = a[3], .correction1 = 1 - pow(a[1], k),
-                       .correction2 = 1 - pow(a[2], k), .weight_decay = a[4], .max_grad_norm = a[5],
+    return (ddpm_step){.lr = a[0],
+                       .beta1 = a[1],
+                       .beta2 = a[2],
+                       .eps = a[3],
+                       .correction1 = 1 - pow(a[1], k),
+                       .correction2 = 1 - pow(a[2], k),
+                       .weight_decay = a[4],
+                       .max_grad_norm = a[5],
                        .ema_decay = ddpm_ema_decay((uint64_t)k, a[6])};
 }
 
-/* The 97 values of the vectors are spread over the parameters of a whole model, one every `stride` elements; the rest are 0. */
-static void set_spread(ddpm_model *model, ddpm_array array, size_t stride, size_t count, const float *value)
-{
-    for (size_t i = 0; i < count; i++)
-        for (int p = 0; p < model->params; p++) {
-            const ddpm_tensor *x = model->param[p];
-            size_t at = i * stride, elements = ddpm_elements(x, 0);
-            if (at < x->offset || at >= x->offset + elements) continue;
-            ddpm_real *part = malloc(elements * sizeof *part);
-            assert_non_null(part);
-            OK(ddpm_model_get(model, array, x, part));
-            part[at - x->offset] = value[i];
-            OK(ddpm_model_set(model, array, x, part));
-            free(part);
-        }
-}
+/* The vectors' values are spread over the parameters of a whole model, one every STRIDE elements of an array; the
+ * rest are left as they are. Parameters start at multiples of 16 elements, so a multiple of 16 never falls between
+ * two of them. */
+enum { STRIDE = 48 };
 
-static void get_spread(ddpm_model *model, ddpm_array array, size_t stride, size_t count, float *value)
+/* Writes the values there (set = 1), or reads them. */
+static void spread(ddpm_model *model, ddpm_array array, int set, size_t count, float *value)
 {
-    for (size_t i = 0; i < count; i++)
-        for (int p = 0; p < model->params; p++) {
-            const ddpm_tensor *x = model->param[p];
-            size_t at = i * stride, elements = ddpm_elements(x, 0);
-            if (at < x->offset || at >= x->offset + elements) continue;
-            ddpm_real *part = malloc(elements * sizeof *part);
-            assert_non_null(part);
-            OK(ddpm_model_get(model, array, x, part));
-            value[i] = part[at - x->offset];
-            free(part);
+    for (int p = 0; p < model->params; p++) {
+        const ddpm_tensor *x = model->param[p];
+        size_t elements = ddpm_elements(x, 0), first = (x->offset + STRIDE - 1) / STRIDE;
+        ddpm_real *part = malloc(elements * sizeof *part);
+        assert_non_null(part);
+        OK(ddpm_model_get(model, array, x, part));
+        for (size_t i = first; i < count && i * STRIDE < x->offset + elements; i++) {
+            float *at = &part[i * STRIDE - x->offset];
+            if (set)
+                *at = value[i];
+            else
+                value[i] = *at;
         }
+        OK(ddpm_model_set(model, array, x, part));
+        free(part);
+    }
 }
 
 static void test_optimiser(void **state)
@@ -760,36 +802,36 @@ static void test_optimiser(void **state)
         ddpm_array array;
         const char *key;
     } result[] = {{DDPM_WEIGHT, "weight"}, {DDPM_MOMENT1, "moment1"}, {DDPM_MOMENT2, "moment2"}, {DDPM_EMA, "ema"}};
-    enum { STRIDE = 48 }; /* 3 times the 16 elements that parameters are aligned to: never in the gap before the next one */
     const subject *s = *state;
     vectors v, weights;
     vectors_open(&weights, VECTORS "unet_lab.safetensors");
     vectors_open(&v, VECTORS "optimiser.safetensors");
     ddpm_model *model;
     make_model(&weights, &s->device, DDPM_FOR_TRAINING, &model);
-    const double *a = vectors_doubles(&v, vectors_find(&v, "%s/attr", s->name)), *norm = vectors_doubles(&v, vectors_find(&v, "%s/norm", s->name));
+    const double *a = vectors_doubles(&v, "%s/attr", s->name), *norm = vectors_doubles(&v, "%s/norm", s->name);
     const io_tensor *gradients = vectors_find(&v, "%s/gradient", s->name);
-    const float *gradient = vectors_floats(&v, gradients), *start = vectors_floats(&v, vectors_find(&v, "%s/start", s->name));
+    float *gradient = vectors_floats(&v, "%s", gradients->name), *start = vectors_floats(&v, "%s/start", s->name);
     size_t steps = (size_t)gradients->shape[0], count = (size_t)gradients->shape[1];
-    assert_true((count - 1) * STRIDE < model->elements);
-    set_spread(model, DDPM_WEIGHT, STRIDE, count, start);
-    set_spread(model, DDPM_EMA, STRIDE, count, start);
+    assert_true(count <= 128 && (count - 1) * STRIDE < model->elements);
+    spread(model, DDPM_WEIGHT, 1, count, start);
+    spread(model, DDPM_EMA, 1, count, start);
     double worst = 0;
     for (size_t k = 0; k < steps; k++) {
-        set_spread(model, DDPM_GRAD, STRIDE, count, gradient + k * count);
+        spread(model, DDPM_GRAD, 1, count, gradient + k * count);
         ddpm_step step = optimiser_step(a, (int)k + 1);
         OK(s->device.backend->update(model, &step));
-        assert_true(fabs(step.grad_norm - norm[k]) <= 128 * unit * norm[k]); /* gamma(97 + 2), were it summed in float */
+        assert_true(fabs(step.grad_norm - norm[k]) <=
+                    128 * unit * norm[k]); /* gamma(97 + 2), were it summed in float */
         for (size_t r = 0; r < sizeof result / sizeof *result; r++) {
-            float value[128];
+            float value[128] = {0};
             size_t where;
-            const double *truth = vectors_doubles(&v, vectors_find(&v, "%s/%s", s->name, result[r].key)) + k * count;
-            const double *bound = vectors_doubles(&v, vectors_find(&v, "%s/%s.bound", s->name, result[r].key)) + k * count;
-            get_spread(model, result[r].array, STRIDE, count, value);
+            const double *truth = vectors_doubles(&v, "%s/%s", s->name, result[r].key) + k * count;
+            const double *bound = vectors_doubles(&v, "%s/%s.bound", s->name, result[r].key) + k * count;
+            spread(model, result[r].array, 0, count, value);
             double ratio = vectors_worst(count, value, truth, bound, &where);
             if (!(ratio <= 1))
-                fail_msg("%s, step %zu: %s[%zu] is %.9g, torch has %.9g: %.3g times the bound", s->name, k + 1, result[r].key, where,
-                         (double)value[where], truth[where], ratio);
+                fail_msg("%s, step %zu: %s[%zu] is %.9g, torch has %.9g: %.3g times the bound", s->name, k + 1,
+                         result[r].key, where, (double)value[where], truth[where], ratio);
             worst = fmax(worst, ratio);
         }
     }
@@ -807,7 +849,8 @@ static void test_rates(void **state)
     vectors v;
     vectors_open(&v, VECTORS "optimiser.safetensors");
     const io_tensor *decays = vectors_find(&v, "ema/decay"), *rates = vectors_find(&v, "multistep/lr");
-    const double *step = vectors_doubles(&v, vectors_find(&v, "ema/step")), *decay = vectors_doubles(&v, decays), *lr = vectors_doubles(&v, rates);
+    const double *step = vectors_doubles(&v, "ema/step"), *decay = vectors_doubles(&v, "%s", decays->name),
+                 *lr = vectors_doubles(&v, "%s", rates->name);
     for (size_t i = 0; i < decays->elements; i++)
         assert_true(fabs(ddpm_ema_decay((uint64_t)step[i], 0.9999) - decay[i]) <= 0x1p-49 * decay[i]);
     for (size_t i = 0; i < rates->elements; i++)
@@ -815,9 +858,9 @@ static void test_rates(void **state)
     vectors_close(&v);
 }
 
-/* Five steps of the network 'lab': losses, gradient norms, and some parameters and their averages at the end, within 16 times
- * torch's own float32 distance plus 32 u of the value. (Parameters whose gradient is zero but for rounding, such as to_k.bias,
- * are not among them: Adam turns the sign of that rounding into steps of lr, in torch as here.) */
+/* Five steps of the network 'lab': losses, gradient norms, and some parameters and their averages at the end, within
+ * 16 times torch's own float32 distance plus 32 u of the value. (Parameters whose gradient is zero but for rounding,
+ * such as to_k.bias, are not among them: Adam turns the sign of that rounding into steps of lr, in torch as here.) */
 static void test_training(void **state)
 {
     const subject *s = *state;
@@ -827,23 +870,28 @@ static void test_training(void **state)
     ddpm_model *model;
     make_model(&weights, &s->device, DDPM_FOR_TRAINING, &model);
     for (int p = 0; p < model->params; p++)
-        OK(ddpm_model_set(model, DDPM_EMA, model->param[p], vectors_floats(&weights, vectors_find(&weights, "weight.%s", model->param[p]->name))));
+        OK(ddpm_model_set(model, DDPM_EMA, model->param[p],
+                          vectors_floats(&weights, "weight.%s", model->param[p]->name)));
     ddpm_net *net;
     OK(ddpm_net_create(&net, model, 8, 8, PICTURES, 1));
     const io_tensor *samples = vectors_find(&v, "training/sample"), *label_sets = vectors_find(&v, "training/labels");
-    const float *sample = vectors_floats(&v, samples), *noise = vectors_floats(&v, vectors_find(&v, "training/noise")),
-                *labels = vectors_floats(&v, label_sets), *t = vectors_floats(&v, vectors_find(&v, "training/timestep"));
-    const double *loss = vectors_doubles(&v, vectors_find(&v, "training/loss")), *norm = vectors_doubles(&v, vectors_find(&v, "training/norm")),
-                 *loss32 = vectors_doubles(&v, vectors_find(&v, "training/loss.float32")), *norm32 = vectors_doubles(&v, vectors_find(&v, "training/norm.float32"));
+    const float *sample = vectors_floats(&v, "%s", samples->name), *noise = vectors_floats(&v, "training/noise"),
+                *labels = vectors_floats(&v, "%s", label_sets->name), *t = vectors_floats(&v, "training/timestep");
+    const double *loss = vectors_doubles(&v, "training/loss"), *norm = vectors_doubles(&v, "training/norm"),
+                 *loss32 = vectors_doubles(&v, "training/loss.float32"),
+                 *norm32 = vectors_doubles(&v, "training/norm.float32");
     const double adam[] = {1e-3, 0.9, 0.999, 1e-8, 0, 1, 0.9999};
     size_t steps = (size_t)samples->shape[0], batch = samples->elements / steps, width = label_sets->elements / steps;
     for (size_t k = 0; k < steps; k++) {
         double ours;
-        OK(ddpm_loss_gradients(net, PICTURES, sample + k * batch, t + k * PICTURES, labels + k * width, noise + k * batch, NULL, &ours));
+        OK(ddpm_loss_gradients(net, PICTURES, sample + k * batch, t + k * PICTURES, labels + k * width,
+                               noise + k * batch, NULL, &ours));
         ddpm_step step = optimiser_step(adam, (int)k + 1);
         OK(s->device.backend->update(model, &step));
-        if (!(fabs(ours - loss[k]) <= 16 * loss32[k] + 32 * unit * loss[k]) || !(fabs(step.grad_norm - norm[k]) <= 16 * norm32[k] + 32 * unit * norm[k]))
-            fail_msg("step %zu: loss %.9g, torch %.9g; gradient norm %.9g, torch %.9g", k + 1, ours, loss[k], step.grad_norm, norm[k]);
+        if (!(fabs(ours - loss[k]) <= 16 * loss32[k] + 32 * unit * loss[k]) ||
+            !(fabs(step.grad_norm - norm[k]) <= 16 * norm32[k] + 32 * unit * norm[k]))
+            fail_msg("step %zu: loss %.9g, torch %.9g; gradient norm %.9g, torch %.9g", k + 1, ours, loss[k],
+                     step.grad_norm, norm[k]);
     }
     double worst = 0;
     int compared = 0;
@@ -854,18 +902,19 @@ static void test_training(void **state)
         } result[] = {{DDPM_WEIGHT, "weight"}, {DDPM_EMA, "ema"}};
         const ddpm_tensor *x = model->param[p];
         if (!vectors_find(&v, "training/weight.%s", x->name)) continue;
-        const double *distance = vectors_doubles(&v, vectors_find(&v, "training/float32.%s", x->name)); /* largest, root mean square */
+        const double *distance = vectors_doubles(&v, "training/float32.%s", x->name); /* largest, root mean square */
         size_t count = ddpm_elements(x, 0), where;
         float *value = vectors_alloc(&v, count * sizeof *value);
         double *bound = vectors_alloc(&v, count * sizeof *bound);
         for (int r = 0; r < 2; r++) {
-            const double *truth = vectors_doubles(&v, vectors_find(&v, "training/%s.%s", result[r].key, x->name));
-            for (size_t i = 0; i < count; i++) bound[i] = 16 * distance[0] + 32 * unit * fabs(truth[i]);
+            const double *truth = vectors_doubles(&v, "training/%s.%s", result[r].key, x->name);
+            for (size_t i = 0; i < count; i++)
+                bound[i] = 16 * distance[0] + 32 * unit * fabs(truth[i]);
             OK(ddpm_model_get(model, result[r].array, x, value));
             double ratio = vectors_worst(count, value, truth, bound, &where);
             if (!(ratio <= 1))
-                fail_msg("%s of %s[%zu] after %zu steps: %.9g, torch has %.9g", result[r].key, x->name, where, steps, (double)value[where],
-                         truth[where]);
+                fail_msg("%s of %s[%zu] after %zu steps: %.9g, torch has %.9g", result[r].key, x->name, where, steps,
+                         (double)value[where], truth[where]);
             worst = fmax(worst, ratio);
         }
         compared++;
@@ -878,8 +927,8 @@ static void test_training(void **state)
     vectors_close(&weights);
 }
 
-/* What a backend with memory of its own leaves out, the reference does on copies: three training steps of 5 pictures in micro-
- * batches of 3 and 2, and a drawing from their average, give the same bits as the reference's own. */
+/* What a backend with memory of its own leaves out, the reference does on copies: three training steps of 5 pictures
+ * in micro- batches of 3 and 2, and a drawing from their average, give the same bits as the reference's own. */
 static void train_and_draw(const ddpm_device *device, float *weights, float *averages, float *pictures)
 {
     enum { CAPACITY = 3, BATCH = 5 };
@@ -894,10 +943,11 @@ static void train_and_draw(const ddpm_device *device, float *weights, float *ave
     OK(ddpm_schedule_create(&schedule, NULL));
     OK(ddpm_net_create(&net, model, 8, 8, CAPACITY, 1));
     OK(ddpm_trainer_init(&trainer, net, &schedule, NULL));
-    const float *image = vectors_floats(&training, vectors_find(&training, "training/noise")),
-                *labels = vectors_floats(&training, vectors_find(&training, "training/labels"));
+    const float *image = vectors_floats(&training, "training/noise"),
+                *labels = vectors_floats(&training, "training/labels");
     double loss;
-    for (int k = 0; k < 3; k++) OK(ddpm_train_step(&trainer, image, labels, BATCH, 1e-3, &loss));
+    for (int k = 0; k < 3; k++)
+        OK(ddpm_train_step(&trainer, image, labels, BATCH, 1e-3, &loss));
     size_t at = 0;
     for (int p = 0; p < model->params; at += ddpm_elements(model->param[p++], 0)) {
         OK(ddpm_model_get(model, DDPM_WEIGHT, model->param[p], weights + at));
@@ -931,9 +981,20 @@ static void test_fallbacks(void **state)
 
 /* ---- 6. main ---- */
 
-static const char *const networks[] = {"lab", "plain", "fourier", "padding0", "resnet_resample", "scale_shift", "scale_shift_groups",
-                                       "embedding", "narrow_heads", "fourier_timestep", "one_level", "downsample_resnet"};
-static const char *const trajectories[] = {"ddpm_10", "ddpm_1000_20", "ddpm_1000_7", "ddim_1000_20", "ddim_500_9_half", "ddim_1000_10_one"};
+static const char *const networks[] = {"lab",
+                                       "plain",
+                                       "fourier",
+                                       "padding0",
+                                       "resnet_resample",
+                                       "scale_shift",
+                                       "scale_shift_groups",
+                                       "embedding",
+                                       "narrow_heads",
+                                       "fourier_timestep",
+                                       "one_level",
+                                       "downsample_resnet"};
+static const char *const trajectories[] = {"ddpm_10",      "ddpm_1000_20",    "ddpm_1000_7",
+                                           "ddim_1000_20", "ddim_500_9_half", "ddim_1000_10_one"};
 static const char *const samplers[] = {"ddpm", "ddim"};
 static const char *const optimisers[] = {"adam", "clipped", "adamw"};
 
@@ -943,12 +1004,15 @@ static subject subjects[MOST_TESTS];
 static char names[MOST_TESTS][96];
 static int count;
 
-static void add_test(const char *group, const char *name, CMUnitTestFunction function, const ddpm_backend *backend, ddpm_op op)
+static void add_test(const char *group, const char *name, CMUnitTestFunction function, const ddpm_backend *backend,
+                     ddpm_op op)
 {
     if (count >= MOST_TESTS) exit(1);
-    snprintf(names[count], sizeof names[count], "%s %s%s%s", group, name, backend ? " on " : "", backend ? backend->name : "");
+    snprintf(names[count], sizeof names[count], "%s %s%s%s", group, name, backend ? " on " : "",
+             backend ? backend->name : "");
     subjects[count] = (subject){.device = {.backend = backend}, .op = op, .name = name};
-    tests[count] = (struct CMUnitTest){names[count], function, backend ? open_device : NULL, backend ? close_device : NULL, &subjects[count]};
+    tests[count] = (struct CMUnitTest){names[count], function, backend ? open_device : NULL,
+                                       backend ? close_device : NULL, &subjects[count]};
     count++;
 }
 
@@ -958,15 +1022,20 @@ int main(void)
 {
     for (int b = 0; b < BACKENDS; b++) {
         const ddpm_backend *backend = backends[b].backend();
-        for (int op = 0; op < DDPM_OP_COUNT; op++) add_test("operation", ddpm_op_name((ddpm_op)op), test_operation, backend, (ddpm_op)op);
-        for (size_t i = 0; i < LENGTH(networks); i++) add_test("network", networks[i], test_network, backend, 0);
-        for (size_t i = 0; i < LENGTH(samplers); i++) add_test("drawing", samplers[i], test_drawing, backend, 0);
+        for (int op = 0; op < DDPM_OP_COUNT; op++)
+            add_test("operation", ddpm_op_name((ddpm_op)op), test_operation, backend, (ddpm_op)op);
+        for (size_t i = 0; i < LENGTH(networks); i++)
+            add_test("network", networks[i], test_network, backend, 0);
+        for (size_t i = 0; i < LENGTH(samplers); i++)
+            add_test("drawing", samplers[i], test_drawing, backend, 0);
         add_test("add_noise", "to tensors", test_add_noise, backend, 0);
         if (!backend->update) continue; /* the reference's then serves: test_fallbacks */
-        for (size_t i = 0; i < LENGTH(optimisers); i++) add_test("optimiser", optimisers[i], test_optimiser, backend, 0);
+        for (size_t i = 0; i < LENGTH(optimisers); i++)
+            add_test("optimiser", optimisers[i], test_optimiser, backend, 0);
         add_test("training", "five steps", test_training, backend, 0);
     }
-    for (size_t i = 0; i < LENGTH(trajectories); i++) add_test("trajectory", trajectories[i], test_trajectory, NULL, 0);
+    for (size_t i = 0; i < LENGTH(trajectories); i++)
+        add_test("trajectory", trajectories[i], test_trajectory, NULL, 0);
     add_test("training", "to the reference's bits", test_fallbacks, shadow_backend(), 0);
     add_test("schedules", "to the bit", test_schedules, NULL, 0);
     add_test("rates", "EMA and MultiStepLR", test_rates, NULL, 0);

@@ -25,14 +25,22 @@ void vectors_close(vectors *v)
     ddpm_arena_free(&v->arena);
 }
 
-const io_tensor *vectors_find(const vectors *v, const char *format, ...)
+static const io_tensor *find(const vectors *v, const char *format, va_list args, int needed)
 {
     char name[512];
+    vsnprintf(name, sizeof name, format, args);
+    const io_tensor *tensor = io_safetensors_find(&v->file, name);
+    if (!tensor && needed) fail_msg("%s: no tensor '%s'", v->file.path, name);
+    return tensor;
+}
+
+const io_tensor *vectors_find(const vectors *v, const char *format, ...)
+{
     va_list args;
     va_start(args, format);
-    vsnprintf(name, sizeof name, format, args);
+    const io_tensor *tensor = find(v, format, args, 0);
     va_end(args);
-    return io_safetensors_find(&v->file, name);
+    return tensor;
 }
 
 void *vectors_alloc(vectors *v, size_t bytes)
@@ -42,17 +50,23 @@ void *vectors_alloc(vectors *v, size_t bytes)
     return memory;
 }
 
-float *vectors_floats(vectors *v, const io_tensor *tensor)
+float *vectors_floats(vectors *v, const char *format, ...)
 {
-    assert_non_null(tensor);
+    va_list args;
+    va_start(args, format);
+    const io_tensor *tensor = find(v, format, args, 1);
+    va_end(args);
     float *out = vectors_alloc(v, tensor->elements * sizeof *out);
     assert_int_equal(io_tensor_floats(tensor, out), DDPM_OK);
     return out;
 }
 
-double *vectors_doubles(vectors *v, const io_tensor *tensor)
+double *vectors_doubles(vectors *v, const char *format, ...)
 {
-    assert_non_null(tensor);
+    va_list args;
+    va_start(args, format);
+    const io_tensor *tensor = find(v, format, args, 1);
+    va_end(args);
     double *out = vectors_alloc(v, tensor->elements * sizeof *out);
     assert_int_equal(io_tensor_doubles(tensor, out), DDPM_OK);
     return out;

@@ -1,5 +1,5 @@
-/* tests/vectors.h - small helpers over io/safetensors.h for tests that read tests/vectors/: a tensor by a composed name, in
- * memory that lives as long as the file, and the comparison against a truth with a bound for every element.
+/* tests/vectors.h - small helpers over io/safetensors.h for tests that read tests/vectors/: a tensor by a composed
+ * name, in memory that lives as long as the file, and the comparison against a truth with a bound for every element.
  * Contents: 1 files and tensors  2 comparison */
 #ifndef TESTS_VECTORS_H
 #define TESTS_VECTORS_H
@@ -20,17 +20,27 @@ void vectors_close(vectors *v);
 #ifdef __GNUC__
 __attribute__((format(printf, 2, 3)))
 #endif
-const io_tensor *vectors_find(const vectors *v, const char *format, ...);
-/* Values of a tensor; a NULL tensor fails the test. */
-float *vectors_floats(vectors *v, const io_tensor *tensor);
-double *vectors_doubles(vectors *v, const io_tensor *tensor);
+const io_tensor *
+vectors_find(const vectors *v, const char *format, ...);
+/* Its values, converted; that there is none fails the test. */
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+float *
+vectors_floats(vectors *v, const char *format, ...);
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+double *
+vectors_doubles(vectors *v, const char *format, ...);
 const char *vectors_metadata(const vectors *v, const char *key); /* NULL if absent */
 void *vectors_alloc(vectors *v, size_t bytes);                   /* zeroed; fails the test rather than give NULL */
 
 /* ---- 2. Comparison ---- */
 
-/* The largest |value - truth| / bound over `count` elements; bound NULL: the same value to the bit, else infinity. An element
- * that is NaN, or off where its bound is 0, gives infinity. So: at most 1 passes. *where: the element it was found at. */
+/* The largest |value - truth| / bound over `count` elements; bound NULL: the same value to the bit, else infinity.
+ * An element that is NaN, or off where its bound is 0, gives infinity. So: at most 1 passes. *where: the element it
+ * was found at. */
 double vectors_worst(size_t count, const float *value, const double *truth, const double *bound, size_t *where);
 
 #endif /* TESTS_VECTORS_H */

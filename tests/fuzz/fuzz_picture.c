@@ -5,14 +5,12 @@
  *
  * Contents:  1 the target   2 the standalone program */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/file.h"
 #include "io/picture.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/standalone.h"
 
 /* ---- 1. The target ---- */
 
@@ -81,58 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 /* ---- 2. The standalone program ---- */
 
 #ifdef FUZZ_STANDALONE
-/* xorshift32 (Marsaglia 2003). */
-static uint32_t next(uint32_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 17;
-    *state ^= *state << 5;
-    return *state;
-}
-
-/* One change: a byte, a bit, a byte with a meaning, a piece copied over another, a cut end. Returns the new size. */
-static size_t change(uint8_t *data, size_t size, uint32_t *state)
-{
-    static const uint8_t telling[] = {0, 1, 0x7F, 0x80, 0xFF, 0xC4, 0xD9, 0xDA};
-    const size_t at = next(state) % size, from = next(state) % size, larger = at > from ? at : from;
-    switch (next(state) % 8) {
-    case 0: data[at] = (uint8_t)next(state); break;
-    case 1: data[at] = telling[next(state) % sizeof telling]; break;
-    case 2: memmove(data + at, data + from, next(state) % (size - larger)); break;
-    case 3: return next(state) % 8 ? size : at + 1;
-    default: data[at] ^= (uint8_t)(1u << next(state) % 8); break;
-    }
-    return size;
-}
-
-static int replay(const char *path, uint8_t **work)
-{
-    enum { series = 300, longest = 1 << 16 };
-    uint8_t *data;
-    size_t size;
-    if (io_read_file(path, &data, &size)) {
-        fprintf(stderr, "%s\n", ddpm_error());
-        return 1;
-    }
-    size = size > longest ? longest : size;
-    uint8_t *grown = realloc(*work, size + 1);
-    if (grown) {
-        *work = grown;
-        LLVMFuzzerTestOneInput(data, size);
-        for (uint32_t i = 0, state = 529; i < series && size; i++) {
-            memcpy(grown, data, size);
-            size_t left = size;
-            for (uint32_t changes = 1 + next(&state) % 4; changes; changes--)
-                left = change(grown, left, &state);
-            LLVMFuzzerTestOneInput(grown, left);
-        }
-    }
-    free(data);
-    return !grown;
-}
-
-/* Arguments: files to replay; without any, one picture of each kind. */
-int main(int argc, char **argv)
+int main(void)
 {
     static const char *const kinds[] = {"rgb8.png",
                                         "rgb16_interlaced.png",
@@ -151,16 +98,20 @@ int main(int argc, char **argv)
                                         "progressive_gray.jpg",
                                         "restart.jpg",
                                         "cmyk.jpg"};
-    uint8_t *work = NULL;
+    enum { SEEDS = sizeof kinds / sizeof *kinds };
+    fuzz_seed seed[SEEDS] = {0};
+    unsigned char *data[SEEDS] = {0};
     int failed = 0;
-    for (int i = 1; i < argc; i++)
-        failed |= replay(argv[i], &work);
-    for (size_t i = 0; argc < 2 && i < sizeof kinds / sizeof *kinds; i++) {
+    for (int i = 0; i < SEEDS && !failed; i++) {
         char path[128];
         snprintf(path, sizeof path, "tests/vectors/picture/%s", kinds[i]);
-        failed |= replay(path, &work);
+        failed = io_read_file(path, &data[i], &seed[i].size) != DDPM_OK;
+        if (failed) fprintf(stderr, "%s\n", ddpm_error());
+        seed[i].data = data[i];
     }
-    free(work);
+    failed = failed || fuzz_standalone(seed, SEEDS, 5000);
+    for (int i = 0; i < SEEDS; i++)
+        free(data[i]);
     return failed;
 }
 #endif

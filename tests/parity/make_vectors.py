@@ -630,6 +630,7 @@ def optimisers():
         w = torch.nn.Parameter(torch.randn(count, generator=g).double())
         gradient = torch.randn(steps, count, generator=g) * 10 ** (4 * torch.rand(count, generator=g) - 3)
         gradient[:, 0] = 0     # never moves, but for weight decay
+        gradient[:, 1] *= 1e-8 # where eps counts
         gradient[3] *= 0.01    # a step below the clipping norm
         with torch.no_grad():
             w.copy_(w.float().double())

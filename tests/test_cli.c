@@ -1,0 +1,702 @@
+/* tests/test_cli.c - the program as its users meet it: every command run as a process, its exit status, stdout, stderr and files.
+ * The program is $DDPM, else the `ddpm` two directories above this test's executable, else ./ddpm.
+ *
+ * Contents: 1 running the program   2 help   3 usage errors and aliases   4 the whole way, once for all tests below
+ *           5 pictures   6 predict   7 info   8 bad input   9 check-grad, bench */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+#include <cmocka.h>
+
+#include "cli/cli.h"
+#include "io/file.h"
+#include "io/model.h"
+#include "io/picture.h"
+#include "io/safetensors.h"
+
+/* ---- 1. Running the program ------------------------------------------------------------------------------------------- */
+
+static char program[1024] = "./ddpm", folder[256];
+static char *out, *err; /* of the last run */
+
+static char *in_folder(const char *name)
+{
+    static char path[4][600];
+    static int turn;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
+    return path[turn];
+}
+
+static void read_back(const char *name, char **text)
+{
+    size_t size;
+    free(*text);
+    assert_int_equal(io_read_file(in_folder(name), (unsigned char **)text, &size), DDPM_OK);
+}
+
+/* Runs `PROGRAM arguments` by the shell in this directory; "@" in the arguments stands for the test's folder, `before` for what the
+ * command begins with (VAR=value). Returns the exit status; out and err hold what it printed. */
+static int run_with(const char *before, const char *arguments)
+{
+    char command[4096];
+    int used = snprintf(command, sizeof command, "%s \"%s\" ", before, program);
+    for (const char *c = arguments; *c != '\0' && used < 3000; c++)
+        used += *c == '@' ? snprintf(command + used, sizeof command - (size_t)used, "%s", folder)
+                          : snprintf(command + used, sizeof command - (size_t)used, "%c", *c);
+    snprintf(command + used, sizeof command - (size_t)used, " > \"%s\" 2> \"%s\" < /dev/null", in_folder("stdout"), in_folder("stderr"));
+    int status = system(command);
+    read_back("stdout", &out);
+    read_back("stderr", &err);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static int run(const char *arguments)
+{
+    return run_with("", arguments);
+}
+
+static void assert_has(const char *text, const char *part)
+{
+    if (strstr(text, part) == NULL)
+        fail_msg("'%s' is not in:\n%s", part, text);
+}
+
+/* Runs and wants this exit status and this text on stderr. */
+static void assert_fails(int status, const char *arguments, const char *part)
+{
+    int got = run(arguments);
+    if (got != status)
+        fail_msg("ddpm %s: exit status %d instead of %d, it said:\n%s", arguments, got, status, err);
+    assert_has(err, part);
+    assert_has(err, "ddpm: ");
+}
+
+static void assert_runs(const char *arguments)
+{
+    int got = run(arguments);
+    if (got != 0)
+        fail_msg("ddpm %s: exit status %d, it said:\n%s", arguments, got, err);
+}
+
+/* build/cc/tests/test_cli -> build/cc/ddpm: the program of the same compiler and flags, if it was built. */
+static void find_program(void)
+{
+    char self[900];
+    const char *given = getenv("DDPM");
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (given != NULL && *given != '\0') {
+        snprintf(program, sizeof program, "%s", given);
+        return;
+    }
+    self[length > 0 ? length : 0] = '\0';
+    for (int up = 0; up < 2; up++) {
+        char *slash = strrchr(self, '/');
+        if (slash == NULL)
+            return;
+        *slash = '\0';
+    }
+    char beside[1000];
+    snprintf(beside, sizeof beside, "%s/ddpm", self);
+    if (access(beside, X_OK) == 0)
+        snprintf(program, sizeof program, "%s", beside);
+}
+
+/* ---- 2. Help ------------------------------------------------------------------------------------------------------------ */
+
+static const cli_command *const commands[] = {&cli_render, &cli_train, &cli_sample, &cli_test, &cli_info, &cli_predict, &cli_check_grad,
+                                              &cli_bench};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void assert_lists_option(const cli_option *o)
+{
+    char text[100];
+    snprintf(text, sizeof text, "--%s", o->name);
+    assert_has(out, text);
+    if (o->argument != NULL)
+        assert_has(out, o->argument);
+    for (const char *alias = o->aliases; alias != NULL && *alias != '\0'; alias += strspn(alias, " ")) {
+        snprintf(text, sizeof text, "--%.*s", (int)strcspn(alias, " "), alias);
+        assert_has(out, text);
+        alias += strcspn(alias, " ");
+    }
+    if (o->fallback != NULL && o->fallback[0] != '(') {
+        snprintf(text, sizeof text, "%s)", o->fallback);
+        assert_has(out, text);
+    }
+}
+
+static void test_help_mentions_every_option(void **state)
+{
+    (void)state;
+    for (int i = 0; i < COMMANDS; i++) {
+        char arguments[100];
+        snprintf(arguments, sizeof arguments, "%s --help", commands[i]->name);
+        assert_runs(arguments);
+        assert_string_equal(err, "");
+        assert_has(out, commands[i]->usage);
+        for (const cli_option *o = commands[i]->option; o->name != NULL; o++)
+            assert_lists_option(o);
+        assert_has(out, "--backend reference|cpu|cuda");
+        assert_has(out, "--threads");
+        char *first = strdup(out);
+        snprintf(arguments, sizeof arguments, "help %s", commands[i]->name);
+        assert_runs(arguments);
+        assert_string_equal(out, first);
+        free(first);
+    }
+}
+
+static void test_program_help(void **state)
+{
+    (void)state;
+    assert_runs("--help");
+    for (int i = 0; i < COMMANDS; i++)
+        assert_has(out, commands[i]->summary);
+    assert_runs("help");
+    assert_runs("--version");
+    assert_has(out, "ddpm ");
+    assert_int_equal(run(""), 2);
+    assert_string_equal(out, "");
+    assert_has(err, "usage: ddpm COMMAND");
+}
+
+/* ---- 3. Usage errors and aliases ----------------------------------------------------------------------------------------- */
+
+static void test_unknown_names(void **state)
+{
+    (void)state;
+    assert_fails(2, "smaple x", "did you mean 'sample'?");
+    for (int i = 0; i < COMMANDS; i++)
+        assert_has(err, commands[i]->name);
+    assert_fails(2, "help check-grda", "did you mean 'check-grad'?");
+    assert_fails(2, "train --epoch 3", "unknown option --epoch\n      hint: did you mean --epochs?");
+    assert_fails(2, "train --bacth-size=3", "did you mean --batch-size?");
+    assert_fails(2, "sample --thread 1", "did you mean --threads?");
+    assert_fails(2, "train --num_epoc 3", "did you mean --num_epoch?");
+    assert_fails(2, "sample -n 3", "options begin with two dashes: --n");
+    assert_has(err, "ddpm sample --help");
+    assert_string_equal(out, "");
+}
+
+static void test_wrong_values(void **state)
+{
+    (void)state;
+    assert_fails(2, "train --epochs 1e3", "--epochs: '1e3' is not a whole number");
+    assert_fails(2, "train --epochs 3x", "is not a whole number");
+    assert_fails(2, "train --epochs ' 3'", "is not a whole number");
+    assert_fails(2, "train --epochs ''", "is not a whole number");
+    assert_fails(2, "train --epochs 0", "is outside 1 to");
+    assert_fails(2, "train --epochs 99999999999999999999", "is outside");
+    assert_fails(2, "train --lr nan", "--lr: 'nan' is not a number");
+    assert_fails(2, "train --lr 1e-4x", "is not a number");
+    assert_fails(2, "train --gamma 1.5", "is outside 0 to 1");
+    assert_fails(2, "train --seed -1", "is not a whole number");
+    assert_fails(2, "train --beta-schedule cosine", "is not one of squaredcos_cap_v2|linear");
+    assert_fails(2, "train --milestones 15,x", "is not a whole number");
+    assert_fails(2, "train --milestones 15,,20", "is not a whole number");
+    assert_fails(2, "render --size 320x", "is not a size");
+    assert_fails(2, "render --size 3x3", "is outside 4 to 4096");
+    assert_fails(2, "train --epochs", "--epochs needs a value");
+    assert_fails(2, "train --out --epochs 3", "--out needs a value");
+    assert_fails(2, "sample --strip=1", "--strip takes no value");
+    assert_fails(2, "sample red sphere", "unexpected argument 'sphere'");
+    assert_fails(2, "sample 'red cube' --labels-file x", "exclude each other");
+    assert_fails(2, "train DATA", "--out is missing");
+    assert_fails(2, "train --out RUN", "DATA is missing");
+    assert_fails(2, "predict --in x --model y", "--out is missing");
+    assert_fails(2, "info lab --backend gpu", "is not one of reference|cpu|cuda");
+    assert_fails(2, "info lab --threads 0", "is outside 1");
+}
+
+/* Every alias of the design, each before a --help that ends the run: an unknown one would be exit status 2. */
+static void test_aliases(void **state)
+{
+    (void)state;
+    static const char *const line[] = {
+        "train --epochs 3 --num_epochs 3 --num_epoch 3 --num-epoch=3", "train --lr 1e-3 --learning_rate 1e-3 --learning-rate=0.1",
+        "train --out x --output_dir x --save_root x", "train --data x --data-root x --data_root x --train_data_dir x",
+        "train --timesteps 10 --time_step 10 --ddpm_num_steps 10", "train --beta-schedule linear --ddpm_beta_schedule linear",
+        "train --save-every 1 --save_per_epoch 1 --save_model_epochs 1", "train --workers 1 --num_workers 1 --dataloader_num_workers 1",
+        "train --model tiny --weight_path x --weights x", "train --batch_size 3 --batch-size 3", "sample --weight_path x --weights x",
+        "test --test_type new_test --test-type=test --time_step 10 --data_root x --save_root y", "train --backend cuda --device cpu",
+        "train --milestones 1,2,3 --lr_schedule constant --max_grad_norm 0 --ema-decay 0.99 --resolution 32x16 --micro_batch 2",
+        "check_grad", "sample --seed 18446744073709551615"};
+    for (size_t i = 0; i < sizeof line / sizeof line[0]; i++) {
+        char arguments[300];
+        snprintf(arguments, sizeof arguments, "%s --help", line[i]);
+        assert_runs(arguments);
+    }
+}
+
+static void test_backends(void **state)
+{
+    (void)state;
+    assert_fails(1, "info tiny --backend cuda", "backend 'cuda' is not in this build");
+    assert_fails(1, "info tiny --backend=cpu", "hint: --backend reference");
+    assert_runs("info tiny --backend reference --threads 1");
+    assert_has(err, "backend reference, 1 thread, ");
+    assert_null(strstr(out, "backend")); /* stdout holds results only */
+}
+
+/* ---- 4. The whole way, once for all tests below --------------------------------------------------------------------------- */
+
+static int make_folder(void **state)
+{
+    (void)state;
+    const char *base = getenv("TMPDIR");
+    find_program();
+    setenv("OMP_WAIT_POLICY", "passive", 1); /* the machine may be busy with other tests */
+    unsetenv("DDPM_MEMORY_LIMIT");
+    snprintf(folder, sizeof folder, "%.150s/test_cli_XXXXXX", base && *base ? base : "/tmp");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    free(out);
+    free(err);
+    return io_remove_tree(folder) ? -1 : 0;
+}
+
+static void test_render(void **state)
+{
+    (void)state;
+    io_picture picture;
+    assert_runs("render --out @/data --scenes 8 --size 64x48 --seed 3");
+    assert_has(err, "24 pictures of 64x48");
+    assert_has(out, "/data\n");
+    assert_int_equal(io_picture_read(in_folder("data/CLEVR_train_000007_2.png"), 3, &picture), DDPM_OK);
+    assert_int_equal(picture.width, 64);
+    assert_int_equal(picture.height, 48);
+    io_picture_free(&picture);
+    assert_true(io_is_file(in_folder("data/train.json")));
+    assert_fails(1, "render --out @/data --scenes 9 --size 64x48", "hint:");
+}
+
+/* 24 pictures in batches of 10: steps of 10, 10 and 4. */
+static void test_train(void **state)
+{
+    (void)state;
+    assert_runs("train @/data --out @/run --model tiny --resolution 16 --epochs 2 --batch-size 10 --micro-batch 4 --save-every 2");
+    assert_has(err, "24 pictures, 24 classes");
+    assert_has(err, "712,419 parameters"); /* 702,499 of the network + 24*64+64 + 64*128+128 of the label encoder */
+    assert_has(err, "memory");
+    assert_has(err, "epoch 0: loss");
+    assert_has(err, "epoch 1: loss");
+    assert_has(out, "/run\n");
+    for (int i = 0; i < 4; i++) {
+        static const char *const link[] = {"best", "latest", "epoch=0", "epoch=1"};
+        char name[100], target[100] = "";
+        snprintf(name, sizeof name, "run/%s", link[i]);
+        assert_true(readlink(in_folder(name), target, sizeof target - 1) > 0);
+        assert_int_equal(strncmp(target, "step-", 5), 0); /* relative: a run can be moved */
+        snprintf(name, sizeof name, "run/%s/unet/diffusion_pytorch_model.safetensors", link[i]);
+        assert_true(io_is_file(in_folder(name)));
+    }
+    assert_true(io_is_directory(in_folder("run/step-3")) && io_is_directory(in_folder("run/step-6")));
+    assert_true(io_is_file(in_folder("run/loss.png")));
+}
+
+static void test_metrics(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    read_back("run/metrics.csv", &text);
+    char *line = strtok(text, "\n");
+    assert_string_equal(line, "step,epoch,lr,loss,grad_norm,pictures_per_second,seconds");
+    int rows = 0;
+    double seconds = 0;
+    for (; (line = strtok(NULL, "\n")) != NULL; rows++) {
+        int step, epoch, length;
+        double lr, loss, norm, rate, time;
+        assert_int_equal(sscanf(line, "%d,%d,%lf,%lf,%lf,%lf,%lf%n", &step, &epoch, &lr, &loss, &norm, &rate, &time, &length), 7);
+        assert_int_equal(line[length], '\0');
+        assert_int_equal(step, rows + 1);
+        assert_int_equal(epoch, rows / 3);
+        assert_true(lr == 1e-4 && loss > 0 && loss < 10 && norm > 0 && rate > 0 && time >= seconds);
+        seconds = time;
+    }
+    assert_int_equal(rows, 6);
+    free(text);
+}
+
+static void test_settings(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    read_back("run/args.json", &text);
+    cJSON *json = cJSON_Parse(text);
+    assert_non_null(json);
+    assert_int_equal(cJSON_GetObjectItem(json, "batch_size")->valueint, 10);
+    assert_int_equal(cJSON_GetObjectItem(json, "seed")->valueint, 529);
+    assert_string_equal(cJSON_GetObjectItem(json, "beta_schedule")->valuestring, "squaredcos_cap_v2");
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(json, "image_dir")));
+    assert_non_null(cJSON_GetObjectItem(json, "version"));
+    for (const cli_option *o = cli_train.option; o->name != NULL; o++) {
+        char key[100];
+        snprintf(key, sizeof key, "%s", o->name);
+        for (char *c = key; *c != '\0'; c++)
+            *c = *c == '-' ? '_' : *c;
+        assert_non_null(cJSON_GetObjectItem(json, key));
+    }
+    cJSON_Delete(json);
+    free(text);
+}
+
+/* ---- 5. Pictures ------------------------------------------------------------------------------------------------------------ */
+
+static void assert_picture(const char *name, int width, int height)
+{
+    io_picture picture;
+    assert_int_equal(io_picture_read(in_folder(name), 3, &picture), DDPM_OK);
+    assert_int_equal(picture.width, width);
+    assert_int_equal(picture.height, height);
+    io_picture_free(&picture);
+}
+
+static void assert_same_pixels(const char *a, const char *b)
+{
+    io_picture one, two;
+    assert_int_equal(io_picture_read(in_folder(a), 3, &one), DDPM_OK);
+    assert_int_equal(io_picture_read(in_folder(b), 3, &two), DDPM_OK);
+    assert_int_equal(one.width, two.width);
+    assert_int_equal(one.height, two.height);
+    assert_memory_equal(one.pixel, two.pixel, (size_t)one.width * (size_t)one.height * 3);
+    io_picture_free(&one);
+    io_picture_free(&two);
+}
+
+static void assert_text(const char *name, const char *keyword, const char *wanted)
+{
+    char *text;
+    assert_int_equal(io_picture_read_text(in_folder(name), keyword, &text), DDPM_OK);
+    assert_non_null(text);
+    assert_has(text, wanted);
+    free(text);
+}
+
+/* Pictures of 16x16 with 2 pixels between them: a row of n is 18 n + 2 wide. */
+static void test_sample(void **state)
+{
+    (void)state;
+    assert_runs("sample 'red sphere, cyan cube' --model @/run --sampler ddim --steps 3 --n 3 --strip --seed 7 --out @/a.png");
+    assert_picture("a.png", 3 * 18 + 2, 20);
+    assert_picture("a_strip.png", 11 * 18 + 2, 3 * 18 + 2);
+    assert_text("a.png", "seed", "7");
+    assert_text("a.png", "labels", "cyan cube");
+    assert_text("a.png", "command", "ddpm sample \"red sphere, cyan cube\"");
+    assert_text("a.png", "model", "/run/best");
+    assert_has(out, "a.png\n");
+    assert_has(out, "a_strip.png\n");
+    assert_runs("sample 'red sphere, cyan cube' --model @/run/step-6 --sampler ddim --steps 3 --n 3 --seed 7 --batch-size 2 --threads 1 "
+                "--out @/b.png");
+    assert_same_pixels("a.png", "b.png");
+    assert_runs("sample --labels-file @/data/test.json --model @/run --steps 2 --n 2 --out-dir @/files --strip");
+    assert_picture("files/0.png", 16, 16);
+    assert_picture("files/1.png", 16, 16);
+    assert_picture("files/strip_1.png", 11 * 18 + 2, 20);
+    assert_runs("sample 'red sphere' --model @/run/latest --sampler ddim --steps 2 --eta 1 --out @/one.png");
+    assert_picture("one.png", 16, 16);
+}
+
+static void test_test(void **state)
+{
+    (void)state;
+    assert_runs("test @/data --test-type new_test --model @/run --sampler ddim --steps 1 --batch-size 16 --out @/results");
+    assert_picture("results/new_test_grid.png", 8 * 18 + 2, 4 * 18 + 2);
+    assert_picture("results/images/new_test/0.png", 16, 16);
+    assert_picture("results/images/new_test/31.png", 16, 16);
+    assert_picture("results/strips/new_test_31.png", 11 * 18 + 2, 20);
+    assert_picture("results/required_strip.png", 11 * 18 + 2, 20);
+    assert_text("results/required_strip.png", "labels", "cyan cylinder");
+    assert_false(io_is_file(in_folder("results/images/new_test/32.png")));
+    assert_has(err, "s a picture");
+    assert_has(out, "new_test_grid.png");
+}
+
+/* ---- 6. Predict -------------------------------------------------------------------------------------------------------------- */
+
+enum { N = 2, SIDE = 16, PIXELS = 3 * SIDE * SIDE, CLASSES = 24 };
+
+typedef struct batch {
+    ddpm_real sample[N * PIXELS], target[N * PIXELS], timestep[N], labels[N * CLASSES], prediction[N * PIXELS];
+} batch;
+
+static void fill_batch(batch *b)
+{
+    memset(b, 0, sizeof *b);
+    ddpm_normals((ddpm_address){.seed = 1, .purpose = DDPM_RANDOM_USER}, N * PIXELS, b->sample);
+    ddpm_normals((ddpm_address){.seed = 2, .purpose = DDPM_RANDOM_USER}, N * PIXELS, b->target);
+    b->timestep[0] = 10;
+    b->timestep[1] = 700;
+    b->labels[3] = b->labels[CLASSES + 5] = b->labels[CLASSES + 20] = 1;
+}
+
+static void write_batch(const char *name, batch *b, int labels_per_picture, int side)
+{
+    static char sample[] = "sample", target[] = "target", timestep[] = "timestep", labels[] = "labels";
+    io_tensor tensor[] = {{.name = sample, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->sample},
+                          {.name = target, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->target},
+                          {.name = timestep, .dtype = IO_F32, .dims = 1, .shape = {N}, .data = (unsigned char *)b->timestep},
+                          {.name = labels, .dtype = IO_F32, .dims = 2, .shape = {N, labels_per_picture},
+                           .data = (unsigned char *)b->labels}};
+    assert_int_equal(io_safetensors_write(in_folder(name), tensor, 4, NULL, 0), DDPM_OK);
+}
+
+/* The same by the library in this process. The program runs the same code: equal to the bit. */
+static void predict_here(batch *b, double *loss)
+{
+    ddpm_model *model;
+    ddpm_net *net;
+    io_model_info info;
+    assert_int_equal(io_model_load(in_folder("run/best"), NULL, DDPM_FOR_GRADIENTS, &model, NULL, &info), DDPM_OK);
+    assert_int_equal(ddpm_net_create(&net, model, SIDE, SIDE, N, 1), DDPM_OK);
+    assert_int_equal(ddpm_loss_gradients(net, N, b->sample, b->timestep, b->labels, b->target, b->prediction, loss), DDPM_OK);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    io_model_info_free(&info);
+}
+
+static void test_predict(void **state)
+{
+    (void)state;
+    static batch b;
+    static float value[N * PIXELS];
+    double loss;
+    io_safetensors file;
+    fill_batch(&b);
+    write_batch("in.safetensors", &b, CLASSES, SIDE);
+    predict_here(&b, &loss);
+    assert_runs("predict --model @/run --in @/in.safetensors --out @/out.safetensors");
+    assert_int_equal(io_safetensors_open(in_folder("out.safetensors"), &file), DDPM_OK);
+    assert_int_equal(file.tensors, 1);
+    io_safetensors_close(&file);
+    assert_runs("predict --model @/run --in @/in.safetensors --out @/out.safetensors --grad --threads 1");
+    assert_int_equal(io_safetensors_open(in_folder("out.safetensors"), &file), DDPM_OK);
+    assert_int_equal(io_tensor_floats(io_safetensors_find(&file, "prediction"), value), DDPM_OK);
+    for (int i = 0; i < N * PIXELS; i++)
+        assert_true((ddpm_real)value[i] == b.prediction[i]);
+    assert_int_equal(io_tensor_floats(io_safetensors_find(&file, "loss"), value), DDPM_OK);
+    assert_true(value[0] == (float)loss);
+    const io_tensor *grad = io_safetensors_find(&file, "grad.down_blocks.0.resnets.0.conv1.weight");
+    assert_non_null(grad);
+    assert_int_equal(grad->dims, 4);
+    assert_int_equal(grad->shape[0], 32);
+    assert_int_equal(grad->shape[3], 3);
+    grad = io_safetensors_find(&file, "grad.label_encoder.0.weight");
+    assert_non_null(grad);
+    assert_int_equal(grad->shape[0], 64);
+    assert_int_equal(grad->shape[1], CLASSES);
+    io_safetensors_close(&file);
+}
+
+static void test_predict_contradictions(void **state)
+{
+    (void)state;
+    static batch b;
+    fill_batch(&b);
+    write_batch("bad.safetensors", &b, 23, SIDE);
+    assert_fails(1, "predict --model @/run --in @/bad.safetensors --out @/none.safetensors",
+                 "tensor 'labels' has shape [2,23], the model and the other tensors need [2,24]");
+    write_batch("bad.safetensors", &b, CLASSES, 15);
+    assert_fails(1, "predict --model @/run --in @/bad.safetensors --out @/none.safetensors", "15x15 cannot be halved");
+    assert_fails(1, "predict --model @/run --in @/out.safetensors --out @/none.safetensors", "there is no tensor 'sample'");
+    assert_fails(1, "predict --model @/run --in @/nothing --out @/none.safetensors", "/nothing");
+    assert_false(io_is_file(in_folder("none.safetensors")));
+}
+
+/* ---- 7. Info ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_info(void **state)
+{
+    (void)state;
+    assert_runs("info lab");
+    assert_has(out, "113,708,099 (network 113,673,219, label encoder 34,880)"); /* LAB's figures */
+    assert_runs("info tiny --graph --batch 2 --resolution 16");
+    assert_has(out, "mid_block.attentions.0");
+    assert_has(out, "2x64x8x8");
+    assert_runs("info @/run");
+    assert_has(out, "metrics     step,epoch");
+    assert_has(out, "red sphere");
+    assert_runs("info @/run/best --graph --training");
+    assert_has(out, "1000 steps, squaredcos_cap_v2");
+    assert_has(out, "pictures of 16x16");
+    assert_runs("info @/run/best/unet");
+    assert_has(out, "702,499");
+    assert_runs("info @/run/best/unet/config.json");
+    assert_runs("info @/run/best/unet/diffusion_pytorch_model.safetensors");
+    assert_has(out, "conv_in.weight");
+    assert_has(out, "[32,3,3,3]");
+    assert_has(out, "702,499 elements");
+    assert_runs("info @/a.png");
+    assert_has(out, "picture, 56x20");
+    assert_has(out, "labels   red sphere, cyan cube");
+    assert_runs("info @/data/train.json");
+    assert_has(out, "24 pictures");
+    assert_runs("info @/data/test.json");
+    assert_has(out, "14 with 3 labels");
+    assert_runs("info @/data/objects.json");
+    assert_has(out, "23  yellow cylinder");
+    assert_runs("info @/data/render.json");
+    assert_fails(1, "info @/nothing", "there is no such file");
+    assert_fails(1, "info @/data", "holds neither a model");
+    assert_fails(1, "info @/stdout", "not known from its name");
+}
+
+/* ---- 8. Bad input --------------------------------------------------------------------------------------------------------------- */
+
+static void shell(const char *command)
+{
+    char text[2048];
+    int used = 0;
+    for (const char *c = command; *c != '\0' && used < 1500; c++)
+        used += *c == '@' ? snprintf(text + used, sizeof text - (size_t)used, "%s", folder)
+                          : snprintf(text + used, sizeof text - (size_t)used, "%c", *c);
+    assert_int_equal(system(text), 0);
+}
+
+static void test_run_is_not_overwritten(void **state)
+{
+    (void)state;
+    char *before = NULL, *after = NULL;
+    read_back("run/metrics.csv", &before);
+    assert_fails(1, "train @/data --out @/run --model tiny --epochs 1", "holds the checkpoints of another run");
+    read_back("run/metrics.csv", &after);
+    assert_string_equal(before, after);
+    assert_fails(1, "train @/data --out @/a.png --model tiny", "is a file");
+    free(before);
+    free(after);
+}
+
+static void test_memory_is_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000", "train @/data --out @/new --model tiny --batch-size 32"), 1);
+    assert_has(err, "the run needs ");
+    assert_has(err, "48 MiB are available");
+    assert_has(err, "--micro-batch");
+    assert_false(io_is_directory(in_folder("new")));
+    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000000", "train @/data --out @/new --model lab --batch-size 4096"), 1);
+    assert_has(err, "the run needs ");
+    assert_false(io_is_directory(in_folder("new")));
+}
+
+static void test_bad_training_data(void **state)
+{
+    (void)state;
+    assert_fails(1, "train @/nothing --out @/new --model tiny", "nothing");
+    assert_fails(1, "train @/data --out @/new --model tyni", "--model tyni is neither a preset nor a file");
+    assert_fails(1, "train @/data --out @/new --model tiny --resolution 17", "17x17 cannot be halved");
+    shell("cp -r @/data @/bad; echo '{}' > @/bad/train.json");
+    assert_fails(1, "train @/bad --out @/new --model tiny", "train.json");
+    shell("echo '{\"CLEVR_train_000000_0.png\": [\"pink cube\"]}' > @/bad/train.json");
+    assert_fails(1, "train @/bad --out @/new --model tiny", "pink cube");
+    shell("echo '{\"missing.png\": [\"red cube\"]}' > @/bad/train.json");
+    assert_fails(1, "train @/bad --out @/new --model tiny", "missing.png");
+    assert_false(io_is_directory(in_folder("new")));
+    shell("echo '{\"broken.png\": [\"red cube\"]}' > @/bad/train.json; head -c 300 @/data/CLEVR_train_000000_0.png > @/bad/broken.png");
+    assert_fails(1, "train @/bad --out @/new --model tiny --resolution 16 --epochs 1", "broken.png");
+    assert_false(io_is_directory(in_folder("new/latest")));
+}
+
+static void test_bad_labels(void **state)
+{
+    (void)state;
+    assert_fails(1, "sample 'red sphere, purple elephant' --model @/run --out @/none.png", "unknown label 'purple elephant'");
+    assert_fails(1, "sample --model @/run --out @/none.png", "draws label sets, none is given");
+    shell("echo '[[\"red cube\"], [\"red cupe\"]]' > @/labels.json");
+    assert_fails(1, "sample --labels-file @/labels.json --model @/run --out @/none.png", "red cupe");
+    assert_fails(1, "test @/nothing --model @/run --out @/none", "test.json");
+    assert_fails(1, "sample 'red cube' --model @/run --steps 2000 --out @/none.png", "2000 sampling steps");
+    assert_false(io_is_file(in_folder("none.png")));
+}
+
+static void test_bad_models(void **state)
+{
+    (void)state;
+    assert_fails(1, "sample 'red cube' --out @/none.png", "no model is given");
+    assert_fails(1, "sample 'red cube' --model @/nothing --out @/none.png", "is not a directory");
+    assert_fails(1, "sample 'red cube' --model @/data --out @/none.png", "holds neither a model");
+    shell("cp -rL @/run/best @/model; sed -i 's/64/96/' @/model/unet/config.json");
+    assert_fails(1, "sample 'red cube' --model @/model --out @/none.png", "has shape");
+    shell("rm -r @/model; cp -rL @/run/best @/model; cd @/model/unet; sed -i 's/\"silu\"/\"gelu\"/' config.json");
+    assert_fails(1, "sample 'red cube' --model @/model --out @/none.png", "act_fn");
+    shell("rm -r @/model; cp -rL @/run/best @/model; cd @/model/unet; n=diffusion_pytorch_model.safetensors; "
+          "head -c 50000 ../../run/best/unet/$n > $n");
+    assert_fails(1, "sample 'red cube' --model @/model --out @/none.png", "diffusion_pytorch_model.safetensors");
+    assert_fails(1, "info @/model/unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors");
+    shell("printf '\\377\\377\\377\\377\\377\\377\\377\\177{}' > @/lying.safetensors");
+    assert_fails(1, "info @/lying.safetensors", "lying.safetensors");
+    assert_fails(1, "predict --model @/run --in @/lying.safetensors --out @/none.safetensors", "lying.safetensors");
+}
+
+/* A learning rate that drives the weights to where float32 ends: the run stops at the node, and keeps what it had saved. */
+static void test_nan_stops(void **state)
+{
+    (void)state;
+    assert_fails(1, "train @/data --out @/nan --model tiny --resolution 16 --epochs 9 --batch-size 24 --micro-batch 8 --lr 1e6 "
+                 "--max-grad-norm 0", "is the first with a value that is not finite");
+    assert_true(io_is_file(in_folder("nan/best/unet/config.json")));
+    assert_false(io_is_directory(in_folder("nan/step-9")));
+}
+
+/* ---- 9. check-grad, bench ---------------------------------------------------------------------------------------------------------- */
+
+static void test_check_grad(void **state)
+{
+    (void)state;
+    assert_fails(2, "check-grad convolution", "there is nothing named 'convolution'");
+    assert_has(err, "conv2d");
+    assert_runs("check-grad linear");
+    assert_has(out, "ok");
+    assert_has(out, ", 0 wrong");
+}
+
+static void test_bench(void **state)
+{
+    (void)state;
+    assert_int_equal(run("bench --only nonsense"), 2);
+    assert_has(err, "lab_forward_b1");
+    assert_runs("bench --json --quick --only tiny_forward_b32");
+    cJSON *json = cJSON_Parse(out);
+    assert_non_null(json);
+    assert_true(cJSON_GetObjectItem(json, "peak_gflops")->valuedouble > 0);
+    assert_true(cJSON_GetObjectItem(json, "bandwidth_gbs")->valuedouble > 0);
+    assert_true(cJSON_GetObjectItem(json, "threads")->valueint >= 1);
+    assert_true(cJSON_IsString(cJSON_GetObjectItem(json, "isa")));
+    const cJSON *work = cJSON_GetObjectItem(cJSON_GetObjectItem(json, "work"), "tiny_forward_b32");
+    double ms = cJSON_GetObjectItem(work, "ms")->valuedouble, gflops = cJSON_GetObjectItem(work, "gflops")->valuedouble;
+    assert_true(ms > 0 && cJSON_GetObjectItem(work, "peak_rss_mib")->valuedouble > 0);
+    assert_float_equal(ms * gflops * 1e-3, 32 * 0.583, 0.5); /* GFLOP: 32 pictures of `ddpm info tiny --graph` */
+    cJSON_Delete(json);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_help_mentions_every_option), cmocka_unit_test(test_program_help),
+        cmocka_unit_test(test_unknown_names), cmocka_unit_test(test_wrong_values),
+        cmocka_unit_test(test_aliases), cmocka_unit_test(test_backends),
+        cmocka_unit_test(test_render), cmocka_unit_test(test_train),
+        cmocka_unit_test(test_metrics), cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_sample), cmocka_unit_test(test_test),
+        cmocka_unit_test(test_predict), cmocka_unit_test(test_predict_contradictions),
+        cmocka_unit_test(test_info), cmocka_unit_test(test_run_is_not_overwritten),
+        cmocka_unit_test(test_memory_is_refused), cmocka_unit_test(test_bad_training_data),
+        cmocka_unit_test(test_bad_labels), cmocka_unit_test(test_bad_models),
+        cmocka_unit_test(test_nan_stops), cmocka_unit_test(test_check_grad),
+        cmocka_unit_test(test_bench),
+    };
+    return cmocka_run_group_tests_name("cli", tests, make_folder, remove_folder);
+}
