@@ -238,13 +238,14 @@ static double tensor_bytes(const ddpm_tensor *x, int n)
 static void count_work(bench_row *row, const ddpm_node *node, int n)
 {
     static const int reads[DDPM_OP_COUNT] = {
-#define DDPM_OP_READS(name, mask) mask,
+#define DDPM_OP_READS(op, name, reads_of_op) reads_of_op,
         DDPM_OPS(DDPM_OP_READS)};
     row->flops[0] = ddpm_node_flops(node, n, 0);
     row->flops[1] = ddpm_node_flops(node, n, 1);
     row->bytes[0] = row->bytes[1] = tensor_bytes(node->out, n);
     for (int i = 0; i < DDPM_MAX_INPUTS; i++) {
-        double bytes = tensor_bytes(node->in[i], n);
+        int picked = node->op == DDPM_OP_EMBEDDING && i == 1; /* reads a row of the table for each picture */
+        double bytes = picked ? tensor_bytes(node->out, n) : tensor_bytes(node->in[i], n);
         row->bytes[0] += bytes;
         row->bytes[1] += bytes * ((i < 3 && (reads[node->op] >> i & 1)) + (int)(node->wants >> i & 1));
     }
@@ -255,7 +256,8 @@ static ddpm_result time_row(const ddpm_graph *g, const ddpm_node *node, int back
 {
     const ddpm_row *rows = g->device->backend->rows;
     ddpm_row_fn call = backward ? rows[node->op].backward : rows[node->op].forward;
-    row->present[backward] = call != NULL;
+    const ddpm_row *known = &ddpm_reference()->rows[node->op];
+    row->missing[backward] = call == NULL && (backward ? known->backward : known->forward) != NULL;
     if (call == NULL || node->fused_into != NULL || (backward && node->wants == 0))
         return DDPM_OK;
     double begin = seconds_now(), best = 0;
@@ -353,6 +355,37 @@ static ddpm_result time_model(const ddpm_device *device, const ddpm_model_config
     return result;
 }
 
+/* What no UNet uses: an evaluator's batch norm and binary cross entropy, and slice; parameters in the host's memory. */
+static ddpm_result time_other_rows(const ddpm_device *device, const ddpm_model_config *preset, int batch, double seconds,
+                                       row_list *list)
+{
+    int c = preset->unet.block_out_channels[0], side = preset->unet.sample_size[0];
+    ddpm_real *memory = calloc(6 * (size_t)c, sizeof *memory);
+    ddpm_graph *g = NULL;
+    ddpm_tensor param[4]; /* weight, bias, running mean and variance */
+    if (memory == NULL)
+        return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the parameters of a batch norm");
+    for (int i = 0; i < 4; i++)
+        param[i] = (ddpm_tensor){.name = "batch_norm", .dims = 1, .shape = {c, 1, 1, 1}, .param = 1, .trainable = i < 2,
+                                 .need_grad = i < 2, .data = memory + i * c, .grad = i < 2 ? memory + (4 + i) * c : NULL};
+    ddpm_result result = ddpm_graph_create(&g, device, batch, 1);
+    if (result == DDPM_OK) {
+        ddpm_tensor *x = ddpm_input(g, "x", c, side, side, 1), *target = ddpm_input(g, "target", c / 2, side, side, 0);
+        x = ddpm_batch_norm(g, x, &param[0], &param[1], &param[2], &param[3], 1e-5, 0.1);
+        x = ddpm_activation(g, ddpm_slice(g, x, 0, c / 2), DDPM_SIGMOID);
+        result = ddpm_graph_plan(g, ddpm_bce(g, x, target), NULL, 0);
+    }
+    if (result == DDPM_OK)
+        result = ddpm_graph_forward(g, batch);
+    if (result == DDPM_OK)
+        result = ddpm_graph_backward(g, NULL, NULL, NULL);
+    if (result == DDPM_OK)
+        result = time_graph(g, batch, seconds, 1, list);
+    ddpm_graph_free(g);
+    free(memory);
+    return result;
+}
+
 /* A small network of the preset's picture size that uses rows the presets leave out. */
 static ddpm_model_config uncommon_config(const ddpm_model_config *preset)
 {
@@ -387,6 +420,8 @@ ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch,
     ddpm_result result = time_model(device, &config, batch, seconds, 0, &list);
     if (result == DDPM_OK)
         result = time_model(device, &uncommon, batch, seconds, 1, &list);
+    if (result == DDPM_OK && device->backend->upload == NULL)
+        result = time_other_rows(device, &config, batch, seconds, &list);
     if (result != DDPM_OK) {
         free(list.row);
         return result;

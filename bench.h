@@ -23,8 +23,8 @@ typedef struct bench_row { /* one operation at one shape; [0] forward, [1] backw
     ddpm_op op;
     char shape[80];     /* "128x64x64 -> 256x64x64, 3x3" */
     int nodes;          /* of the network that are like it */
-    int present[2];     /* the backend has a row of its own */
-    int measured[2];    /* not measured: nothing to compute (no gradient wanted), or not present */
+    int missing[2];     /* the reference has such a row, the backend has not */
+    int measured[2];    /* not measured: missing, or there is no gradient to compute */
     double ms[2];       /* best of the repeats */
     double flops[2], bytes[2]; /* of one call: a multiply-add as two; inputs and outputs once */
 } bench_row;

@@ -109,32 +109,32 @@ DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order
  * A graph is a list of nodes in execution order. It is built for a capacity of N pictures and run for any n <= N. Shapes
  * are checked while building; memory is known after ddpm_graph_plan, before anything is allocated. */
 
-/* The operation table: one line an operation makes its enumerator, its name and its row. The second column says what its
+/* The operation table: one line an operation makes its enumerator, its name and its row. The last column says what its
  * backward reads, which decides how long a tensor is kept: inputs 0..2 and the auxiliary output. */
 enum { DDPM_READS_0 = 1, DDPM_READS_1 = 2, DDPM_READS_2 = 4, DDPM_READS_AUX = 32 };
-#define DDPM_OPS(X)                                                                                                      \
-    X(CONV2D, DDPM_READS_0 | DDPM_READS_1)                                                                               \
-    X(LINEAR, DDPM_READS_0 | DDPM_READS_1)                                                                               \
-    X(GROUP_NORM, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                                          \
-    X(ACTIVATION, DDPM_READS_0)                                                                                          \
-    X(ATTENTION, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_2 | DDPM_READS_AUX)                                            \
-    X(ADD, 0)                                                                                                            \
-    X(CONCAT, 0)                                                                                                         \
-    X(UPSAMPLE, 0)                                                                                                       \
-    X(TIME_EMBEDDING, 0)                                                                                                 \
-    X(MSE, DDPM_READS_0 | DDPM_READS_1)                                                                                  \
-    X(MODULATE, DDPM_READS_0 | DDPM_READS_1)                                                                             \
-    X(SLICE, 0)                                                                                                          \
-    X(POOL, DDPM_READS_AUX)                                                                                              \
-    X(PIXEL_UNSHUFFLE, 0)                                                                                                \
-    X(PIXEL_SHUFFLE, 0)                                                                                                  \
-    X(DROPOUT, 0)                                                                                                        \
-    X(AFFINE, DDPM_READS_1)                                                                                              \
-    X(FOURIER_EMBEDDING, 0)                                                                                              \
-    X(EMBEDDING, DDPM_READS_0)                                                                                           \
-    X(BATCH_NORM, DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                                          \
-    X(BCE, DDPM_READS_0 | DDPM_READS_1)
-#define DDPM_OP_ENUM(name, reads) DDPM_OP_##name,
+#define DDPM_OPS(X)                                                                                                    \
+    X(CONV2D, "conv2d", DDPM_READS_0 | DDPM_READS_1)                                                                   \
+    X(LINEAR, "linear", DDPM_READS_0 | DDPM_READS_1)                                                                   \
+    X(GROUP_NORM, "group_norm", DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                          \
+    X(ACTIVATION, "activation", DDPM_READS_0)                                                                          \
+    X(ATTENTION, "attention", DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_2 | DDPM_READS_AUX)                             \
+    X(ADD, "add", 0)                                                                                                   \
+    X(CONCAT, "concat", 0)                                                                                             \
+    X(UPSAMPLE, "upsample", 0)                                                                                         \
+    X(TIME_EMBEDDING, "time_embedding", 0)                                                                             \
+    X(MSE, "mse", DDPM_READS_0 | DDPM_READS_1)                                                                         \
+    X(MODULATE, "modulate", DDPM_READS_0 | DDPM_READS_1)                                                               \
+    X(SLICE, "slice", 0)                                                                                               \
+    X(POOL, "pool", DDPM_READS_AUX)                                                                                    \
+    X(PIXEL_UNSHUFFLE, "pixel_unshuffle", 0)                                                                           \
+    X(PIXEL_SHUFFLE, "pixel_shuffle", 0)                                                                               \
+    X(DROPOUT, "dropout", 0)                                                                                           \
+    X(AFFINE, "affine", DDPM_READS_1)                                                                                  \
+    X(FOURIER_EMBEDDING, "fourier_embedding", 0)                                                                       \
+    X(EMBEDDING, "embedding", DDPM_READS_0)                                                                            \
+    X(BATCH_NORM, "batch_norm", DDPM_READS_0 | DDPM_READS_1 | DDPM_READS_AUX)                                          \
+    X(BCE, "bce", DDPM_READS_0 | DDPM_READS_1)
+#define DDPM_OP_ENUM(op, name, reads) DDPM_OP_##op,
 typedef enum ddpm_op { DDPM_OPS(DDPM_OP_ENUM) DDPM_OP_COUNT } ddpm_op;
 DDPM_API const char *ddpm_op_name(ddpm_op op); /* "conv2d" */
 

@@ -140,9 +140,9 @@ size_t ddpm_elements(const ddpm_tensor *x, int n)
     return (size_t)(x->batched ? n : x->shape[0]) * (size_t)x->shape[1] * (size_t)x->shape[2] * (size_t)x->shape[3];
 }
 
-#define DDPM_OP_LOWER(name, reads) #name,
-static const char *const op_names[] = {DDPM_OPS(DDPM_OP_LOWER)};
-#define DDPM_OP_READS(name, reads) reads,
+#define DDPM_OP_NAME(op, name, reads) name,
+static const char *const op_names[] = {DDPM_OPS(DDPM_OP_NAME)};
+#define DDPM_OP_READS(op, name, reads) reads,
 static const unsigned op_reads[] = {DDPM_OPS(DDPM_OP_READS)};
 
 const char *ddpm_op_name(ddpm_op op)

@@ -47,7 +47,7 @@ static int computes(ddpm_op op)
 static void print_side(const bench_row *row, int side, const bench_machine *machine)
 {
     if (!row->measured[side]) {
-        printf(" %10s %14s %5s", row->present[side] ? "-" : "no row", "", "");
+        printf(" %10s %14s %5s", row->missing[side] ? "no row" : "-", "", "");
         return;
     }
     double per_ns = 1e-6 / row->ms[side];
@@ -94,7 +94,7 @@ static ddpm_result bench_row_table(const cli_context *context, const bench_machi
     for (int i = 0; i < count; i++)
         if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(row[i].op)) == 0)
             row[kept++] = row[i];
-    printf("\nrows at the shapes of '%s', one picture (peak: of the multiply-adds, or of the bandwidth)\n", preset);
+    printf("\nrows at the shapes of '%s', one picture (peak: of the multiply-adds, or of the memory's bandwidth, which caches exceed)\n", preset);
     print_rows(row, kept, machine);
     print_missing(&context->device);
     free(row);

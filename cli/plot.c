@@ -45,8 +45,8 @@ static unsigned glyph(char letter)
 {
     static const struct { char letter; unsigned rows; } font[] = {
         {'0', 075557}, {'1', 026227}, {'2', 071747}, {'3', 071717}, {'4', 055711}, {'5', 074717}, {'6', 074757}, {'7', 071111},
-        {'8', 075757}, {'9', 075717}, {'.', 000002}, {'l', 022223}, {'o', 007557}, {'s', 007471}, {'e', 007647}, {'p', 007574},
-        {'c', 007447}, {'h', 044755},
+        {'8', 075757}, {'9', 075717}, {'.', 000002}, {'L', 044447}, {'O', 075557}, {'S', 074717}, {'E', 074647}, {'P', 075744},
+        {'C', 074447}, {'H', 055755}, {'e', 007647}, {'-', 000700},
     };
     for (size_t i = 0; i < sizeof font / sizeof font[0]; i++)
         if (font[i].letter == letter)
@@ -89,7 +89,7 @@ static void loss_axis(chart *c)
             rectangle(c, LEFT, y, RIGHT, y, grid);
             text(c, LEFT - 6 - 8 * (int)strlen(label), y - 5, label);
         }
-    text(c, LEFT, TOP - 18, "loss");
+    text(c, LEFT, TOP - 18, "LOSS");
 }
 
 /* At most ten marks, at whole epochs. */
@@ -108,7 +108,7 @@ static void epoch_axis(chart *c, int per_epoch)
         rectangle(c, x, BOTTOM, x, BOTTOM + 4, black);
         text(c, x - 4 * (int)strlen(label) + 1, BOTTOM + 9, label);
     }
-    text(c, RIGHT - 40, BOTTOM + 23, "epoch");
+    text(c, RIGHT - 40, BOTTOM + 23, "EPOCH");
     rectangle(c, LEFT, TOP, LEFT, BOTTOM, black);
     rectangle(c, LEFT, BOTTOM, RIGHT, BOTTOM, black);
 }
@@ -125,10 +125,10 @@ static void step_dots(chart *c, const float *loss, int count)
     }
 }
 
-/* The mean of the last `window` steps, as a line two pixels wide. */
+/* The mean of the last twentieth of the steps, as a line two pixels wide. */
 static void average_line(chart *c, const float *loss, int count)
 {
-    int window = count / 50 > 1 ? count / 50 : 1, old_x = 0, old_y = 0;
+    int window = 1 + count / 20, old_x = 0, old_y = 0;
     double sum = 0;
     for (int i = 0; i < count; i++) {
         sum += loss[i] - (i >= window ? loss[i - window] : 0);

@@ -4,6 +4,7 @@
  * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs   7 the command */
 #include <cjson/cJSON.h>
 #include <dirent.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -371,7 +372,7 @@ static ddpm_result keep_loss(training *t, double loss)
         t->loss = more;
         t->loss_room = room;
     }
-    t->loss[t->losses++] = (float)loss;
+    t->loss[t->losses++] = (float)fmax(loss, 1e-30); /* the curve's axis is logarithmic */
     return DDPM_OK;
 }
 

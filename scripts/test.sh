@@ -24,12 +24,13 @@ openmp=$(sed -n 's/^OPENMP := //p' "$BUILD/$COMPILER/test-dependencies.mk")
 
 heading "Headers and the one-line program ($CC)"
 for compiler in $CC gcc clang; do
-    case " ${seen:-} " in *" $compiler "*) continue ;; esac
-    seen="${seen:-} $compiler"
     if ! command -v "$compiler" > /dev/null; then
         skip "ddpm.h with $compiler" "not installed"
         continue
     fi
+    file=$(readlink -f "$(command -v "$compiler")" 2> /dev/null || command -v "$compiler")
+    case " ${seen:-} " in *" $file "*) continue ;; esac # cc is gcc or clang
+    seen="${seen:-} $file"
     for language in "c c11" "c++ c++17"; do
         # shellcheck disable=SC2086
         set -- $language

@@ -39,7 +39,8 @@ static int remove_folder(void **state)
 static const char *in_folder(const char *name)
 {
     static char path[300];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
+    int length = snprintf(path, sizeof path, "%s/%s", folder, name);
+    assert_in_range(length, 1, sizeof path - 1);
     return path;
 }
 

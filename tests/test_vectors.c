@@ -170,7 +170,7 @@ static unsigned params_of(ddpm_op op)
 }
 
 /* A new operation needs a builder above: this table does not compile without. */
-#define BUILDER(name, reads) build_##name,
+#define BUILDER(op, name, reads) build_##op,
 static build_fn *const builder[] = {DDPM_OPS(BUILDER)};
 
 /* Zeroed memory of the backend, or of the host for a backend that has none of its own. */
@@ -221,8 +221,7 @@ static double worst_of(vectors *v, const char *name, const char *key, const floa
 }
 
 /* Which values fall is chance, so: each output is 0 or the truth, its gradient likewise at the same places, and the
- * share that fell lies within 5 standard deviations of p. What fell is then put back, for the comparison of the
- * rest. */
+ * share that fell lies within 5 standard deviations of p. What fell is then put back, and the rest is compared. */
 static void put_dropped_back(vectors *v, const char *name, double p, const float *y, float *value)
 {
     const io_tensor *truth = vectors_find(v, "%s/y", name);
@@ -236,7 +235,7 @@ static void put_dropped_back(vectors *v, const char *name, double p, const float
     }
     assert_true(fabs((double)fell - p * (double)count) <= 5 * sqrt(p * (1 - p) * (double)count));
     for (size_t i = 0; i < count; i++)
-        if (value[i] == 0) value[i] = shown[i];
+        if (y[i] == 0) value[i] = shown[i];
 }
 
 /* One case: forward and twice backward for n pictures in a graph with room for n + 1. Returns the worst ratio to a

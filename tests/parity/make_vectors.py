@@ -1,10 +1,11 @@
-"""Makes tests/vectors/*.safetensors: what PyTorch and diffusers compute, for tests/test_vectors.c to compare ddpm.c with.
+"""Makes tests/vectors/*.safetensors: what PyTorch and diffusers compute, for tests/test_vectors.c to compare ddpm.c
+with.
 
     python tests/parity/make_vectors.py [DIRECTORY]        (default tests/vectors)
 
-Inputs are float32; results are torch's in float64 on them, so that they are the truth next to float32's error. Beside a
-result NAME of one operation stands NAME.bound: how far a float32 computation may be from it, element by element, whatever
-order its sums are taken in. The derivations stand next to the operations below. They use
+Inputs are float32; results are torch's in float64 on them, so that they are the truth next to float32's error. Beside
+a result NAME of one operation stands NAME.bound: how far a float32 computation may be from it, element by element,
+whatever order its sums are taken in. The derivations stand next to the operations below. They use
 
     u = 2^-24, the largest relative error of one rounded float32 operation,
     gamma(k) = k u / (1 - k u), that of k of them (Higham, Accuracy and Stability of Numerical Algorithms, 3.1):
@@ -32,7 +33,7 @@ warnings.filterwarnings("ignore")
 FLOAT_MIN = 2.0 ** -126  # below it float32 loses bits one by one: every bound allows this much
 
 
-# ---- Bounds -----------------------------------------------------------------------------------------------------------
+# ---- Bounds ---------------------------------------------------------------------------------------------------------
 
 def gamma(k):
     u = 2.0 ** -24
@@ -55,8 +56,8 @@ class Operations:
         self.tensors = {}
 
     def add(self, name, attr, inputs, forward, wanted, bounds, dy=None, after=None):
-        """forward: the operation in torch. bounds(x, dy, y, d) -> (bound of y, {i: bound of d[i]}), all float64; None: exact.
-        after: {name: (value, bound)} of further results."""
+        """forward: the operation in torch. bounds(x, dy, y, d) -> (bound of y, {i: bound of d[i]}), all float64; None:
+        exact. after: {name: (value, bound)} of further results."""
         seed = networks.generator("dy", name)
         x = [t.float() for t in inputs]
         shape = forward(*[t.double() for t in x]).shape
@@ -87,7 +88,7 @@ def linear_in_each(forward, terms_y, terms_d, abs_forward=None):
     return bounds
 
 
-# ---- Operations -------------------------------------------------------------------------------------------------------
+# ---- Operations -----------------------------------------------------------------------------------------------------
 
 def conv2d(ops, rng):
     """y = sum over Cin k k of x w, + b: K + 1 roundings. dx sums Cout k k terms, dw and db sum N Ho Wo; parameters'
@@ -138,9 +139,9 @@ def linear(ops, rng):
 
 
 def norm_bounds(x, weight, mean, var, eps, count, dy, d, axes, shape, batch_statistics=True):
-    """Normalisation y = (x - mean) r w + b with r = (var + eps)^-1/2 over `count` values.
-    mean errs by e_m = gamma(count) mean|x| (its sum in any order), and var, the mean of squared distances from that mean, by
-    gamma(count + 2) var + e_m^2, so r relatively by e_r = half of that over var + eps, and 4 u for its own operations. Hence
+    """Normalisation y = (x - mean) r w + b with r = (var + eps)^-1/2 over `count` values. mean errs by e_m =
+    gamma(count) mean|x| (its sum in any order), and var, the mean of squared distances from that mean, by gamma(count
+    + 2) var + e_m^2, so r relatively by e_r = half of that over var + eps, and 4 u for its own operations. Hence
       xhat = (x - mean) r  errs by  E = r (e_m + u |x - mean|) + |xhat| (e_r + u),
       y                    by       |w| E + 3 u |w xhat| + 2 u |b|.
     Backward, with g = w dy, A = mean g, B = mean(g xhat):
@@ -160,8 +161,8 @@ def norm_bounds(x, weight, mean, var, eps, count, dy, d, axes, shape, batch_stat
     if batch_statistics:
         A, B = average(g), average(g * xhat)
         bound_x = e_r * d[0].reshape(x.shape).abs() + r * (
-            gamma(count + 2) * (average(g.abs()) + xhat.abs() * average((g * xhat).abs())) + average(g.abs() * E) * xhat.abs()
-            + E * B.abs() + 4 * u * (g.abs() + A.abs() + (xhat * B).abs()))
+            gamma(count + 2) * (average(g.abs()) + xhat.abs() * average((g * xhat).abs()))
+            + average(g.abs() * E) * xhat.abs() + E * B.abs() + 4 * u * (g.abs() + A.abs() + (xhat * B).abs()))
     else:
         bound_x = (e_r + 2 * u) * (r * g).abs()
     a = dy.abs()
@@ -200,10 +201,11 @@ def batch_norm(ops, rng):
     """Running statistics after training: r' = (1 - m) r + m s, s the batch's mean or unbiased variance: the error of s
     (see norm_bounds) times m, and 4 roundings."""
     def case(name, n, c, h, w, training, eps=1e-5, momentum=0.1, offset=0.0):
-        x = [rng(n, c, h, w) * (1 + torch.arange(c).reshape(1, c, 1, 1)) + offset, 1 + 0.3 * rng(c), rng(c), rng(c) * 0.5 + offset,
-             0.5 + rng(c) ** 2]
+        x = [rng(n, c, h, w) * (1 + torch.arange(c).reshape(1, c, 1, 1)) + offset, 1 + 0.3 * rng(c), rng(c),
+             rng(c) * 0.5 + offset, 0.5 + rng(c) ** 2]
         def forward(x, weight, bias, running_mean, running_var):
-            return F.batch_norm(x, running_mean.clone(), running_var.clone(), weight, bias, bool(training), momentum, eps)
+            running = running_mean.clone(), running_var.clone()
+            return F.batch_norm(x, *running, weight, bias, bool(training), momentum, eps)
         axes, count = (0, 2, 3), n * h * w
         x64 = [t.double() for t in x]
         var, mean = torch.var_mean(x64[0], dim=axes, keepdim=True, unbiased=False)
@@ -235,7 +237,8 @@ def activation(ops, rng):
       sigmoid: y by 4 u y;    dx = dy s (1 - s) by 12 u |dy| s.       relu is exact, its gradient at 0 is 0.
     (8 u where 6 u or 4 u would do leaves room for an e^-x good to 4 u.)"""
     g = rng.generator
-    x = torch.cat([rng(40) * 3, torch.tensor([0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 90.0, -80.0, 1e4, -1e4, -1.2784645, 1e-4])])
+    x = torch.cat([rng(40) * 3, torch.tensor([0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 90.0, -80.0, 1e4, -1e4,
+                                              -1.2784645, 1e-4])])
     x = x[torch.randperm(len(x), generator=g)].reshape(2, 2, 13, 1)
     for kind, (name, forward) in enumerate([("silu", F.silu), ("relu", F.relu), ("sigmoid", torch.sigmoid)]):
         def bounds(x, dy, y, d):
@@ -250,7 +253,8 @@ def attention(ops, rng):
     """Per head, over tokens: s = q.k / sqrt(d), p = softmax(s), o = p v.
       s errs by e = gamma(d + 3) |q|.|k| / sqrt(d); with E its largest value in a row and L = max |s| + log T,
       p relatively by P = 2 (2 E + 2 u L + 3 u) + gamma(T + 1)
-         (numerator and denominator; s - max s, or s - log sum e^s, rounds to 2 u L; exp is good to 2 u; a sum of T terms),
+         (numerator and denominator; s - max s, or s - log sum e^s, rounds to 2 u L; exp is good to 2 u; a sum of T
+         terms),
       o by sum p |v| (P + gamma(T + 1)),  dv by sum p |do| (P + gamma(T + 1)).
       ds = p (do.v - D), D = sum p do.v = do.o; with M = |do|.|v| and its mean m = sum p M:
       ds errs by S = p (M + m) (2 P + gamma(d + T + 5)),
@@ -297,7 +301,8 @@ def add(ops, rng):
         pixels = shape[2] * shape[3] if shape_b != shape else 1
         exact = scale == 1.0
         ops.add(f"add/{name}", [scale], [rng(*shape), rng(*shape_b)], forward, [0, 1],
-                linear_in_each(forward, 1 if exact else 3, {0: 0 if exact else 2, 1: 0 if exact and pixels == 1 else 2 + pixels}))
+                linear_in_each(forward, 1 if exact else 3,
+                               {0: 0 if exact else 2, 1: 0 if exact and pixels == 1 else 2 + pixels}))
     case("plain", (2, 3, 4, 5), (2, 3, 4, 5), 1.0)
     case("scaled", (2, 3, 4, 5), (2, 3, 4, 5), 1 / 1.7)
     case("broadcast", (2, 5, 3, 4), (2, 5, 1, 1), 1.0)
@@ -377,9 +382,9 @@ def affine(ops, rng):
 
 
 def time_embedding(ops, rng):
-    """Angle t w_i with w_i = exp(e_i), e_i = -ln(10000) i / (half - shift): e_i errs by 3 u |e_i|, w_i relatively by that and
-    2 u, the product by u more; sine and cosine of the angle by its absolute error, and 2 u. diffusers itself computes these in
-    float32, where its own error at t = 999 reaches some 6e-5: the truth here is float64's."""
+    """Angle t w_i with w_i = exp(e_i), e_i = -ln(10000) i / (half - shift): e_i errs by 3 u |e_i|, w_i relatively by
+    that and 2 u, the product by u more; sine and cosine of the angle by its absolute error, and 2 u. diffusers itself
+    computes these in float32, where its own error at t = 999 reaches some 6e-5: the truth here is float64's."""
     def case(name, t, dim, flip, shift):
         t = torch.tensor(t).reshape(-1, 1, 1, 1)
         def forward(t):
@@ -428,9 +433,10 @@ def embedding(ops, rng):
 
 
 def losses(ops, rng):
-    """mse: sum of (x - t)^2, the difference rounded once: gamma(K + 3) times the sum; gradients 2 (x - t) dy by gamma(3).
-    bce: -(t max(log p, -100) + (1 - t) max(log(1 - p), -100)): 1 - p may be rounded, which moves its logarithm by u
-    absolutely; so sum of gamma(K + 5) (|term| + 1 where t < 1). dp = dy (p - t) / max(p (1 - p), 1e-12) by gamma(6)."""
+    """mse: sum of (x - t)^2, the difference rounded once: gamma(K + 3) times the sum; gradients 2 (x - t) dy by
+    gamma(3). bce: -(t max(log p, -100) + (1 - t) max(log(1 - p), -100)): 1 - p may be rounded, which moves its
+    logarithm by u absolutely; so sum of gamma(K + 5) (|term| + 1 where t < 1). dp = dy (p - t) / max(p (1 - p), 1e-12)
+    by gamma(6)."""
     def mse(name, shape, offset=0.0):
         forward = lambda x, t: ((x - t) ** 2).sum(dim=(1, 2, 3), keepdim=True)
         x = [rng(*shape) + offset, rng(*shape) + offset]
@@ -454,10 +460,12 @@ def losses(ops, rng):
 
 
 def dropout(ops, rng):
-    """Which values fall is chance; those that stay are x / (1 - p), their gradients dy / (1 - p). y, d0 hold these for all."""
+    """Which values fall is chance; those that stay are x / (1 - p), their gradients dy / (1 - p). y, d0 hold these for
+    all."""
     for name, p in (("zero", 0.0), ("quarter", 0.25)):
         forward = lambda x: x / (1 - p)
-        ops.add(f"dropout/{name}", [p], [rng(2, 3, 10, 15)], forward, [0], linear_in_each(forward, 3 if p else 0, {0: 3 if p else 0}))
+        ops.add(f"dropout/{name}", [p], [rng(2, 3, 10, 15)], forward, [0],
+                linear_in_each(forward, 3 if p else 0, {0: 3 if p else 0}))
 
 
 def operations():
@@ -471,14 +479,16 @@ def operations():
     return ops.tensors
 
 
-# ---- Networks ---------------------------------------------------------------------------------------------------------
-# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels), target,
-# prediction and loss in float64. Metadata: config (UNet2DModel's), label (num_classes, hidden_dim, embedding_dim),
-# float32_prediction and float32_gradient: how far torch's own float32 is from this truth, measured as test_vectors.c does.
+# ---- Networks -------------------------------------------------------------------------------------------------------
+# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels),
+# target, prediction and loss in float64. Metadata: config (UNet2DModel's), label (num_classes, hidden_dim,
+# embedding_dim), float32_prediction and float32_gradient: how far torch's own float32 is from this truth, measured as
+# test_vectors.c does.
 
 def gradient_distance(gradients, reference):
-    """Largest |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)), norms by tensor. The floor, a hundredth of a typical tensor's
-    norm, judges gradients that are zero but for rounding: biases before a norm of one channel a group, to_k.bias."""
+    """Largest |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)), norms by tensor. The floor, a hundredth of a typical
+    tensor's norm, judges gradients that are zero but for rounding: biases before a norm of one channel a group,
+    to_k.bias."""
     total = math.sqrt(sum(float(r.double().pow(2).sum()) for r in reference.values()))
     floor = 1e-2 * total / math.sqrt(len(reference))
     return max(float((gradients[k].double() - r.double()).norm()) / max(float(r.double().norm()), floor)
@@ -503,7 +513,7 @@ def network(spec):
     return tensors, metadata
 
 
-# ---- Schedules and sampling -------------------------------------------------------------------------------------------
+# ---- Schedules and sampling -----------------------------------------------------------------------------------------
 
 def schedules():
     """beta and alpha_bar in float32, to the bit."""
@@ -527,8 +537,9 @@ class StoredNoise:
 
 
 def run_sampler(scheduler, steps, eta, x, predict, noise):
-    """x after each step and each step's estimate of x_0, in float64 but for the coefficients: these are diffusers' own, in
-    float32, where 1 - alpha_t / alpha_(t-1) loses up to three digits at small t. So they have to be computed in its order."""
+    """x after each step and each step's estimate of x_0, in float64 but for the coefficients: these are diffusers'
+    own, in float32, where 1 - alpha_t / alpha_(t-1) loses up to three digits at small t. So they have to be computed
+    in its order."""
     import diffusers.schedulers.scheduling_ddim as ddim, diffusers.schedulers.scheduling_ddpm as ddpm
     ddpm.randn_tensor = ddim.randn_tensor = noise
     scheduler.set_timesteps(steps)
@@ -560,8 +571,9 @@ def make_scheduler(cls, T, schedule, clip):
 
 
 def trajectories():
-    """With stored predictions instead of a model: NAME/start, /prediction, /noise by step, and the truth /path, /image,
-    /timestep. attr: sampler (0 DDPM, 1 DDIM), T, steps, schedule (0 squaredcos_cap_v2, 1 linear), eta, clip (0: none)."""
+    """With stored predictions instead of a model: NAME/start, /prediction, /noise by step, and the truth /path,
+    /image, /timestep. attr: sampler (0 DDPM, 1 DDIM), T, steps, schedule (0 squaredcos_cap_v2, 1 linear), eta, clip
+    (0: none)."""
     out = {}
     for name, cls, T, steps, schedule, eta, clip in SAMPLERS:
         g = networks.generator("trajectory", name)
@@ -572,8 +584,8 @@ def trajectories():
                                           lambda x, t: next(queue), noise)
         out |= {f"{name}/start": start, f"{name}/prediction": predictions, f"{name}/noise": torch.stack(noise.drawn),
                 f"{name}/path": path, f"{name}/image": images, f"{name}/timestep": times.double(),
-                f"{name}/attr": torch.tensor([float(cls is DDIMScheduler), T, steps, float(schedule == "linear"), eta or 0.0, clip],
-                                             dtype=torch.float64)}
+                f"{name}/attr": torch.tensor([float(cls is DDIMScheduler), T, steps, float(schedule == "linear"),
+                                              eta or 0.0, clip], dtype=torch.float64)}
     return out
 
 
@@ -589,8 +601,11 @@ def network_sampling():
             noise = StoredNoise("network " + name)
             model.to(precision)
             with torch.no_grad():
-                predict = lambda x, t: model(x.to(precision), t.repeat(len(labels)).to(precision), labels.to(precision)).double()
-                times, path, images = run_sampler(make_scheduler(cls, 1000, "squaredcos_cap_v2", 1.0), 10, eta, start, predict, noise)
+                def predict(x, t):
+                    t = t.repeat(len(labels))
+                    return model(*(a.to(precision) for a in (x, t, labels))).double()
+                scheduler = make_scheduler(cls, 1000, "squaredcos_cap_v2", 1.0)
+                times, path, _ = run_sampler(scheduler, 10, eta, start, predict, noise)
             if precision == torch.float32:
                 path32 = path
         out |= {f"{name}/start": start, f"{name}/noise": torch.stack(noise.drawn), f"{name}/path": path,
@@ -602,12 +617,13 @@ def noised():
     """DDPMScheduler.add_noise in float64 from the float32 table."""
     s = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     g = networks.generator("add_noise")
-    image, noise, t = torch.rand(4, 3, 8, 8, generator=g) * 2 - 1, torch.randn(4, 3, 8, 8, generator=g), torch.tensor([0, 1, 500, 999])
+    image, noise = torch.rand(4, 3, 8, 8, generator=g) * 2 - 1, torch.randn(4, 3, 8, 8, generator=g)
+    t = torch.tensor([0, 1, 500, 999])
     return {"add_noise/image": image, "add_noise/noise": noise, "add_noise/timestep": t.double(),
             "add_noise/sample": s.add_noise(image.double(), noise.double(), t)}
 
 
-# ---- The optimiser ----------------------------------------------------------------------------------------------------
+# ---- The optimiser --------------------------------------------------------------------------------------------------
 
 OPTIMISERS = [  # name, lr, weight_decay, clip
     ("adam", 1e-3, 0.0, 0.0),
@@ -617,12 +633,13 @@ OPTIMISERS = [  # name, lr, weight_decay, clip
 
 
 def optimisers():
-    """torch's Adam or AdamW, clip_grad_norm_ and diffusers' EMAModel in float64 over 6 steps of given gradients.
-    attr: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay. gradient (steps, n); truth: weight, moment1, moment2,
-    ema (steps, n), norm (steps); and their bounds, where step k has added at most 6 roundings to each path:
-      a gradient scaled by the clip errs by 6 u, so with M = b1 M + (1 - b1)|g| in the place of m:  m by gamma(6 k + 6) M,
-      v (its terms are positive) by gamma(12 k + 12) v,  the update lr m^ / (sqrt v^ + eps) by gamma(12 k + 18) of it with M,
-      w by the sum of these and gamma(3) |w| a step,  ema, a mean of weights, by the largest of theirs and gamma(3) |ema| a step."""
+    """torch's Adam or AdamW, clip_grad_norm_ and diffusers' EMAModel in float64 over 6 steps of given gradients. attr:
+    lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay. gradient (steps, n); truth: weight, moment1,
+    moment2, ema (steps, n), norm (steps); and their bounds, where step k has added at most 6 roundings to each path:
+      a gradient scaled by the clip errs by 6 u, so with M = b1 M + (1 - b1)|g| in the place of m:  m by gamma(6 k + 6)
+      M, v (its terms are positive) by gamma(12 k + 12) v,  the update lr m^ / (sqrt v^ + eps) by gamma(12 k + 18) of
+      it with M, w by the sum of these and gamma(3) |w| a step,  ema, a mean of weights, by the largest of theirs and
+      gamma(3) |ema| a step."""
     out = {}
     for name, lr, decay, clip in OPTIMISERS:
         g = networks.generator("optimiser", name)
@@ -653,7 +670,8 @@ def optimisers():
                                ("weight.bound", error_w), ("moment1.bound", gamma(6 * k + 6) * M + FLOAT_MIN),
                                ("moment2.bound", gamma(12 * k + 12) * v + FLOAT_MIN), ("ema.bound", error_ema)):
                 rows.setdefault(key, []).append(value.clone())
-        out |= {f"{name}/{k}": torch.stack(v).to(torch.float32 if "bound" in k else torch.float64) for k, v in rows.items()}
+        for key, values in rows.items():
+            out[f"{name}/{key}"] = torch.stack(values).to(torch.float32 if "bound" in key else torch.float64)
         out[f"{name}/gradient"] = gradient
         out[f"{name}/attr"] = torch.tensor([lr, 0.9, 0.999, 1e-8, decay, clip, largest_decay], dtype=torch.float64)
     return out
@@ -677,8 +695,8 @@ def decays():
 
 
 def training():
-    """Five steps of the network 'lab': add_noise with given noise and t, loss, clipping, Adam, EMA; float64 throughout, and
-    the same in float32 for the distance that rounding alone makes."""
+    """Five steps of the network 'lab': add_noise with given noise and t, loss, clipping, Adam, EMA; float64
+    throughout, and the same in float32 for the distance that rounding alone makes."""
     spec = next(s for s in networks.TINY if s["name"] == "lab")
     g = networks.generator("training")
     steps, n, scheduler = 5, 3, DDPMScheduler(beta_schedule="squaredcos_cap_v2")
@@ -706,15 +724,16 @@ def training():
     (loss, norm, weight, ema), (loss32, norm32, weight32, _) = results[torch.float64], results[torch.float32]
     out = {"sample": sample, "noise": noise, "labels": labels, "timestep": t.float(), "loss": loss, "norm": norm,
            "loss.float32": (loss32 - loss).abs(), "norm.float32": (norm32 - norm).abs()}
-    for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "label_encoder.0.weight", "time_embedding.linear_1.weight",
-                 "down_blocks.1.attentions.0.to_q.weight", "mid_block.resnets.0.norm1.weight", "up_blocks.0.resnets.1.conv1.weight"):
+    for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "label_encoder.0.weight",
+                 "time_embedding.linear_1.weight", "down_blocks.1.attentions.0.to_q.weight",
+                 "mid_block.resnets.0.norm1.weight", "up_blocks.0.resnets.1.conv1.weight"):
         out |= {f"weight.{name}": weight[name].float(), f"ema.{name}": ema[name].float()}
         distance = (weight32[name] - weight[name]).abs()
         out[f"float32.{name}"] = torch.stack([distance.max(), distance.pow(2).mean().sqrt()])
     return {f"training/{k}": v for k, v in out.items()}
 
 
-# ---- All of them ------------------------------------------------------------------------------------------------------
+# ---- All of them ----------------------------------------------------------------------------------------------------
 
 def make(directory):
     os.makedirs(directory, exist_ok=True)

@@ -1,5 +1,6 @@
 """The networks that the vectors and the parity run compare: tiny UNet2DModel configs which together use every field of
-diffusers' config that ddpm.c has, and the lab's model. Built with random weights, evaluated in torch in double precision.
+diffusers' config that ddpm.c has, and the lab's model. Built with random weights, evaluated in torch in double
+precision.
 
 Contents: configurations; building; the truth in float64; a model directory on disk.
 """
@@ -15,12 +16,11 @@ from safetensors.torch import save_file
 diffusers.utils.logging.set_verbosity_error()
 torch.set_num_threads(2)
 
-# ---- Configurations ---------------------------------------------------------------------------------------------------
-# A name, UNet2DModel's arguments (what is left out is diffusers' default), and beside them:
-#   size    height and width to run at     t     timesteps of the three pictures, reals on purpose
-#   label   (num_classes, hidden_dim) of a label encoder in front of class_embed_type identity
-# Channels are few so that the files stay small; 4 channels in 4 groups is the one-channel-a-group case, where a bias before
-# the norm has a gradient of exactly zero.
+# ---- Configurations -------------------------------------------------------------------------------------------------
+# A name, UNet2DModel's arguments (what is left out is diffusers' default), and beside them: size    height and width
+# to run at     t     timesteps of the three pictures, reals on purpose label   (num_classes, hidden_dim) of a label
+# encoder in front of class_embed_type identity Channels are few so that the files stay small; 4 channels in 4 groups
+# is the one-channel-a-group case, where a bias before the norm has a gradient of exactly zero.
 
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
@@ -29,15 +29,15 @@ TINY = [
         sample_size=8, down_block_types=(DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, UP), block_out_channels=(4, 8),
         layers_per_block=1, class_embed_type="identity", norm_num_groups=2)),
     dict(name="plain", size=(8, 16), t=[1.0, 250.25, 731.0], unet=dict(
-        sample_size=(8, 16), in_channels=1, out_channels=1, down_block_types=(DOWN, DOWN, DOWN), up_block_types=(UP, UP, UP),
-        block_out_channels=(4, 8, 8), layers_per_block=2, mid_block_type=None, norm_num_groups=4, norm_eps=1e-6)),
+        sample_size=(8, 16), in_channels=1, out_channels=1, down_block_types=(DOWN, DOWN, DOWN),
+        up_block_types=(UP, UP, UP), block_out_channels=(4, 8, 8), layers_per_block=2, mid_block_type=None, norm_num_groups=4, norm_eps=1e-6)),
     dict(name="fourier", size=(8, 8), t=[0.5, 3.0, 40.0], unet=dict(
         sample_size=None, center_input_sample=True, time_embedding_type="fourier", time_embedding_dim=20,
         down_block_types=(ATTN_DOWN, DOWN), up_block_types=(UP, ATTN_UP), block_out_channels=(4, 8), layers_per_block=1,
         attention_head_dim=2, norm_num_groups=2, add_attention=False)),
     dict(name="padding0", size=(16, 8), t=[2.0, 500.0, 998.5], unet=dict(
-        sample_size=16, freq_shift=1, flip_sin_to_cos=False, down_block_types=(DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, UP),
-        block_out_channels=(4, 8), layers_per_block=1, mid_block_scale_factor=1.7, downsample_padding=0,
+        sample_size=16, freq_shift=1, flip_sin_to_cos=False, down_block_types=(DOWN, ATTN_DOWN),
+        up_block_types=(ATTN_UP, UP), block_out_channels=(4, 8), layers_per_block=1, mid_block_scale_factor=1.7, downsample_padding=0,
         attention_head_dim=None, norm_num_groups=2)),
     dict(name="resnet_resample", size=(8, 8), t=[10.0, 20.0, 990.0], unet=dict(
         sample_size=8, down_block_types=(ATTN_DOWN, DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, UP, ATTN_UP),
@@ -48,8 +48,8 @@ TINY = [
         layers_per_block=1, resnet_time_scale_shift="scale_shift", attention_head_dim=4, norm_num_groups=4,
         class_embed_type="timestep")),
     dict(name="scale_shift_groups", size=(4, 8), t=[0.0, 100.0, 200.0], unet=dict(
-        sample_size=8, down_block_types=(ATTN_DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, ATTN_UP), block_out_channels=(4, 8),
-        layers_per_block=1, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=2, attention_head_dim=4,
+        sample_size=8, down_block_types=(ATTN_DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, ATTN_UP),
+        block_out_channels=(4, 8), layers_per_block=1, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=2, attention_head_dim=4,
         downsample_type="resnet", upsample_type="resnet", mid_block_scale_factor=1.7, norm_num_groups=4)),
     dict(name="embedding", size=(8, 8), t=[5.0, 505.0, 905.0], classes="index", unet=dict(
         sample_size=8, down_block_types=(DOWN, DOWN), up_block_types=(UP, UP), block_out_channels=(4, 4),
@@ -66,8 +66,8 @@ TINY = [
         sample_size=(5, 3), down_block_types=(ATTN_DOWN,), up_block_types=(ATTN_UP,), block_out_channels=(8,),
         layers_per_block=1, attention_head_dim=4, norm_num_groups=2, flip_sin_to_cos=False)),
     dict(name="downsample_resnet", size=(8, 16), t=[6.0, 66.0, 666.0], unet=dict(
-        sample_size=(8, 16), down_block_types=(ATTN_DOWN, DOWN), up_block_types=(UP, ATTN_UP), block_out_channels=(4, 4),
-        layers_per_block=1, downsample_type="resnet", downsample_padding=0, attention_head_dim=2, norm_num_groups=4,
+        sample_size=(8, 16), down_block_types=(ATTN_DOWN, DOWN), up_block_types=(UP, ATTN_UP),
+        block_out_channels=(4, 4), layers_per_block=1, downsample_type="resnet", downsample_padding=0, attention_head_dim=2, norm_num_groups=4,
         freq_shift=1)),
 ]
 
@@ -77,7 +77,7 @@ LAB = dict(name="lab64", size=(64, 64), t=[3.0, 512.5], label=(24, 64), unet=dic
     up_block_types=(UP, ATTN_UP, UP, UP, UP, UP)))
 
 
-# ---- Building ---------------------------------------------------------------------------------------------------------
+# ---- Building -------------------------------------------------------------------------------------------------------
 
 def generator(*key):
     """A torch generator whose seed depends on the words of `key` alone."""
@@ -109,9 +109,9 @@ class Conditional(torch.nn.Module):
 
 
 def build(spec, coarse):
-    """The network of `spec` in float32. Norms' scales and shifts, 1 and 0 after PyTorch's initialisation, are moved off
-    these values: a row that forgets them would otherwise go unnoticed. coarse: weights rounded to float16 values, so that
-    a file holds them in two bytes without a change."""
+    """The network of `spec` in float32. Norms' scales and shifts, 1 and 0 after PyTorch's initialisation, are moved
+    off these values: a row that forgets them would otherwise go unnoticed. coarse: weights rounded to float16 values,
+    so that a file holds them in two bytes without a change."""
     g = generator("weights", spec["name"])
     unet = UNet2DModel(**spec["unet"]).eval()
     encoder = None
@@ -161,7 +161,7 @@ def class_labels(spec):
     return "labels" if "label" in spec else "class_labels"
 
 
-# ---- The truth in float64 ---------------------------------------------------------------------------------------------
+# ---- The truth in float64 -------------------------------------------------------------------------------------------
 
 def evaluate(model, sample, timestep, labels, target):
     """prediction, loss (mean of all elements) and {name: gradient} in the precision of `sample`."""
@@ -174,10 +174,12 @@ def evaluate(model, sample, timestep, labels, target):
 
 
 def truth(model, sample, timestep, labels, target):
-    """evaluate() in float64 on the float32 weights and inputs; the model is float32 again afterwards. diffusers computes the
-    positional time embedding in float32 whatever the model's type is: it is taken as it is, as part of the definition."""
+    """evaluate() in float64 on the float32 weights and inputs; the model is float32 again afterwards. diffusers
+    computes the positional time embedding in float32 whatever the model's type is: it is taken as it is, as part of
+    the definition."""
     model.double()
-    hook = model.unet.time_proj.register_forward_hook(lambda module, args, out: out.double())  # class_embed_type timestep
+    # class_embed_type timestep would pass the embedding's float32 on
+    hook = model.unet.time_proj.register_forward_hook(lambda module, args, out: out.double())
     real = labels.double() if labels is not None and labels.is_floating_point() else labels
     try:
         return evaluate(model, sample.double(), timestep.double(), real, target.double())
@@ -186,7 +188,7 @@ def truth(model, sample, timestep, labels, target):
         model.float()
 
 
-# ---- A model directory on disk ----------------------------------------------------------------------------------------
+# ---- A model directory on disk --------------------------------------------------------------------------------------
 
 def config_json(model):
     """The UNet's config as diffusers writes it to config.json."""
@@ -194,7 +196,8 @@ def config_json(model):
 
 
 def save_directory(spec, model, directory):
-    """The model directory of ddpm.c: diffusers' unet/ and scheduler/, label_encoder/ and model_index.json beside them."""
+    """The model directory of ddpm.c: diffusers' unet/ and scheduler/, label_encoder/ and model_index.json beside
+    them."""
     model.unet.save_pretrained(os.path.join(directory, "unet"))
     DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2").save_pretrained(
         os.path.join(directory, "scheduler"))

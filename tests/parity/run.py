@@ -30,7 +30,7 @@ UNIT = 2.0 ** -24  # largest relative error of one rounded float32 operation
 failures = 0
 
 
-# ---- Reporting ----------------------------------------------------------------------------------------------------------
+# ---- Reporting ------------------------------------------------------------------------------------------------------
 
 def report(name, figure, bound, note=""):
     """One line; a figure that is NaN or above its bound is a failure."""
@@ -49,11 +49,11 @@ def run(*command):
     return done.stdout
 
 
-# ---- Vectors made anew --------------------------------------------------------------------------------------------------
+# ---- Vectors made anew ----------------------------------------------------------------------------------------------
 
 def tensor_difference(name, a, b):
-    """How far two versions of a stored tensor are apart, relative to its largest value; 0 if the same. What only measures
-    torch's own rounding (.float32) may be anything; a bound may move by its last digits."""
+    """How far two versions of a stored tensor are apart, relative to its largest value; 0 if the same. What only
+    measures torch's own rounding (.float32) may be anything; a bound may move by its last digits."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
     if torch.equal(torch.nan_to_num(a.double()), torch.nan_to_num(b.double())) or "float32" in name:
@@ -82,24 +82,25 @@ def file_difference(old, new):
 
 
 def check_vectors():
-    """Every make_*.py writes tests/vectors/ below the directory it runs in. Values in float64 or exact ones come out the same;
-    gradients and such, stored in float32, may be off by one rounding: 4 u."""
+    """Every make_*.py writes tests/vectors/ below the directory it runs in. Values in float64 or exact ones come out
+    the same; gradients and such, stored in float32, may be off by one rounding: 4 u."""
     with tempfile.TemporaryDirectory() as directory:
         os.makedirs(os.path.join(directory, "tests", "vectors"))
         for script in sorted(glob.glob(os.path.join(HERE, "make_*.py"))):
             extra = [os.path.join("tests", "vectors")] if script.endswith("make_vectors.py") else []
-            subprocess.run([sys.executable, "-W", "ignore", script, *extra], cwd=directory, check=True, capture_output=True)
+            subprocess.run([sys.executable, "-W", "ignore", script, *extra], cwd=directory, check=True,
+                           capture_output=True)
         committed = os.path.join(ROOT, "tests", "vectors")
         for entry in sorted(os.listdir(committed)):  # a file, or a folder of small ones
-            files = [f for f in [os.path.join(committed, entry)] + glob.glob(os.path.join(committed, entry, "**", "*"), recursive=True)
-                     if os.path.isfile(f)]
+            below = glob.glob(os.path.join(committed, entry, "**", "*"), recursive=True)
+            files = [f for f in [os.path.join(committed, entry)] + below if os.path.isfile(f)]
             anew = lambda f: os.path.join(directory, "tests", "vectors", os.path.relpath(f, committed))
             worst, name = max((file_difference(f, anew(f)), f) for f in files)
-            report(f"vectors made anew: {entry} ({len(files)} files)" if len(files) > 1 else f"vectors made anew: {entry}", worst,
-                   4 * UNIT, "" if worst <= 4 * UNIT else name)
+            report(f"vectors made anew: {entry}" + (f" ({len(files)} files)" if len(files) > 1 else ""), worst, 4 * UNIT,
+                   "" if worst <= 4 * UNIT else name)
 
 
-# ---- Networks through the command line ----------------------------------------------------------------------------------
+# ---- Networks through the command line ------------------------------------------------------------------------------
 
 def predict(ddpm, model_directory, sample, t, label_name=None, labels=None, target=None, backend="reference"):
     with tempfile.TemporaryDirectory() as directory:
@@ -116,7 +117,8 @@ def predict(ddpm, model_directory, sample, t, label_name=None, labels=None, targ
 
 
 def gradient_distance(out, reference, floor):
-    """The worst |g - r| / max(|r|, floor |r_all| / sqrt(tensors)) and its tensor; infinite if a gradient is missing or extra."""
+    """The worst |g - r| / max(|r|, floor |r_all| / sqrt(tensors)) and its tensor; infinite if a gradient is missing or
+    extra."""
     if {k for k in out if k.startswith("grad.")} != {"grad." + k for k in reference}:
         return math.inf, "names differ"
     total = math.sqrt(sum(float(r.double().pow(2).sum()) for r in reference.values()))
@@ -147,22 +149,23 @@ def check_network(ddpm, spec, prediction_bound, gradient_bound, floor):
            f"(torch in float32: {theirs:.1e}; worst: {worst})")
 
 
-# ---- What ddpm saved, in diffusers ----------------------------------------------------------------------------------------
+# ---- What ddpm saved, in diffusers ----------------------------------------------------------------------------------
 
 def check_saved(ddpm):
-    """Renders a few scenes, trains a tiny model on them for two epochs, and loads what was saved with diffusers. Both then compute
-    in float32: 128 u of the largest value apart at most (each is some 16 u from the truth)."""
+    """Renders a few scenes, trains a tiny model on them for two epochs, and loads what was saved with diffusers. Both
+    then compute in float32: 128 u of the largest value apart at most (each is some 16 u from the truth)."""
     with tempfile.TemporaryDirectory() as directory:
         data, runs = os.path.join(directory, "data"), os.path.join(directory, "run")
         run(ddpm, "render", "--out", data, "--scenes", 4, "--size", "64x48", "--seed", 1)
-        run(ddpm, "train", data, "--out", runs, "--model", "tiny", "--epochs", 2, "--batch-size", 5, "--backend", "reference",
-            "--timesteps", 500, "--beta-schedule", "linear")
+        run(ddpm, "train", data, "--out", runs, "--model", "tiny", "--epochs", 2, "--batch-size", 5,
+            "--backend", "reference", "--timesteps", 500, "--beta-schedule", "linear")
         for link in ("latest", "best"):
             saved = os.path.join(runs, link)
             unet = UNet2DModel.from_pretrained(saved, subfolder="unet").eval()
             scheduler = DDPMScheduler.from_pretrained(saved, subfolder="scheduler")
             state = load_file(os.path.join(saved, "label_encoder", "model.safetensors"))
-            encoder = torch.nn.Sequential(*(torch.nn.Linear(state[f"{i}.weight"].shape[1], state[f"{i}.weight"].shape[0]) for i in range(2)))
+            shapes = [state[f"{i}.weight"].shape for i in range(2)]
+            encoder = torch.nn.Sequential(*(torch.nn.Linear(inner, outer) for outer, inner in shapes))
             encoder.load_state_dict(state)
             g = networks.generator("saved")
             sample, t = torch.randn(3, 3, 32, 32, generator=g), torch.tensor([0.0, 250.0, 499.0])
@@ -178,7 +181,7 @@ def check_saved(ddpm):
             report(f"DDPMScheduler.from_pretrained({link}): alpha_bar and config", 0.0 if same else math.inf, 0.0)
 
 
-# ---- main ---------------------------------------------------------------------------------------------------------------
+# ---- main -----------------------------------------------------------------------------------------------------------
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
