@@ -295,15 +295,15 @@ ddpm_result io_replace_directory(const char *fresh, const char *target)
     int there = !lstat(target, &status), moved = 0;
     if (there && !io_is_directory(target))
         result = system_error(target, "replace", ENOTDIR);
-    else if (there && !(moved = !rename(target, old)))
-        result = system_error(target, "rename", errno);
-    else if (rename(fresh, target)) {
+    else if (there)
+        result = io_remove_tree(old); /* left by a process that had our number and was killed */
+    if (!result && there && !(moved = !rename(target, old))) result = system_error(target, "rename", errno);
+    if (!result && rename(fresh, target)) {
         result = system_error(target, "replace", errno);
         if (moved) (void)!rename(old, target); /* the first failure is the one to report */
-    } else {
-        result = sync_directory_of(target);
-        if (!result && moved) result = io_remove_tree(old);
     }
+    if (!result) result = sync_directory_of(fresh); /* where both are, named without a slash at its end */
+    if (!result && moved) io_remove_tree(old);      /* what stays of it does not make the replacement a failure */
     free(old);
     return result;
 }

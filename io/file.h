@@ -43,8 +43,9 @@ void io_writer_abandon(io_writer *writer);
 ddpm_result io_make_directory(const char *path);
 /* Removes the file or the directory `path` with all it holds (links are removed, not followed). Missing is success. */
 ddpm_result io_remove_tree(const char *path);
-/* Replaces directory `target` by the finished directory `fresh` beside it, with two renames: the old one steps aside,
- * the new one takes its name, then the old one is deleted. On failure the old one stands under its name again. */
+/* Replaces directory `target` by the finished directory `fresh` beside it, with two renames: the old one steps aside
+ * ("TARGET.old-PID"), the new one takes its name, then the old one is deleted. On failure the old one stands under its
+ * name again. */
 ddpm_result io_replace_directory(const char *fresh, const char *target);
 /* 1 if `path` leads to a regular file, or a directory; links are followed. */
 int io_is_file(const char *path);

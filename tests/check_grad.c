@@ -578,22 +578,16 @@ static const double h = 0x1p-10, floor_share = 1e-3;
  * that has all of them. */
 typedef struct probe {
     ddpm_tensor *x;
-    double *kept, *gradient; /* (count): values to return to; by backward */
+    double *kept, *gradient, *direction; /* (count): values to return to; by backward; +-1/sqrt(count) */
     size_t count, most;
 } probe;
-
-static double sign_at(size_t i)
-{
-    ddpm_address address = {529, i, 2, DDPM_RANDOM_USER};
-    return ddpm_uniform_int(address, 2) ? 1 : -1;
-}
 
 /* x + s v */
 static void displace(const probe *p, size_t element, double s)
 {
     memcpy(p->x->data, p->kept, p->count * sizeof *p->kept);
     if (element < p->count) p->x->data[element] += s;
-    for (size_t i = 0; element == p->count && i < p->count; i++) p->x->data[i] += s * sign_at(i) / sqrt((double)p->count);
+    for (size_t i = 0; element == p->count && i < p->count; i++) p->x->data[i] += s * p->direction[i];
 }
 
 /* g and r along one line. c: weights of the output; total: room for as many values. */
@@ -612,8 +606,7 @@ static ddpm_result compare_line(ddpm_graph *g, const probe *p, size_t element, c
     *by_differences = *by_backward = 0;
     for (size_t i = 0; i < outputs; i++) *by_differences += c[i] * total[i] / (12 * h);
     if (element < p->count) *by_backward = p->gradient[element];
-    for (size_t i = 0; element == p->count && i < p->count; i++)
-        *by_backward += p->gradient[i] * sign_at(i) / sqrt((double)p->count);
+    for (size_t i = 0; element == p->count && i < p->count; i++) *by_backward += p->gradient[i] * p->direction[i];
     return DDPM_OK;
 }
 
@@ -708,7 +701,10 @@ static ddpm_result make_probes(rig *r, probe *list, int *probes)
         probe p = {.x = x, .count = ddpm_elements(x, USED), .most = r->net ? 3 : 24};
         p.kept = ddpm_arena_alloc(&r->g->arena, p.count * sizeof *p.kept);
         p.gradient = ddpm_arena_alloc(&r->g->arena, p.count * sizeof *p.gradient);
-        if (!p.kept || !p.gradient) return DDPM_ERR_MEMORY;
+        p.direction = ddpm_arena_alloc(&r->g->arena, p.count * sizeof *p.direction);
+        if (!p.kept || !p.gradient || !p.direction) return DDPM_ERR_MEMORY;
+        ddpm_normals((ddpm_address){529, (uint64_t)i, 2, DDPM_RANDOM_USER}, p.count, p.direction);
+        for (size_t k = 0; k < p.count; k++) p.direction[k] = copysign(1 / sqrt((double)p.count), p.direction[k]);
         memcpy(p.kept, x->data, p.count * sizeof *p.kept);
         memcpy(p.gradient, x->grad, p.count * sizeof *p.gradient);
         list[(*probes)++] = p;

@@ -220,6 +220,14 @@ static void directories(void **state)
     assert_int_equal(symlink(folder, in_folder("a/link")), 0);
     assert_ok(io_make_directory(in_folder("new")));
     write_text("new/here", "y");
+    char *left = io_beside(in_folder("a/"), "old"); /* as a killed process may leave one behind */
+    assert_non_null(left);
+    assert_ok(io_make_directory(left));
+    char *file = io_join(left, "file");
+    assert_non_null(file);
+    assert_ok(io_write_file(file, "z", 1));
+    free(file);
+    free(left);
     assert_ok(io_replace_directory(in_folder("new"), in_folder("a"))); /* a link in `a` goes, what it points at stays */
     assert_holds(in_folder("a/here"), "y");
     assert_false(io_is_directory(in_folder("new")));
