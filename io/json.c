@@ -21,8 +21,8 @@ static ddpm_result not_json(const char *text, const char *at, const char *name)
             column = 1;
         }
     }
-    return ddpm_fail(DDPM_ERR_FORMAT, "%s: not valid JSON at line %zu, column %zu\n      hint: is the file complete?",
-                     name, line, column);
+    return ddpm_fail(DDPM_ERR_FORMAT, "%s: not valid JSON at line %zu, column %zu\n      hint: %s", name, line, column,
+                     "is the file complete? (too little memory looks the same)");
 }
 
 cJSON *io_json_parse(const char *text, size_t size, const char *name)

@@ -3,8 +3,8 @@
  * structure comes first: lengths, checksums, the end mark. What they allocate starts at zero, so a broken file cannot
  * show old memory.
  *
- * Contents:  1 stb   2 compression   3 the picture   4 PNG chunks   5 JPEG segments   6 reading   7 writing   8 texts
- *            9 resizing   10 to and from reals   11 grids */
+ * Contents:  1 stb   2 the picture   3 PNG chunks   4 JPEG segments   5 reading   6 writing   7 texts
+ *            8 resizing   9 to and from reals   10 grids */
 #include "io/picture.h"
 
 #include <limits.h>
@@ -47,178 +47,13 @@
 #endif
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STBI_WRITE_NO_STDIO
-#define STBIW_ZLIB_COMPRESS(data, size, out_size, quality) zlib_compress(data, size, out_size) /* section 2 */
-static unsigned char *zlib_compress(const unsigned char *data, int size, int *out_size);
+#define STBIW_ASSERT(condition) ((void)0)
 #include <stb/stb_image_write.h>
 #ifdef __GNUC__
 #pragma GCC diagnostic pop
 #endif
 
-/* ---- 2. Compression ---------------------------------------------------------------------------------------------
- * Deflate (RFC 1951) in a zlib stream (RFC 1950) for stb_image_write, whose own writes past its buffer when memory runs
- * out. One block with the fixed Huffman codes; repeated pieces are found through chains of places with equal 3
- * bytes. */
-enum { WINDOW = 32768, HASH_BITS = 15, LONGEST_MATCH = 258, TRIES = 16 };
-
-typedef struct deflate {
-    const unsigned char *data;
-    int size, head[1 << HASH_BITS], previous[WINDOW]; /* places + 1; 0: none */
-    unsigned char *out;
-    size_t written;
-    uint32_t bits; /* not yet written, the first at the low end */
-    int bit_count;
-} deflate;
-
-typedef struct match {
-    int length, distance;
-} match;
-
-static void put_bits(deflate *d, uint32_t value, int count)
-{
-    d->bits |= value << d->bit_count;
-    for (d->bit_count += count; d->bit_count >= 8; d->bit_count -= 8, d->bits >>= 8)
-        d->out[d->written++] = (unsigned char)d->bits;
-}
-
-/* Huffman codes go out with their highest bit first. */
-static void put_code(deflate *d, unsigned code, int count)
-{
-    uint32_t reversed = 0;
-    for (int i = 0; i < count; i++)
-        reversed |= (code >> i & 1u) << (count - 1 - i);
-    put_bits(d, reversed, count);
-}
-
-/* RFC 1951, section 3.2.6: literals 0..255, end 256, lengths 257..285. */
-static void put_symbol(deflate *d, unsigned symbol)
-{
-    if (symbol < 144)
-        put_code(d, 0x30 + symbol, 8);
-    else if (symbol < 256)
-        put_code(d, 0x190 + symbol - 144, 9);
-    else if (symbol < 280)
-        put_code(d, symbol - 256, 7);
-    else
-        put_code(d, 0xC0 + symbol - 280, 8);
-}
-
-/* Section 3.2.5: codes come in groups of 4 (lengths, from 3) or 2 (distances, from 1). The first two groups stand for
- * one value each code, and every further one for twice as many as the last, told apart by one more bit. `value` counts
- * from 0. Returns the code, and sets how many bits follow it and which. */
-static unsigned split(unsigned value, unsigned group, int *count, uint32_t *bits)
-{
-    *count = 0;
-    while (value >> *count >= 2 * group)
-        ++*count;
-    *bits = value & ((1u << *count) - 1);
-    return group * (unsigned)*count + (value >> *count);
-}
-
-static void put_match(deflate *d, match m)
-{
-    int count;
-    uint32_t bits;
-    if (m.length == LONGEST_MATCH) { /* has a code of its own */
-        put_symbol(d, 285);
-    } else {
-        put_symbol(d, 257 + split((unsigned)m.length - 3, 4, &count, &bits));
-        put_bits(d, bits, count);
-    }
-    put_code(d, split((unsigned)m.distance - 1, 2, &count, &bits), 5);
-    put_bits(d, bits, count);
-}
-
-static uint32_t hash_of(const unsigned char *p)
-{
-    return (((uint32_t)p[0] << 16 | (uint32_t)p[1] << 8 | p[2]) * 2654435761u) >> (32 - HASH_BITS);
-}
-
-/* The longest earlier piece that equals what stands at `at`, among the last TRIES with the same hash; length 0:
- * none. */
-static match find_match(const deflate *d, int at)
-{
-    const int most = d->size - at < LONGEST_MATCH ? d->size - at : LONGEST_MATCH;
-    const unsigned char *here = d->data + at;
-    match best = {2, 0};
-    if (most < 3) return (match){0, 0};
-    int from = d->head[hash_of(here)] - 1;
-    for (int tries = TRIES; from >= 0 && at - from < WINDOW && tries > 0 && best.length < most; tries--) {
-        const unsigned char *there = d->data + from;
-        int length = 0;
-        if (there[best.length] == here[best.length])
-            while (length < most && there[length] == here[length])
-                length++;
-        if (length > best.length) best = (match){length, at - from};
-        from = d->previous[from % WINDOW] - 1;
-    }
-    return best.distance ? best : (match){0, 0};
-}
-
-static void remember(deflate *d, int at)
-{
-    if (d->size - at < 3) return;
-    int *head = &d->head[hash_of(d->data + at)];
-    d->previous[at % WINDOW] = *head;
-    *head = at + 1;
-}
-
-/* (b << 16) + a of RFC 1950, section 9: a = 1 + sum of bytes, b = sum of all a, both mod 65521, which is taken as late
- * as 32 bits allow: after 5552 bytes. */
-static uint32_t adler32_of(const unsigned char *data, int size)
-{
-    uint32_t a = 1, b = 0;
-    for (int i = 0; i < size;) {
-        for (const int end = size - i < 5552 ? size : i + 5552; i < end; i++) {
-            a += data[i];
-            b += a;
-        }
-        a %= 65521;
-        b %= 65521;
-    }
-    return b << 16 | a;
-}
-
-/* stb_image_write frees what is returned; NULL without memory. */
-static unsigned char *zlib_compress(const unsigned char *data, int size, int *out_size)
-{
-    deflate *d = calloc(1, sizeof *d);
-    unsigned char *out = malloc((size_t)size + (size_t)size / 8 + 16); /* a literal takes at most 9 bits */
-    if (!d || !out) {
-        free(d);
-        free(out);
-        return NULL;
-    }
-    d->data = data;
-    d->size = size;
-    d->out = out;
-    put_bits(d, 0x0178, 16);    /* deflate with a window of 32768 */
-    put_bits(d, 1 | 1 << 1, 3); /* the last block; fixed codes */
-    match here = find_match(d, 0);
-    for (int at = 0; at < size;) {
-        remember(d, at);
-        const match next = at + 1 < size ? find_match(d, at + 1) : (match){0, 0};
-        if (here.length > 0 && here.length >= next.length) {
-            put_match(d, here);
-            for (int i = 1; i < here.length; i++)
-                remember(d, at + i);
-            at += here.length;
-            here = at < size ? find_match(d, at) : (match){0, 0};
-        } else {
-            put_symbol(d, data[at++]);
-            here = next;
-        }
-    }
-    put_symbol(d, 256);
-    put_bits(d, 0, (8 - d->bit_count) % 8);
-    const uint32_t check = adler32_of(data, size);
-    for (int i = 0; i < 4; i++)
-        out[d->written++] = (unsigned char)(check >> (24 - 8 * i));
-    *out_size = (int)d->written;
-    free(d);
-    return out;
-}
-
-/* ---- 3. The picture --------------------------------------------------------------------------------------------- */
+/* ---- 2. The picture --------------------------------------------------------------------------------------------- */
 
 ddpm_result io_picture_create(int width, int height, int channels, io_picture *out)
 {
@@ -244,7 +79,7 @@ void io_picture_free(io_picture *picture)
     *picture = (io_picture){0};
 }
 
-/* ---- 4. PNG chunks ----------------------------------------------------------------------------------------------
+/* ---- 3. PNG chunks ----------------------------------------------------------------------------------------------
  * A PNG (W3C Portable Network Graphics, 2nd ed., section 5) is 8 bytes of signature and then chunks: length (4, big
  * endian), type (4), data, CRC-32 of type and data (4). IHDR comes first, IEND last. */
 
@@ -380,7 +215,7 @@ static unsigned char *png_fill_palette(const unsigned char *data, size_t size, s
     return copy;
 }
 
-/* ---- 5. JPEG segments -------------------------------------------------------------------------------------------
+/* ---- 4. JPEG segments -------------------------------------------------------------------------------------------
  * A JPEG (ITU-T T.81, annex B) is markers FF xx, most followed by a length (2, big endian, counting itself) and data;
  * after SOS (DA) come coded bytes in which FF 00 is a plain FF and FF D0..D7 are restarts. FF D9 ends it. */
 
@@ -451,7 +286,7 @@ static ddpm_result jpeg_check(const unsigned char *data, size_t size, const char
                      name, size);
 }
 
-/* ---- 6. Reading ------------------------------------------------------------------------------------------------- */
+/* ---- 5. Reading ------------------------------------------------------------------------------------------------- */
 
 /* stb's `from` channels (gray, gray+alpha, RGB, RGBA) to 1 or 3. */
 static void convert_channels(const unsigned char *in, int from, unsigned char *out, int to, size_t pixels)
@@ -542,7 +377,7 @@ ddpm_result io_picture_read(const char *path, int channels, io_picture *out)
     return result;
 }
 
-/* ---- 7. Writing ------------------------------------------------------------------------------------------------- */
+/* ---- 6. Writing ------------------------------------------------------------------------------------------------- */
 
 /* Is every byte sequence UTF-8 (RFC 3629: shortest form, no surrogates, at most U+10FFFF)? */
 static int is_utf8(const char *text)
@@ -648,7 +483,7 @@ ddpm_result io_picture_write_png(const char *path, const io_picture *picture, co
     return result;
 }
 
-/* ---- 8. Texts --------------------------------------------------------------------------------------------------- */
+/* ---- 7. Texts --------------------------------------------------------------------------------------------------- */
 
 /* `size` bytes up to the first 0, in new memory; Latin-1 becomes UTF-8. NULL without memory. */
 static char *copy_text(const unsigned char *data, size_t size, int latin1)
@@ -718,7 +553,7 @@ ddpm_result io_picture_read_text(const char *path, const char *keyword, char **o
     return result;
 }
 
-/* ---- 9. Resizing ------------------------------------------------------------------------------------------------
+/* ---- 8. Resizing ------------------------------------------------------------------------------------------------
  * Along one axis, with scale s = in / out, the pixel x of the result is centred at c = (x + 1/2) s in the old one, and
  *
  *     y(x) = sum_j w_j v(j),   w_j = max(0, 1 - |j + 1/2 - c| / f) / (sum of them),   f = max(s, 1)
@@ -870,7 +705,7 @@ ddpm_result io_picture_resize(const io_picture *in, int width, int height, io_pi
     return result;
 }
 
-/* ---- 10. To and from reals --------------------------------------------------------------------------------------- */
+/* ---- 9. To and from reals --------------------------------------------------------------------------------------- */
 
 void io_picture_to_real(const io_picture *in, ddpm_real *out)
 {
@@ -906,7 +741,7 @@ ddpm_result io_picture_from_real(const ddpm_real *chw, int channels, int height,
     return picture_of(chw, channels, height, width, -1, 2, out); /* (x + 1) / 2 */
 }
 
-/* ---- 11. Grids -------------------------------------------------------------------------------------------------- */
+/* ---- 10. Grids -------------------------------------------------------------------------------------------------- */
 
 /* Copies `in`, gray repeated, to column x and row y of the RGB picture `out`. */
 static void paste(const io_picture *in, int x, int y, io_picture *out)

@@ -622,8 +622,7 @@ static void test_chart_of_odd_numbers(void **state)
                              {-1e-7, -3e-7, -2e-7, -5e-7}};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++)
         for (int log_y = 0; log_y < 2; log_y++) {
-            const io_series series = {
-                "Größe – 雪, a name much longer than the small chart below could ever hold", NULL, odd[i], 4, 0, 0.5};
+            const io_series series = {"Größe – 雪, far longer than the chart is wide", NULL, odd[i], 4, 0, 0.5};
             io_plot plot = {series.name, series.name, series.name, &series, 1, log_y, 240, 160};
             io_picture picture;
             const int empty = log_y && (i == 2 || i == 6);

@@ -362,7 +362,7 @@ static void test_no_stray_vectors(void **state)
 /* ---- 3. Networks ----
  * Bounds. A network is a chain of some tens of operations, each with errors of a few u = 2^-24 relative to the
  * largest values that meet in it, and neither GroupNorm nor the residual sums let them grow much: torch's own
- * float32 is 3e-7 to 1.3e-6 of the largest value from the float64 truth (the file's float32_prediction), for other
+ * float32 is 3e-7 to 1.3e-6 of the largest value from the float64 truth (the file's `float32`), for other
  * summation orders than ours. A mistake in any term is some 1e-2. So 8 times torch's distance plus 16 u (should
  * torch's have been a lucky one) decides. Gradients are compared as tensors, |g - r| <= tolerance max(|r|, 1e-2
  * |r_all| / sqrt(tensors)): the floor, a hundredth of a typical tensor's norm, judges gradients that are zero but
@@ -374,13 +374,13 @@ static const double unit = 0x1p-24;
 static void make_model(vectors *v, const ddpm_device *device, unsigned arrays, ddpm_model **out)
 {
     ddpm_model_config config = ddpm_model_default();
-    const char *text = vectors_metadata(v, "config"), *label = vectors_metadata(v, "label");
+    const char *text = vectors_metadata(v, "config");
     assert_non_null(text);
-    OK(io_unet_config_parse(text, strlen(text), "the metadata of a vector file", &config.unet));
-    if (label)
-        assert_int_equal(sscanf(label, "[%d, %d, %d]", &config.label.num_classes, &config.label.hidden_dim,
-                                &config.label.embedding_dim),
-                         3);
+    OK(io_unet_config_parse(text, strlen(text), v->file.path, &config.unet));
+    if (vectors_find(v, "label")) {
+        const float *label = vectors_floats(v, "label");
+        config.label = (ddpm_label_config){(int)label[0], (int)label[1], (int)label[2]};
+    }
     OK(ddpm_model_create(out, &config, device));
     OK(ddpm_model_alloc(*out, arrays));
     int weights = 0;
@@ -471,8 +471,8 @@ static void test_network(void **state)
     const double *expected = vectors_doubles(&v, "%s", truth->name);
     int h = (int)truth->shape[2], w = (int)truth->shape[3];
     float *prediction = vectors_alloc(&v, truth->elements * sizeof *prediction);
-    double limit = 8 * atof(vectors_metadata(&v, "float32_prediction")) + 16 * unit,
-           gradient_limit = 8 * atof(vectors_metadata(&v, "float32_gradient")) + 256 * unit;
+    const double *distance = vectors_doubles(&v, "float32"); /* of torch: prediction, gradients */
+    double limit = 8 * distance[0] + 16 * unit, gradient_limit = 8 * distance[1] + 256 * unit;
 
     ddpm_net *net;
     OK(ddpm_net_create(&net, model, h, w, PICTURES + 1, 0));

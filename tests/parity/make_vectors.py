@@ -15,7 +15,6 @@ A missing NAME.bound means: exactly this value.
 
 Contents: bounds; operations; networks; schedules and sampling; the optimiser.
 """
-import json
 import math
 import os
 import sys
@@ -480,10 +479,10 @@ def operations():
 
 
 # ---- Networks -------------------------------------------------------------------------------------------------------
-# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels),
-# target, prediction and loss in float64. Metadata: config (UNet2DModel's), label (num_classes, hidden_dim,
-# embedding_dim), float32_prediction and float32_gradient: how far torch's own float32 is from this truth, measured as
-# test_vectors.c does.
+# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels), target,
+# prediction and loss in float64; label (num_classes, hidden_dim, embedding_dim) where there is a label encoder; float32: how
+# far torch's own float32 prediction and gradients are from this truth, measured as test_vectors.c does. Metadata: UNet2DModel's
+# config. (One pair only: safetensors writes several in any order.)
 
 def gradient_distance(gradients, reference):
     """Largest |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)), norms by tensor. The floor, a hundredth of a typical
@@ -505,12 +504,11 @@ def network(spec):
     tensors |= {"sample": sample, "timestep": t, "target": target, "prediction": prediction, "loss": loss.reshape(1)}
     if labels is not None:
         tensors[networks.class_labels(spec)] = labels.float()
-    metadata = {"config": networks.config_json(model),
-                "float32_prediction": "%.2e" % float((prediction32 - prediction).abs().max() / prediction.abs().max()),
-                "float32_gradient": "%.2e" % gradient_distance(grads32, grads)}
     if model.label_encoder is not None:
-        metadata["label"] = json.dumps(list(spec["label"]) + [model.unet.time_embedding.linear_2.out_features])
-    return tensors, metadata
+        tensors["label"] = torch.tensor(list(spec["label"]) + [model.unet.time_embedding.linear_2.out_features])
+    distance = float((prediction32 - prediction).abs().max() / prediction.abs().max())
+    tensors["float32"] = torch.tensor([distance, gradient_distance(grads32, grads)], dtype=torch.float64)
+    return tensors, {"config": networks.config_json(model)}
 
 
 # ---- Schedules and sampling -----------------------------------------------------------------------------------------

@@ -30,15 +30,16 @@ TINY = [
         layers_per_block=1, class_embed_type="identity", norm_num_groups=2)),
     dict(name="plain", size=(8, 16), t=[1.0, 250.25, 731.0], unet=dict(
         sample_size=(8, 16), in_channels=1, out_channels=1, down_block_types=(DOWN, DOWN, DOWN),
-        up_block_types=(UP, UP, UP), block_out_channels=(4, 8, 8), layers_per_block=2, mid_block_type=None, norm_num_groups=4, norm_eps=1e-6)),
+        up_block_types=(UP, UP, UP), block_out_channels=(4, 8, 8), layers_per_block=2, mid_block_type=None,
+        norm_num_groups=4, norm_eps=1e-6)),
     dict(name="fourier", size=(8, 8), t=[0.5, 3.0, 40.0], unet=dict(
         sample_size=None, center_input_sample=True, time_embedding_type="fourier", time_embedding_dim=20,
         down_block_types=(ATTN_DOWN, DOWN), up_block_types=(UP, ATTN_UP), block_out_channels=(4, 8), layers_per_block=1,
         attention_head_dim=2, norm_num_groups=2, add_attention=False)),
     dict(name="padding0", size=(16, 8), t=[2.0, 500.0, 998.5], unet=dict(
         sample_size=16, freq_shift=1, flip_sin_to_cos=False, down_block_types=(DOWN, ATTN_DOWN),
-        up_block_types=(ATTN_UP, UP), block_out_channels=(4, 8), layers_per_block=1, mid_block_scale_factor=1.7, downsample_padding=0,
-        attention_head_dim=None, norm_num_groups=2)),
+        up_block_types=(ATTN_UP, UP), block_out_channels=(4, 8), layers_per_block=1, mid_block_scale_factor=1.7,
+        downsample_padding=0, attention_head_dim=None, norm_num_groups=2)),
     dict(name="resnet_resample", size=(8, 8), t=[10.0, 20.0, 990.0], unet=dict(
         sample_size=8, down_block_types=(ATTN_DOWN, DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, UP, ATTN_UP),
         block_out_channels=(4, 8, 8), layers_per_block=1, downsample_type="resnet", upsample_type="resnet",
@@ -49,8 +50,8 @@ TINY = [
         class_embed_type="timestep")),
     dict(name="scale_shift_groups", size=(4, 8), t=[0.0, 100.0, 200.0], unet=dict(
         sample_size=8, down_block_types=(ATTN_DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, ATTN_UP),
-        block_out_channels=(4, 8), layers_per_block=1, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=2, attention_head_dim=4,
-        downsample_type="resnet", upsample_type="resnet", mid_block_scale_factor=1.7, norm_num_groups=4)),
+        block_out_channels=(4, 8), layers_per_block=1, resnet_time_scale_shift="scale_shift",
+        attn_norm_num_groups=2, attention_head_dim=4, downsample_type="resnet", upsample_type="resnet", mid_block_scale_factor=1.7, norm_num_groups=4)),
     dict(name="embedding", size=(8, 8), t=[5.0, 505.0, 905.0], classes="index", unet=dict(
         sample_size=8, down_block_types=(DOWN, DOWN), up_block_types=(UP, UP), block_out_channels=(4, 4),
         layers_per_block=3, attention_head_dim=4, norm_num_groups=4, num_class_embeds=5)),
@@ -67,8 +68,8 @@ TINY = [
         layers_per_block=1, attention_head_dim=4, norm_num_groups=2, flip_sin_to_cos=False)),
     dict(name="downsample_resnet", size=(8, 16), t=[6.0, 66.0, 666.0], unet=dict(
         sample_size=(8, 16), down_block_types=(ATTN_DOWN, DOWN), up_block_types=(UP, ATTN_UP),
-        block_out_channels=(4, 4), layers_per_block=1, downsample_type="resnet", downsample_padding=0, attention_head_dim=2, norm_num_groups=4,
-        freq_shift=1)),
+        block_out_channels=(4, 4), layers_per_block=1, downsample_type="resnet",
+        downsample_padding=0, attention_head_dim=2, norm_num_groups=4, freq_shift=1)),
 ]
 
 LAB = dict(name="lab64", size=(64, 64), t=[3.0, 512.5], label=(24, 64), unet=dict(
