@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 static double seconds_now(void)
 {
@@ -18,10 +15,10 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- 1. Multiply-add peak --------------------------------------------------------------------------------------------
- * a_i = a_i x + y on twelve independent vectors: a multiply-add takes four cycles and two can start in each, so eight are in
- * flight and twelve keep the units full; with x and y they fit in sixteen registers. The same loop is compiled for each
- * instruction set. Contraction to one multiply-add is allowed here, and only here. */
+/* ---- 1. Multiply-add peak ---------------------------------------------------------------------------------------
+ * a_i = a_i x + y on twelve independent vectors: a multiply-add takes four cycles and two can start in each, so eight
+ * are in flight and twelve keep the units full; with x and y they fit in sixteen registers. The same loop is compiled
+ * for each instruction set. Contraction to one multiply-add is allowed here, and only here. */
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
@@ -45,24 +42,27 @@ enum { PEAK_CHAINS = 12 };
 #define CHAIN_ADD(i) sum += a##i;
 
 /* Runs `count` rounds and returns the floating-point operations done; what it computes goes to *sink. */
-#define DEFINE_PEAK(name, bytes, attribute)                                                                              \
-    attribute static double name(long count, volatile float *sink)                                                       \
-    {                                                                                                                    \
-        ALLOW_CONTRACTION                                                                                                \
-        VECTOR_TYPE(bytes);                                                                                              \
-        union { vector all; float one[sizeof(vector) / sizeof(float)]; } out;                                            \
-        float start = *sink;                                                                                             \
-        vector zero = {0};                                                                                               \
-        zero = zero + start;                                                                                             \
-        vector x = zero + 0.999999f, y = zero + 1e-7f, sum = zero;                                                       \
-        EACH_CHAIN(CHAIN_START)                                                                                          \
-        for (long k = 0; k < count; k++) {                                                                               \
-            EACH_CHAIN(CHAIN_STEP)                                                                                       \
-        }                                                                                                                \
-        EACH_CHAIN(CHAIN_ADD)                                                                                            \
-        out.all = sum;                                                                                                   \
-        *sink = out.one[0] * 0;                                                                                          \
-        return 2.0 * PEAK_CHAINS * (double)(sizeof(vector) / sizeof(float)) * (double)count;                             \
+#define DEFINE_PEAK(name, bytes, attribute)                                                                            \
+    attribute static double name(long count, volatile float *sink)                                                     \
+    {                                                                                                                  \
+        ALLOW_CONTRACTION                                                                                              \
+        VECTOR_TYPE(bytes);                                                                                            \
+        union {                                                                                                        \
+            vector all;                                                                                                \
+            float one[sizeof(vector) / sizeof(float)];                                                                 \
+        } out;                                                                                                         \
+        float start = *sink;                                                                                           \
+        vector zero = {0};                                                                                             \
+        zero = zero + start;                                                                                           \
+        vector x = zero + 0.999999f, y = zero + 1e-7f, sum = zero;                                                     \
+        EACH_CHAIN(CHAIN_START)                                                                                        \
+        for (long k = 0; k < count; k++) {                                                                             \
+            EACH_CHAIN(CHAIN_STEP)                                                                                     \
+        }                                                                                                              \
+        EACH_CHAIN(CHAIN_ADD)                                                                                          \
+        out.all = sum;                                                                                                 \
+        *sink = out.one[0] * 0;                                                                                        \
+        return 2.0 * PEAK_CHAINS * (double)(sizeof(vector) / sizeof(float)) * (double)count;                           \
     }
 
 typedef double (*peak_loop)(long count, volatile float *sink);
@@ -73,10 +73,8 @@ DEFINE_PEAK(peak_avx512, 64, __attribute__((target("avx512f"))))
 
 static peak_loop choose_peak(const char **isa)
 {
-    if (__builtin_cpu_supports("avx512f"))
-        return *isa = "avx512", peak_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return *isa = "avx2", peak_avx2;
+    if (__builtin_cpu_supports("avx512f")) return *isa = "avx512", peak_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return *isa = "avx2", peak_avx2;
     return *isa = "sse2", peak_sse2;
 }
 #else
@@ -103,11 +101,11 @@ static double measure_peak(peak_loop loop, int threads)
     double best = 0;
     for (int round = 0; round < 8; round++) {
         double flops = 0, start = seconds_now();
-#pragma omp parallel num_threads(threads)
+        #pragma omp parallel num_threads(threads)
         {
             volatile float sink = 0;
             double done = loop(count, &sink);
-#pragma omp critical
+            #pragma omp critical
             flops += done;
         }
         double gflops = flops / (seconds_now() - start) * 1e-9;
@@ -119,12 +117,12 @@ static double measure_peak(peak_loop loop, int threads)
     return best;
 }
 
-/* ---- 2. Bandwidth ---------------------------------------------------------------------------------------------------- */
+/* ---- 2. Bandwidth -------------------------------------------------------------------------------------------- */
 
 static double measure_triad(float *a, float *b, float *c, long count, int threads)
 {
     double best = 0;
-#pragma omp parallel for schedule(static) num_threads(threads)
+    #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < count; i++) { /* first touch, by the thread that will use it */
         a[i] = 0;
         b[i] = (float)(i & 7);
@@ -133,7 +131,7 @@ static double measure_triad(float *a, float *b, float *c, long count, int thread
     for (int round = 0; round < 8; round++) {
         double start = seconds_now();
         float scale = 0.5f + (float)round;
-#pragma omp parallel for schedule(static) num_threads(threads)
+        #pragma omp parallel for schedule(static) num_threads(threads)
         for (long i = 0; i < count; i++)
             a[i] = b[i] + scale * c[i];
         double gbs = 12.0 * (double)count / (seconds_now() - start) * 1e-9;
@@ -152,14 +150,13 @@ ddpm_result bench_measure_machine(int threads, bench_machine *out)
     out->core_gflops = measure_peak(loop, 1);
     out->peak_gflops = measure_peak(loop, threads);
     float *memory = malloc((size_t)count * 3 * sizeof(float));
-    if (memory == NULL)
-        return ddpm_fail(DDPM_ERR_MEMORY, "no memory to measure the bandwidth (192 MiB)");
+    if (memory == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory to measure the bandwidth (192 MiB)");
     out->bandwidth_gbs = measure_triad(memory, memory + count, memory + 2 * count, count, threads);
     free(memory);
     return DDPM_OK;
 }
 
-/* ---- 3. Rows --------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Rows ------------------------------------------------------------------------------------------------- */
 
 /* A network with host tensors to feed it. */
 typedef struct bench_net {
@@ -179,17 +176,14 @@ static void close_net(bench_net *b)
     *b = (bench_net){0};
 }
 
-static ddpm_result open_net(bench_net *b, const ddpm_device *device, const ddpm_model_config *config, int batch, unsigned arrays,
-                            int training)
+static ddpm_result open_net(bench_net *b, const ddpm_device *device, const ddpm_model_config *config, int batch,
+                            unsigned arrays, int training)
 {
     *b = (bench_net){0};
     ddpm_result result = ddpm_model_create(&b->model, config, device);
-    if (result == DDPM_OK)
-        result = ddpm_model_alloc(b->model, arrays);
-    if (result == DDPM_OK)
-        result = ddpm_model_init(b->model, 529);
-    if (result == DDPM_OK)
-        result = ddpm_net_create(&b->net, b->model, 0, 0, batch, training);
+    if (result == DDPM_OK) result = ddpm_model_alloc(b->model, arrays);
+    if (result == DDPM_OK) result = ddpm_model_init(b->model, 529);
+    if (result == DDPM_OK) result = ddpm_net_create(&b->net, b->model, 0, 0, batch, training);
     if (result == DDPM_OK) {
         size_t each = (size_t)b->net->channels * (size_t)b->net->height * (size_t)b->net->width;
         int width = ddpm_label_width(config);
@@ -207,8 +201,7 @@ static ddpm_result open_net(bench_net *b, const ddpm_device *device, const ddpm_
             }
         }
     }
-    if (result != DDPM_OK)
-        close_net(b);
+    if (result != DDPM_OK) close_net(b);
     return result;
 }
 
@@ -221,8 +214,7 @@ static void describe_shape(const ddpm_node *node, char *text, size_t room)
         used += snprintf(text + used, room - (size_t)used, " -> %dx%dx%d", out[1], out[2], out[3]);
     if (node->op == DDPM_OP_CONV2D) {
         used += snprintf(text + used, room - (size_t)used, ", %dx%d", node->in[1]->shape[2], node->in[1]->shape[3]);
-        if (node->attr.conv.stride > 1)
-            snprintf(text + used, room - (size_t)used, " / %d", node->attr.conv.stride);
+        if (node->attr.conv.stride > 1) snprintf(text + used, room - (size_t)used, " / %d", node->attr.conv.stride);
     } else if (node->op == DDPM_OP_ATTENTION) {
         snprintf(text + used, room - (size_t)used, ", %d heads", node->attr.attention.heads);
     }
@@ -233,8 +225,8 @@ static double tensor_bytes(const ddpm_tensor *x, int n)
     return x != NULL ? (double)ddpm_elements(x, n) * sizeof(ddpm_real) : 0;
 }
 
-/* Forward reads every input and writes the output; backward reads the output's gradient and what the table says it reads,
- * and writes the gradients that are wanted. */
+/* Forward reads every input and writes the output; backward reads the output's gradient and what the table says
+ * it reads, and writes the gradients that are wanted. */
 static void count_work(bench_row *row, const ddpm_node *node, int n)
 {
     static const int reads[DDPM_OP_COUNT] = {
@@ -258,16 +250,13 @@ static ddpm_result time_row(const ddpm_graph *g, const ddpm_node *node, int back
     ddpm_row_fn call = backward ? rows[node->op].backward : rows[node->op].forward;
     const ddpm_row *known = &ddpm_reference()->rows[node->op];
     row->missing[backward] = call == NULL && (backward ? known->backward : known->forward) != NULL;
-    if (call == NULL || node->fused_into != NULL || (backward && node->wants == 0))
-        return DDPM_OK;
+    if (call == NULL || node->fused_into != NULL || (backward && node->wants == 0)) return DDPM_OK;
     double begin = seconds_now(), best = 0;
     do {
         double start = seconds_now();
         ddpm_result result = call(g, node);
-        if (result == DDPM_OK && g->device->backend->sync != NULL)
-            result = g->device->backend->sync(g->device->state);
-        if (result != DDPM_OK)
-            return result;
+        if (result == DDPM_OK && g->device->backend->sync != NULL) result = g->device->backend->sync(g->device->state);
+        if (result != DDPM_OK) return result;
         double time = seconds_now() - start;
         best = !row->measured[backward] || time < best ? time : best;
         row->measured[backward] = 1;
@@ -284,8 +273,7 @@ typedef struct row_list {
 static bench_row *find_row(row_list *list, ddpm_op op, const char *shape)
 {
     for (int i = 0; i < list->count; i++)
-        if (list->row[i].op == op && (shape == NULL || strcmp(list->row[i].shape, shape) == 0))
-            return &list->row[i];
+        if (list->row[i].op == op && (shape == NULL || strcmp(list->row[i].shape, shape) == 0)) return &list->row[i];
     return NULL;
 }
 
@@ -317,25 +305,19 @@ static ddpm_result time_graph(ddpm_graph *g, int n, double seconds, int only_new
         char shape[80];
         describe_shape(node, shape, sizeof shape);
         bench_row *old = find_row(list, node->op, only_new ? NULL : shape);
-        if (old != NULL && only_new && (old - list->row < known || strcmp(old->shape, shape) != 0))
-            continue;
+        if (old != NULL && only_new && (old - list->row < known || strcmp(old->shape, shape) != 0)) continue;
         if (old != NULL) {
             old->nodes++;
             /* the first of its kind may want no gradient (the first layers): take it from a later one */
-            if (old->measured[1] || node->wants == 0)
-                continue;
+            if (old->measured[1] || node->wants == 0) continue;
         }
         bench_row *row = old != NULL ? old : add_row(list, node->op, shape);
-        if (row == NULL)
-            return DDPM_ERR_MEMORY;
-        if (old == NULL)
-            row->nodes = 1;
+        if (row == NULL) return DDPM_ERR_MEMORY;
+        if (old == NULL) row->nodes = 1;
         count_work(row, node, n);
         ddpm_result result = row->measured[0] ? DDPM_OK : time_row(g, node, 0, seconds, row);
-        if (result == DDPM_OK)
-            result = time_row(g, node, 1, seconds, row);
-        if (result != DDPM_OK)
-            return result;
+        if (result == DDPM_OK) result = time_row(g, node, 1, seconds, row);
+        if (result != DDPM_OK) return result;
     }
     return DDPM_OK;
 }
@@ -346,28 +328,31 @@ static ddpm_result time_model(const ddpm_device *device, const ddpm_model_config
     bench_net b;
     double loss;
     ddpm_result result = open_net(&b, device, config, batch, DDPM_FOR_GRADIENTS, 1);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     result = ddpm_loss_gradients(b.net, batch, b.pictures, b.timestep, b.labels, b.pictures, NULL, &loss);
-    if (result == DDPM_OK)
-        result = time_graph(b.net->graph, batch, seconds, only_new, list);
+    if (result == DDPM_OK) result = time_graph(b.net->graph, batch, seconds, only_new, list);
     close_net(&b);
     return result;
 }
 
 /* What no UNet uses: an evaluator's batch norm and binary cross entropy, and slice; parameters in the host's memory. */
-static ddpm_result time_other_rows(const ddpm_device *device, const ddpm_model_config *preset, int batch, double seconds,
-                                       row_list *list)
+static ddpm_result time_other_rows(const ddpm_device *device, const ddpm_model_config *preset, int batch,
+                                   double seconds, row_list *list)
 {
     int c = preset->unet.block_out_channels[0], side = preset->unet.sample_size[0];
     ddpm_real *memory = calloc(6 * (size_t)c, sizeof *memory);
     ddpm_graph *g = NULL;
     ddpm_tensor param[4]; /* weight, bias, running mean and variance */
-    if (memory == NULL)
-        return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the parameters of a batch norm");
+    if (memory == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the parameters of a batch norm");
     for (int i = 0; i < 4; i++)
-        param[i] = (ddpm_tensor){.name = "batch_norm", .dims = 1, .shape = {c, 1, 1, 1}, .param = 1, .trainable = i < 2,
-                                 .need_grad = i < 2, .data = memory + i * c, .grad = i < 2 ? memory + (4 + i) * c : NULL};
+        param[i] = (ddpm_tensor){.name = "batch_norm",
+                                 .dims = 1,
+                                 .shape = {c, 1, 1, 1},
+                                 .param = 1,
+                                 .trainable = i < 2,
+                                 .need_grad = i < 2,
+                                 .data = memory + i * c,
+                                 .grad = i < 2 ? memory + (4 + i) * c : NULL};
     ddpm_result result = ddpm_graph_create(&g, device, batch, 1);
     if (result == DDPM_OK) {
         ddpm_tensor *x = ddpm_input(g, "x", c, side, side, 1), *target = ddpm_input(g, "target", c / 2, side, side, 0);
@@ -375,12 +360,9 @@ static ddpm_result time_other_rows(const ddpm_device *device, const ddpm_model_c
         x = ddpm_activation(g, ddpm_slice(g, x, 0, c / 2), DDPM_SIGMOID);
         result = ddpm_graph_plan(g, ddpm_bce(g, x, target), NULL, 0);
     }
-    if (result == DDPM_OK)
-        result = ddpm_graph_forward(g, batch);
-    if (result == DDPM_OK)
-        result = ddpm_graph_backward(g, NULL, NULL, NULL);
-    if (result == DDPM_OK)
-        result = time_graph(g, batch, seconds, 1, list);
+    if (result == DDPM_OK) result = ddpm_graph_forward(g, batch);
+    if (result == DDPM_OK) result = ddpm_graph_backward(g, NULL, NULL, NULL);
+    if (result == DDPM_OK) result = time_graph(g, batch, seconds, 1, list);
     ddpm_graph_free(g);
     free(memory);
     return result;
@@ -413,13 +395,13 @@ static ddpm_model_config uncommon_config(const ddpm_model_config *preset)
     return config;
 }
 
-ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch, double seconds, bench_row **rows, int *count)
+ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch, double seconds, bench_row **rows,
+                       int *count)
 {
     row_list list = {0};
     ddpm_model_config config = ddpm_model_preset(preset, 24), uncommon = uncommon_config(&config);
     ddpm_result result = time_model(device, &config, batch, seconds, 0, &list);
-    if (result == DDPM_OK)
-        result = time_model(device, &uncommon, batch, seconds, 1, &list);
+    if (result == DDPM_OK) result = time_model(device, &uncommon, batch, seconds, 1, &list);
     if (result == DDPM_OK && device->backend->upload == NULL)
         result = time_other_rows(device, &config, batch, seconds, &list);
     if (result != DDPM_OK) {
@@ -431,7 +413,7 @@ ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch,
     return DDPM_OK;
 }
 
-/* ---- 4. Whole steps -------------------------------------------------------------------------------------------------- */
+/* ---- 4. Whole steps ------------------------------------------------------------------------------------------ */
 
 static double graph_flops(const ddpm_graph *g, int n, int training)
 {
@@ -441,7 +423,8 @@ static double graph_flops(const ddpm_graph *g, int n, int training)
     return flops;
 }
 
-/* Linux: "5" sets the peak of the resident memory back to what is resident now, so that each work has a peak of its own. */
+/* Linux: "5" sets the peak of the resident memory back to what is resident now, so that each work has a peak of
+ * its own. */
 static void reset_peak_memory(void)
 {
     FILE *file = fopen("/proc/self/clear_refs", "w");
@@ -456,11 +439,9 @@ static double peak_memory_mib(void)
     double kibibytes = 0;
     char line[128];
     FILE *file = fopen("/proc/self/status", "r");
-    if (file == NULL)
-        return 0;
+    if (file == NULL) return 0;
     while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "VmHWM: %lf kB", &kibibytes) == 1)
-            break;
+        if (sscanf(line, "VmHWM: %lf kB", &kibibytes) == 1) break;
     fclose(file);
     return kibibytes / 1024;
 }
@@ -474,26 +455,24 @@ static int compare_times(const void *a, const void *b)
 static ddpm_result one_step(bench_net *b, ddpm_trainer *trainer, const bench_work *work)
 {
     double loss;
-    if (work->training)
-        return ddpm_train_step(trainer, b->pictures, b->labels, work->batch, 1e-5, &loss);
+    if (work->training) return ddpm_train_step(trainer, b->pictures, b->labels, work->batch, 1e-5, &loss);
     return ddpm_predict(b->net, work->batch, b->pictures, b->timestep, b->labels, b->prediction);
 }
 
-static ddpm_result time_work(bench_net *b, ddpm_trainer *trainer, const bench_work *work, double seconds, bench_result *out)
+static ddpm_result time_work(bench_net *b, ddpm_trainer *trainer, const bench_work *work, double seconds,
+                             bench_result *out)
 {
     enum { MOST = 64 };
     double time[MOST], start = seconds_now();
     int count = 0;
     ddpm_result result = one_step(b, trainer, work);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     time[0] = seconds_now() - start;
     if (time[0] > 0.1 * seconds) /* too slow to run once for nothing */
         count = 1;
     while (count == 0 || (count < MOST && seconds_now() - start < seconds)) {
         double begin = seconds_now();
-        if ((result = one_step(b, trainer, work)) != DDPM_OK)
-            return result;
+        if ((result = one_step(b, trainer, work)) != DDPM_OK) return result;
         time[count++] = seconds_now() - begin;
     }
     qsort(time, (size_t)count, sizeof time[0], compare_times);
@@ -512,13 +491,10 @@ ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double 
     reset_peak_memory();
     unsigned arrays = work->training ? DDPM_FOR_TRAINING : DDPM_FOR_INFERENCE;
     ddpm_result result = open_net(&b, device, &config, work->batch, arrays, work->training);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     result = ddpm_schedule_create(&schedule, NULL);
-    if (result == DDPM_OK && work->training)
-        result = ddpm_trainer_init(&trainer, b.net, &schedule, NULL);
-    if (result == DDPM_OK)
-        result = time_work(&b, &trainer, work, seconds, out);
+    if (result == DDPM_OK && work->training) result = ddpm_trainer_init(&trainer, b.net, &schedule, NULL);
+    if (result == DDPM_OK) result = time_work(&b, &trainer, work, seconds, out);
     if (result == DDPM_OK) {
         out->gflops = graph_flops(b.net->graph, work->batch, work->training) / out->ms * 1e-6;
         out->peak_rss_mib = peak_memory_mib();

@@ -8,7 +8,7 @@
 
 #include "cli/cli.h"
 
-/* ---- 1. Commands, backends, global options -------------------------------------------------------------------------- */
+/* ---- 1. Commands, backends, global options ------------------------------------------------------------------- */
 
 static const cli_command *const commands[] = {
     &cli_render, &cli_train, &cli_sample, &cli_test, &cli_info, &cli_predict, &cli_check_grad, &cli_bench,
@@ -28,13 +28,17 @@ static struct {
     int backend, threads;
 } global;
 
+/* clang-format off */
 static const cli_option global_options[] = {
-    {"backend", "device", CLI_CHOICE, "reference|cpu|cuda", "reference", "what computes", &global.backend, 0, 0, 0},
-    {"threads", NULL, CLI_INT, "N", "(all the machine has)", "threads; results do not depend on it", &global.threads, 1, 4096, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"backend", "device", CLI_CHOICE, "reference|cpu|cuda", "reference",
+     "what computes", &global.backend, 0, 0, 0},
+    {"threads", NULL, CLI_INT, "N", "(all the machine has)",
+     "threads; results do not depend on it", &global.threads, 1, 4096, 0},
+    {0},
 };
+/* clang-format on */
 
-/* ---- 2. Help --------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Help ------------------------------------------------------------------------------------------------- */
 
 static void print_commands(FILE *file)
 {
@@ -58,8 +62,7 @@ static void print_program_help(FILE *file)
 static const cli_command *find_command(const char *name)
 {
     for (int i = 0; i < COMMANDS; i++)
-        if (cli_edit_distance(commands[i]->name, name) == 0)
-            return commands[i];
+        if (cli_edit_distance(commands[i]->name, name) == 0) return commands[i];
     return NULL;
 }
 
@@ -67,9 +70,9 @@ static int unknown_command(const char *name)
 {
     int nearest = 0;
     for (int i = 1; i < COMMANDS; i++)
-        if (cli_edit_distance(commands[i]->name, name) < cli_edit_distance(commands[nearest]->name, name))
-            nearest = i;
-    fprintf(stderr, "ddpm: unknown command '%s'\n      hint: did you mean '%s'? There are:\n", name, commands[nearest]->name);
+        if (cli_edit_distance(commands[i]->name, name) < cli_edit_distance(commands[nearest]->name, name)) nearest = i;
+    fprintf(stderr, "ddpm: unknown command '%s'\n      hint: did you mean '%s'? There are:\n", name,
+            commands[nearest]->name);
     print_commands(stderr);
     return CLI_USAGE;
 }
@@ -77,8 +80,7 @@ static int unknown_command(const char *name)
 static int help_command(const char *name)
 {
     const cli_command *command = name != NULL ? find_command(name) : NULL;
-    if (name != NULL && command == NULL)
-        return unknown_command(name);
+    if (name != NULL && command == NULL) return unknown_command(name);
     if (command != NULL)
         cli_print_help(command, global_options);
     else
@@ -86,7 +88,7 @@ static int help_command(const char *name)
     return CLI_DONE;
 }
 
-/* ---- 3. Running a command --------------------------------------------------------------------------------------------- */
+/* ---- 3. Running a command ------------------------------------------------------------------------------------ */
 
 /* The command line as typed, arguments with blanks in quotes: it goes into the pictures' text chunks. malloc'ed. */
 static char *join_arguments(int argc, char **argv)
@@ -95,8 +97,7 @@ static char *join_arguments(int argc, char **argv)
     for (int i = 1; i < argc; i++)
         size += strlen(argv[i]) + 3;
     char *line = cli_alloc(size, 1);
-    if (line == NULL)
-        return NULL;
+    if (line == NULL) return NULL;
     int used = snprintf(line, size, "ddpm");
     for (int i = 1; i < argc; i++) {
         const char *quote = strpbrk(argv[i], " \t") != NULL ? "\"" : "";
@@ -117,17 +118,14 @@ static int run_command(const cli_command *command, int argc, char **argv)
 {
     int help;
     int status = cli_parse(command, global_options, argc - 2, argv + 2, &help);
-    if (status != CLI_DONE)
-        return status;
-    if (help)
-        return help_command(command->name);
+    if (status != CLI_DONE) return status;
+    if (help) return help_command(command->name);
     cli_context context = {.command_line = join_arguments(argc, argv)};
-    if (context.command_line == NULL)
-        return cli_exit(DDPM_ERR_MEMORY);
+    if (context.command_line == NULL) return cli_exit(DDPM_ERR_MEMORY);
     ddpm_result result = open_backend(&context.device);
     if (result == DDPM_OK) {
-        cli_note("ddpm %s: backend %s, %d thread%s, %s", cli_version(), backends[global.backend].name, context.device.threads,
-                 context.device.threads == 1 ? "" : "s", cli_compiled_isa());
+        cli_note("ddpm %s: backend %s, %d thread%s, %s", cli_version(), backends[global.backend].name,
+                 context.device.threads, context.device.threads == 1 ? "" : "s", cli_compiled_isa());
         status = command->run(&context);
         ddpm_device_close(&context.device);
     } else {
@@ -148,10 +146,8 @@ int main(int argc, char **argv)
         return CLI_USAGE;
     }
     const char *name = argv[1];
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
-        return help_command(NULL);
-    if (strcmp(name, "help") == 0)
-        return help_command(argc > 2 ? argv[2] : NULL);
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) return help_command(NULL);
+    if (strcmp(name, "help") == 0) return help_command(argc > 2 ? argv[2] : NULL);
     if (strcmp(name, "--version") == 0) {
         printf("ddpm %s\n", cli_version());
         return CLI_DONE;

@@ -10,7 +10,7 @@
 
 #include "cli/cli.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------- */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     int json, model, quick;
@@ -18,25 +18,33 @@ static struct {
 } set;
 enum { MODEL_TINY, MODEL_SMALL, MODEL_LAB, MODEL_ANY };
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"json", NULL, CLI_FLAG, NULL, NULL, "one JSON object with the machine and all the work listed below", &set.json, 0, 0, 0},
-    {"only", NULL, CLI_TEXT, "NAME", "(none)", "only this work, or only the rows of this operation", &set.only, 0, 0, 0},
-    {"model", NULL, CLI_CHOICE, "tiny|small|lab|any", "any", "whose shapes; any: rows of lab, steps of tiny and small",
-     &set.model, 0, 0, 0},
-    {"quick", NULL, CLI_FLAG, NULL, NULL, "less time for each figure, and rows of tiny", &set.quick, 0, 0, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"json", NULL, CLI_FLAG, NULL, NULL,
+     "one JSON object with the machine and all the work listed below", &set.json, 0, 0, 0},
+    {"only", NULL, CLI_TEXT, "NAME", "(none)",
+     "only this work, or only the rows of this operation", &set.only, 0, 0, 0},
+    {"model", NULL, CLI_CHOICE, "tiny|small|lab|any", "any",
+     "whose shapes; any: rows of lab, steps of tiny and small", &set.model, 0, 0, 0},
+    {"quick", NULL, CLI_FLAG, NULL, NULL,
+     "less time for each figure, and rows of tiny", &set.quick, 0, 0, 0},
+    {0},
 };
+/* clang-format on */
 
+/* clang-format off */
 static const bench_work works[] = {
-    {"lab_forward_b1", "lab", 1, 0},     {"lab_forward_b8", "lab", 8, 0},  {"lab_train_b4", "lab", 4, 1},
-    {"lab_train_b8", "lab", 8, 1},       {"small_forward_b32", "small", 32, 0}, {"small_train_b32", "small", 32, 1},
-    {"tiny_forward_b32", "tiny", 32, 0}, {"tiny_train_b32", "tiny", 32, 1},
+    {"lab_forward_b1", "lab", 1, 0},        {"lab_forward_b8", "lab", 8, 0},
+    {"lab_train_b4", "lab", 4, 1},          {"lab_train_b8", "lab", 8, 1},
+    {"small_forward_b32", "small", 32, 0},  {"small_train_b32", "small", 32, 1},
+    {"tiny_forward_b32", "tiny", 32, 0},    {"tiny_train_b32", "tiny", 32, 1},
 };
+/* clang-format on */
 enum { WORKS = sizeof works / sizeof works[0], JSON_WORKS = 6 }; /* the JSON form has the first six */
 
 static const char *const model_name[] = {"tiny", "small", "lab"};
 
-/* ---- 2. Tables -------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Tables ----------------------------------------------------------------------------------------------- */
 
 /* Operations that do little arithmetic a byte are judged by bandwidth. */
 static int computes(ddpm_op op)
@@ -61,8 +69,8 @@ static void print_side(const bench_row *row, int side, const bench_machine *mach
 
 static void print_rows(const bench_row *row, int count, const bench_machine *machine)
 {
-    printf("%-17s %-38s %5s %10s %15s %4s %10s %15s %4s\n", "operation", "shape of one picture", "nodes", "forward ms", "", "peak",
-           "backward", "", "peak");
+    printf("%-17s %-38s %5s %10s %15s %4s %10s %15s %4s\n", "operation", "shape of one picture", "nodes", "forward ms",
+           "", "peak", "backward", "", "peak");
     for (int op = 0; op < DDPM_OP_COUNT; op++)
         for (int i = 0; i < count; i++)
             if ((int)row[i].op == op) {
@@ -79,7 +87,8 @@ static void print_missing(const ddpm_device *device)
     int missing = 0;
     for (int op = 0; op < DDPM_OP_COUNT; op++)
         if (rows[op].forward == NULL)
-            printf("%s %s", missing++ == 0 ? "rows this backend leaves to the reference:" : ",", ddpm_op_name((ddpm_op)op));
+            printf("%s %s", missing++ == 0 ? "rows this backend leaves to the reference:" : ",",
+                   ddpm_op_name((ddpm_op)op));
     printf(missing > 0 ? "\n" : "");
 }
 
@@ -89,12 +98,11 @@ static ddpm_result bench_row_table(const cli_context *context, const bench_machi
     bench_row *row;
     int count, kept = 0;
     ddpm_result result = bench_rows(&context->device, preset, 1, set.quick ? 0.005 : 0.05, &row, &count);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     for (int i = 0; i < count; i++)
-        if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(row[i].op)) == 0)
-            row[kept++] = row[i];
-    printf("\nrows at the shapes of '%s', one picture (peak: of the multiply-adds, or of the memory's bandwidth, which caches exceed)\n", preset);
+        if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(row[i].op)) == 0) row[kept++] = row[i];
+    printf("\nrows at the shapes of '%s', one picture (peak: of multiply-adds, or of memory, which caches exceed)\n",
+           preset);
     print_rows(row, kept, machine);
     print_missing(&context->device);
     free(row);
@@ -113,20 +121,18 @@ static ddpm_result bench_work_table(const cli_context *context, const bench_mach
         int wanted = set.model != MODEL_ANY ? strcmp(works[i].preset, model_name[set.model]) == 0
                      : set.quick            ? strcmp(works[i].preset, "tiny") == 0
                                             : strcmp(works[i].preset, "lab") != 0;
-        if (set.only != NULL ? strcmp(set.only, works[i].name) != 0 : !wanted)
-            continue;
+        if (set.only != NULL ? strcmp(set.only, works[i].name) != 0 : !wanted) continue;
         bench_result r;
         ddpm_result result = bench_run(&context->device, &works[i], work_seconds(), &r);
-        if (result != DDPM_OK)
-            return result;
-        printf("%-20s %12.1f %10.2f %5.1f%% %14.0f\n", works[i].name, r.ms, r.gflops, 100 * r.gflops / machine->peak_gflops,
-               r.peak_rss_mib);
+        if (result != DDPM_OK) return result;
+        printf("%-20s %12.1f %10.2f %5.1f%% %14.0f\n", works[i].name, r.ms, r.gflops,
+               100 * r.gflops / machine->peak_gflops, r.peak_rss_mib);
         fflush(stdout);
     }
     return DDPM_OK;
 }
 
-/* ---- 3. JSON ---------------------------------------------------------------------------------------------------------- */
+/* ---- 3. JSON ------------------------------------------------------------------------------------------------- */
 
 static ddpm_result out_of_memory(void)
 {
@@ -137,8 +143,7 @@ static ddpm_result add_work(const cli_context *context, const bench_work *work, 
 {
     bench_result r;
     ddpm_result result = bench_run(&context->device, work, work_seconds(), &r);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     cJSON *entry = cJSON_AddObjectToObject(list, work->name);
     if (entry == NULL || cJSON_AddNumberToObject(entry, "ms", r.ms) == NULL ||
         cJSON_AddNumberToObject(entry, "gflops", r.gflops) == NULL ||
@@ -153,39 +158,35 @@ static ddpm_result print_json(const cli_context *context, const bench_machine *m
     if (all == NULL || cJSON_AddNumberToObject(all, "peak_gflops", machine->peak_gflops) == NULL ||
         cJSON_AddNumberToObject(all, "bandwidth_gbs", machine->bandwidth_gbs) == NULL ||
         cJSON_AddNumberToObject(all, "threads", context->device.threads) == NULL ||
-        cJSON_AddStringToObject(all, "isa", cli_compiled_isa()) == NULL || (list = cJSON_AddObjectToObject(all, "work")) == NULL)
+        cJSON_AddStringToObject(all, "isa", cli_compiled_isa()) == NULL ||
+        (list = cJSON_AddObjectToObject(all, "work")) == NULL)
         return out_of_memory();
     for (int i = 0; i < WORKS; i++) {
         int wanted = set.only != NULL ? strcmp(set.only, works[i].name) == 0 : i < JSON_WORKS;
-        if (set.only == NULL && set.model != MODEL_ANY)
-            wanted = strcmp(works[i].preset, model_name[set.model]) == 0;
+        if (set.only == NULL && set.model != MODEL_ANY) wanted = strcmp(works[i].preset, model_name[set.model]) == 0;
         ddpm_result result = wanted ? add_work(context, &works[i], list) : DDPM_OK;
-        if (result != DDPM_OK)
-            return result;
+        if (result != DDPM_OK) return result;
     }
     char *text = cJSON_Print(all);
-    if (text == NULL)
-        return out_of_memory();
+    if (text == NULL) return out_of_memory();
     printf("%s\n", text);
     free(text);
     return DDPM_OK;
 }
 
-/* ---- 4. The command ---------------------------------------------------------------------------------------------------- */
+/* ---- 4. The command ------------------------------------------------------------------------------------------ */
 
 static const bench_work *find_work(const char *name)
 {
     for (int i = 0; i < WORKS; i++)
-        if (strcmp(works[i].name, name) == 0)
-            return &works[i];
+        if (strcmp(works[i].name, name) == 0) return &works[i];
     return NULL;
 }
 
 static int is_operation(const char *name)
 {
     for (int op = 0; op < DDPM_OP_COUNT; op++)
-        if (cli_edit_distance(name, ddpm_op_name((ddpm_op)op)) == 0)
-            return 1;
+        if (cli_edit_distance(name, ddpm_op_name((ddpm_op)op)) == 0) return 1;
     return 0;
 }
 
@@ -193,20 +194,18 @@ static ddpm_result bench(const cli_context *context)
 {
     bench_machine machine;
     ddpm_result result = bench_measure_machine(context->device.threads, &machine);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     if (set.json) {
         cJSON *all = cJSON_CreateObject();
         result = print_json(context, &machine, all);
         cJSON_Delete(all);
         return result;
     }
-    printf("machine: multiply-add peak %.1f GFLOP/s on %d thread%s, %.1f on one (%s); triad %.1f GB/s\n", machine.peak_gflops,
-           context->device.threads, context->device.threads == 1 ? "" : "s", machine.core_gflops, machine.isa,
-           machine.bandwidth_gbs);
+    printf("machine: multiply-add peak %.1f GFLOP/s on %d thread%s, %.1f on one (%s); triad %.1f GB/s\n",
+           machine.peak_gflops, context->device.threads, context->device.threads == 1 ? "" : "s", machine.core_gflops,
+           machine.isa, machine.bandwidth_gbs);
     fflush(stdout);
-    if (set.only == NULL || is_operation(set.only))
-        result = bench_row_table(context, &machine);
+    if (set.only == NULL || is_operation(set.only)) result = bench_row_table(context, &machine);
     fflush(stdout);
     if (result == DDPM_OK && (set.only == NULL || find_work(set.only) != NULL))
         result = bench_work_table(context, &machine);
@@ -228,8 +227,10 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_bench = {
-    "bench", "[--json] [--only NAME] [--model tiny|small|lab|any] [--quick]",
+    "bench",
+    "[--json] [--only NAME] [--model tiny|small|lab|any] [--quick]",
     "measures the operations and whole steps beside the machine's peak",
-    "Work: lab_forward_b1, lab_forward_b8, lab_train_b4, lab_train_b8, small_forward_b32, small_train_b32, tiny_forward_b32,\n"
-    "tiny_train_b32. --json without --only runs the first six.",
-    options, run};
+    "Work: lab_forward_b1, lab_forward_b8, lab_train_b4, lab_train_b8, small_forward_b32, small_train_b32,\n"
+    "tiny_forward_b32, tiny_train_b32. --json without --only runs the first six.",
+    options,
+    run};

@@ -1,5 +1,5 @@
-/* cli/check_grad.c - ddpm check-grad: backpropagation against central differences, as a table. The checks themselves are
- * tests/check_grad.c, which holds a second core in double precision. */
+/* cli/check_grad.c - ddpm check-grad: backpropagation against central differences, as a table. The checks
+ * themselves are tests/check_grad.c, which holds a second core in double precision. */
 #include "tests/check_grad.h"
 
 #include <stdio.h>
@@ -10,16 +10,18 @@ static struct {
     const char *op;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"op", NULL, CLI_TEXT, "OP", "(all)", "only this operation, block or network: conv2d, group_norm, ...", &set.op, 0, 0, 1},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"op", NULL, CLI_TEXT, "OP", "(all)",
+     "only this operation, block or network: conv2d, group_norm, ...", &set.op, 0, 0, 1},
+    {0},
 };
+/* clang-format on */
 
 static void print_row(void *user, const char *name, const char *input, double largest_error, double bound, int passed)
 {
     int *rows = user;
-    if ((*rows)++ == 0)
-        printf("%-44s %-24s %9s %9s\n", "what", "gradient of", "error", "bound");
+    if ((*rows)++ == 0) printf("%-44s %-24s %9s %9s\n", "what", "gradient of", "error", "bound");
     printf("%-44s %-24s %9.2g %9.2g  %s\n", name, input, largest_error, bound, passed ? "ok" : "WRONG");
     fflush(stdout);
 }
@@ -40,5 +42,9 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_check_grad = {
-    "check-grad", "[OP]", "checks every operation's gradient against central differences",
-    "In double precision: g by backward, r = (L(x + h) - L(x - h)) / 2h; the error is |g - r| / max(|r|, floor).", options, run};
+    "check-grad",
+    "[OP]",
+    "checks every operation's gradient against central differences",
+    "In double precision: g by backward, r = (L(x + h) - L(x - h)) / 2h; the error is |g - r| / max(|r|, floor).",
+    options,
+    run};

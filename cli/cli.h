@@ -1,5 +1,5 @@
-/* cli/cli.h - what the commands share: the context they run in, errors and exit statuses, progress, finding and loading models.
- * Only main.c and cli/ print: results to stdout, everything else to stderr.
+/* cli/cli.h - what the commands share: the context they run in, errors and exit statuses, progress, finding and
+ * loading models. Only main.c and cli/ print: results to stdout, everything else to stderr.
  *
  * Contents: 1 context   2 commands   3 results and errors   4 progress   5 text and numbers   6 models */
 #ifndef DDPM_CLI_H
@@ -10,18 +10,18 @@
 #include "io/config.h"
 #include "lab/labels.h"
 
-/* ---- 1. Context ----------------------------------------------------------------------------------------------------- */
+/* ---- 1. Context ---------------------------------------------------------------------------------------------- */
 
 typedef struct cli_context {
     ddpm_device device; /* the opened backend */
     char *command_line; /* as typed */
 } cli_context;
 
-/* ---- 2. Commands: each in the file of its name --------------------------------------------------------------------- */
+/* ---- 2. Commands: each in the file of its name --------------------------------------------------------------- */
 
 extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, cli_predict, cli_check_grad, cli_bench;
 
-/* ---- 3. Results and errors ----------------------------------------------------------------------------------------- */
+/* ---- 3. Results and errors ----------------------------------------------------------------------------------- */
 
 /* Prints ddpm_error() after a failure; returns the exit status. */
 int cli_exit(ddpm_result result);
@@ -37,9 +37,10 @@ const char *cli_version(void);
 #ifdef __GNUC__
 __attribute__((format(printf, 1, 2)))
 #endif
-char *cli_text(const char *format, ...);
+char *
+cli_text(const char *format, ...);
 
-/* ---- 4. Progress: a bar on a terminal, a plain line every few seconds elsewhere ------------------------------------- */
+/* ---- 4. Progress: a bar on a terminal, a plain line every few seconds elsewhere ------------------------------ */
 
 typedef struct cli_progress {
     const char *label;
@@ -55,7 +56,7 @@ __attribute__((format(printf, 3, 4)))
 void cli_progress_show(cli_progress *progress, double done, const char *format, ...);
 void cli_progress_clear(cli_progress *progress); /* takes the bar off the terminal, so that a line can be printed */
 
-/* ---- 5. Text and numbers -------------------------------------------------------------------------------------------- */
+/* ---- 5. Text and numbers ------------------------------------------------------------------------------------- */
 
 typedef char cli_short[32];
 const char *cli_bytes(double bytes, cli_short out);      /* "1.7 GiB" */
@@ -63,10 +64,11 @@ const char *cli_duration(double seconds, cli_short out); /* "3 min 20 s" */
 const char *cli_count(double count, cli_short out);      /* "113,673,219" */
 /* The instruction set this program was compiled for: what the reference backend runs on. */
 const char *cli_compiled_isa(void);
-/* Bytes of memory that a run may use: DDPM_MEMORY_LIMIT from the environment, else what the system has available; 0: unknown. */
+/* Bytes of memory that a run may use: DDPM_MEMORY_LIMIT from the environment, else what the system has available;
+ * 0: unknown. */
 double cli_memory_available(void);
 
-/* ---- 6. Models ------------------------------------------------------------------------------------------------------- */
+/* ---- 6. Models ----------------------------------------------------------------------------------------------- */
 
 typedef struct cli_model { /* start from {0} */
     ddpm_model *model;
@@ -75,8 +77,8 @@ typedef struct cli_model { /* start from {0} */
     lab_classes classes; /* count 0: the model does not say */
     char *path;          /* the model directory that was found */
 } cli_model;
-/* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; free() it. NULL: see ddpm_error().
- * PATH NULL (no --model): an error with a hint. */
+/* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; free() it. NULL: see
+ * ddpm_error(). PATH NULL (no --model): an error with a hint. */
 char *cli_find_model(const char *path);
 /* Finds the model and loads it for `arrays` (DDPM_FOR_INFERENCE, ...). On failure *out is empty. */
 ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out);

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- 1. Errors ----------------------------------------------------------------------------------------------------- */
+/* ---- 1. Errors ----------------------------------------------------------------------------------------------- */
 
 #ifndef DDPM_VERSION /* the Makefile gives what git calls this version */
 #define DDPM_VERSION "0.2"
@@ -25,8 +25,7 @@ const char *cli_version(void)
 
 int cli_exit(ddpm_result result)
 {
-    if (result == DDPM_OK)
-        return CLI_DONE;
+    if (result == DDPM_OK) return CLI_DONE;
     fprintf(stderr, "ddpm: %s\n", ddpm_error());
     return CLI_FAILED;
 }
@@ -44,8 +43,8 @@ void *cli_alloc(size_t count, size_t size)
 {
     void *memory = calloc(count > 0 ? count : 1, size);
     if (memory == NULL)
-        ddpm_fail(DDPM_ERR_MEMORY, "no memory for %zu x %zu bytes\n      hint: a smaller batch or picture needs less", count,
-                  size);
+        ddpm_fail(DDPM_ERR_MEMORY, "no memory for %zu x %zu bytes\n      hint: a smaller batch or picture needs less",
+                  count, size);
     return memory;
 }
 
@@ -64,7 +63,7 @@ char *cli_text(const char *format, ...)
     return text;
 }
 
-/* ---- 2. Progress --------------------------------------------------------------------------------------------------- */
+/* ---- 2. Progress --------------------------------------------------------------------------------------------- */
 
 static const double redraw_seconds = 0.1, line_seconds = 5; /* a bar on a terminal; lines elsewhere */
 
@@ -104,8 +103,7 @@ static void draw_bar(const cli_progress *progress, double share, const char *res
 void cli_progress_show(cli_progress *progress, double done, const char *format, ...)
 {
     double now = cli_seconds(), share = progress->total > 0 ? done / progress->total : 1;
-    if (now - progress->shown < (progress->terminal ? redraw_seconds : line_seconds))
-        return;
+    if (now - progress->shown < (progress->terminal ? redraw_seconds : line_seconds)) return;
     progress->shown = now;
     char rest[256], left[48] = "";
     va_list arguments;
@@ -126,11 +124,10 @@ void cli_progress_show(cli_progress *progress, double done, const char *format, 
 
 void cli_progress_clear(cli_progress *progress)
 {
-    if (progress->terminal)
-        fprintf(stderr, "\r\033[K");
+    if (progress->terminal) fprintf(stderr, "\r\033[K");
 }
 
-/* ---- 3. Numbers ---------------------------------------------------------------------------------------------------- */
+/* ---- 3. Numbers ---------------------------------------------------------------------------------------------- */
 
 const char *cli_bytes(double bytes, cli_short out)
 {
@@ -160,15 +157,14 @@ const char *cli_count(double count, cli_short out)
     char digits[32];
     int length = snprintf(digits, sizeof digits, "%.0f", count), to = 0;
     for (int i = 0; i < length && to < (int)sizeof(cli_short) - 2; i++) {
-        if (i > 0 && (length - i) % 3 == 0)
-            out[to++] = ',';
+        if (i > 0 && (length - i) % 3 == 0) out[to++] = ',';
         out[to++] = digits[i];
     }
     out[to] = '\0';
     return out;
 }
 
-/* ---- 4. The machine ------------------------------------------------------------------------------------------------ */
+/* ---- 4. The machine ------------------------------------------------------------------------------------------ */
 
 const char *cli_compiled_isa(void)
 {
@@ -190,16 +186,13 @@ const char *cli_compiled_isa(void)
 double cli_memory_available(void)
 {
     const char *limit = getenv("DDPM_MEMORY_LIMIT");
-    if (limit != NULL)
-        return strtod(limit, NULL);
+    if (limit != NULL) return strtod(limit, NULL);
     double kibibytes = 0;
     char line[128];
     FILE *file = fopen("/proc/meminfo", "r");
-    if (file == NULL)
-        return 0;
+    if (file == NULL) return 0;
     while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %lf kB", &kibibytes) == 1)
-            break;
+        if (sscanf(line, "MemAvailable: %lf kB", &kibibytes) == 1) break;
     fclose(file);
     return kibibytes * 1024;
 }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- 1. Frames of a strip --------------------------------------------------------------------------------------------- */
+/* ---- 1. Frames of a strip ------------------------------------------------------------------------------------ */
 
 typedef struct batch_state {
     const cli_drawing *drawing;
@@ -34,16 +34,15 @@ static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
     batch_state *b = user;
     double work = b->first + (double)b->n * done / steps;
-    cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d", b->first + 1, b->first + b->n, b->drawing->count, done,
-                      steps);
+    cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d", b->first + 1, b->first + b->n,
+                      b->drawing->count, done, steps);
     ddpm_result result = DDPM_OK;
     for (int k = 0; b->frames != NULL && result == DDPM_OK && k < CLI_FRAMES; k++)
-        if ((2 * k * steps + CLI_FRAMES - 1) / (2 * (CLI_FRAMES - 1)) == done)
-            result = keep_frame(b, net, k);
+        if ((2 * k * steps + CLI_FRAMES - 1) / (2 * (CLI_FRAMES - 1)) == done) result = keep_frame(b, net, k);
     return result;
 }
 
-/* ---- 2. Drawing ------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Drawing ---------------------------------------------------------------------------------------------- */
 
 static void free_pictures(io_picture *picture, int count)
 {
@@ -68,7 +67,8 @@ static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
     size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
     ddpm_result result = set_labels(d, b->first, b->n, labels);
     if (result == DDPM_OK)
-        result = ddpm_sample(net, &d->model->schedule, &config, net->labels != NULL ? labels : NULL, b->n, b->values, on_step, b);
+        result = ddpm_sample(net, &d->model->schedule, &config, net->labels != NULL ? labels : NULL, b->n, b->values,
+                             on_step, b);
     for (int i = 0; result == DDPM_OK && i < b->n; i++) {
         io_picture out = {0};
         result = io_picture_from_real(b->values + (size_t)i * picture, net->channels, net->height, net->width, &out);
@@ -93,8 +93,8 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     if (result == DDPM_OK) {
         cli_short total;
         double seconds = cli_seconds() - started;
-        cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", d->count, d->count == 1 ? "" : "s", net->width,
-                 net->height, d->sample.steps, d->sample.sampler == DDPM_SAMPLER_DDIM ? "DDIM" : "DDPM",
+        cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", d->count, d->count == 1 ? "" : "s",
+                 net->width, net->height, d->sample.steps, d->sample.sampler == DDPM_SAMPLER_DDIM ? "DDIM" : "DDPM",
                  cli_duration(seconds, total), seconds / d->count);
     }
     return result;
@@ -105,20 +105,22 @@ static ddpm_result check_labels(const cli_drawing *d)
 {
     const ddpm_model_config *config = &d->model->model->config;
     if (ddpm_label_width(config) > 0 && config->label.num_classes == 0)
-        return ddpm_fail(DDPM_ERR_UNSUPPORTED, "%s takes class indices or embeddings, not label sets\n"
-                         "      hint: ddpm predict runs it on tensors", d->model->path);
+        return ddpm_fail(DDPM_ERR_UNSUPPORTED,
+                         "%s takes class indices or embeddings, not label sets\n"
+                         "      hint: ddpm predict runs it on tensors",
+                         d->model->path);
     if (config->label.num_classes > 0 && d->sets->count == 0)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s draws label sets, none is given\n"
-                         "      hint: ddpm sample \"%s\", or --labels-file FILE", d->model->path,
-                         d->model->classes.count > 0 ? d->model->classes.name[0] : "CLASS, CLASS");
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s draws label sets, none is given\n"
+                         "      hint: ddpm sample \"%s\", or --labels-file FILE",
+                         d->model->path, d->model->classes.count > 0 ? d->model->classes.name[0] : "CLASS, CLASS");
     return DDPM_OK;
 }
 
 ddpm_result cli_draw(const cli_drawing *d)
 {
     ddpm_result result = check_labels(d);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     ddpm_net *net = NULL;
     batch_state b = {.drawing = d};
     ddpm_real *labels = NULL;
@@ -129,11 +131,9 @@ ddpm_result cli_draw(const cli_drawing *d)
         b.values = cli_alloc((size_t)capacity * picture, sizeof *b.values);
         labels = cli_alloc((size_t)capacity * (size_t)(ddpm_label_width(&d->model->model->config) + 1), sizeof *labels);
         b.frames = d->strips ? cli_alloc((size_t)capacity * CLI_FRAMES, sizeof *b.frames) : NULL;
-        if (b.values == NULL || labels == NULL || (d->strips && b.frames == NULL))
-            result = DDPM_ERR_MEMORY;
+        if (b.values == NULL || labels == NULL || (d->strips && b.frames == NULL)) result = DDPM_ERR_MEMORY;
     }
-    if (result == DDPM_OK)
-        result = draw_all(d, net, &b, labels);
+    if (result == DDPM_OK) result = draw_all(d, net, &b, labels);
     free_pictures(b.frames, b.frames != NULL ? capacity * CLI_FRAMES : 0);
     free(b.frames);
     free(b.values);
@@ -148,18 +148,20 @@ int cli_default_steps(const cli_model *model, ddpm_sampler sampler)
     return sampler == DDPM_SAMPLER_DDIM && all > 50 ? 50 : all;
 }
 
-/* ---- 3. Writing ------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Writing ---------------------------------------------------------------------------------------------- */
 
 ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *d, const char *path, const char *labels,
                               const io_picture *picture)
 {
     cli_short seed;
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)d->sample.seed);
-    io_text text[] = {{"seed", seed}, {"command", context->command_line}, {"model", d->model->path}, {"version", cli_version()},
+    io_text text[] = {{"seed", seed},
+                      {"command", context->command_line},
+                      {"model", d->model->path},
+                      {"version", cli_version()},
                       {"labels", labels}};
     ddpm_result result = io_picture_write_png(path, picture, text, labels != NULL ? 5 : 4);
-    if (result == DDPM_OK)
-        printf("%s\n", path);
+    if (result == DDPM_OK) printf("%s\n", path);
     return result;
 }
 
@@ -168,8 +170,7 @@ ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *d, con
 {
     io_picture grid;
     ddpm_result result = io_make_grid(pictures, count, per_row, 2, &grid);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     result = cli_write_picture(context, d, path, labels, &grid);
     io_picture_free(&grid);
     return result;

@@ -7,7 +7,7 @@
 #include "cli/cli.h"
 #include "io/picture.h"
 
-/* ---- 1. Drawing ------------------------------------------------------------------------------------------------------ */
+/* ---- 1. Drawing ---------------------------------------------------------------------------------------------- */
 
 enum { CLI_FRAMES = 11 }; /* of a strip: the lab keeps every 100th of 1000 steps, x_T to the final picture */
 
@@ -18,8 +18,8 @@ typedef struct cli_drawing {
     int count;                  /* pictures; picture i is of set i modulo sets->count */
     int batch;                  /* drawn at once */
     int strips;                 /* keep frames */
-    /* Takes picture `index` and its CLI_FRAMES frames (NULL without strips). They are freed afterwards, unless it moves them
-     * away and leaves zeroed structs. */
+    /* Takes picture `index` and its CLI_FRAMES frames (NULL without strips). They are freed afterwards, unless it
+     * moves them away and leaves zeroed structs. */
     ddpm_result (*take)(void *user, int index, io_picture *picture, io_picture *frames);
     void *user;
 } cli_drawing;
@@ -29,11 +29,11 @@ ddpm_result cli_draw(const cli_drawing *drawing);
 /* 0 of --steps: all T for DDPM, 50 for DDIM (or T if that is fewer). */
 int cli_default_steps(const cli_model *model, ddpm_sampler sampler);
 
-/* ---- 2. Writing ------------------------------------------------------------------------------------------------------ */
+/* ---- 2. Writing ---------------------------------------------------------------------------------------------- */
 
 /* A PNG that says how it was made: text chunks seed, command, labels (if not NULL), model, version. Prints the path. */
-ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
-                              const io_picture *picture);
+ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *drawing, const char *path,
+                              const char *labels, const io_picture *picture);
 /* count pictures as make_grid does, 2 pixels apart; written as above. */
 ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
                            const io_picture *pictures, int count, int per_row);

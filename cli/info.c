@@ -12,23 +12,27 @@
 #include "io/picture.h"
 #include "io/safetensors.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------- */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     const char *path;
     int graph, batch, resolution[2], training;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"path", NULL, CLI_TEXT, "PATH", CLI_REQUIRED, "a file, model or run directory; or a preset: lab, small, tiny", &set.path, 0, 0,
-     1},
-    {"graph", NULL, CLI_FLAG, NULL, NULL, "list every node of the network: shape, parameters, MFLOP, memory", &set.graph, 0, 0, 0},
+    {"path", NULL, CLI_TEXT, "PATH", CLI_REQUIRED,
+     "a file, model or run directory; or a preset: lab, small, tiny", &set.path, 0, 0, 1},
+    {"graph", NULL, CLI_FLAG, NULL, NULL,
+     "list every node of the network: shape, parameters, MFLOP, memory", &set.graph, 0, 0, 0},
     {"batch", "batch_size", CLI_INT, "N", "1", "pictures of the graph", &set.batch, 1, 65536, 0},
-    {"resolution", NULL, CLI_SIZE, "N|WxH", "(the model's)", "pixels of a picture of the graph", set.resolution, 1, 4096, 0},
-    {"training", NULL, CLI_FLAG, NULL, NULL, "the graph of a training step: with the loss and the memory for gradients", &set.training, 0,
-     0, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"resolution", NULL, CLI_SIZE, "N|WxH", "(the model's)",
+     "pixels of a picture of the graph", set.resolution, 1, 4096, 0},
+    {"training", NULL, CLI_FLAG, NULL, NULL,
+     "the graph of a training step: with the loss and the memory for gradients", &set.training, 0, 0, 0},
+    {0},
 };
+/* clang-format on */
 
 static int has_suffix(const char *text, const char *suffix)
 {
@@ -36,26 +40,27 @@ static int has_suffix(const char *text, const char *suffix)
     return length >= end && strcmp(text + length - end, suffix) == 0;
 }
 
-/* ---- 2. Files --------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Files ------------------------------------------------------------------------------------------------ */
 
 static ddpm_result info_safetensors(const char *path)
 {
     io_safetensors file;
     ddpm_result result = io_safetensors_open(path, &file);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     double elements = 0, bytes = 0;
     cli_short count, size;
     char shape[128];
     for (int i = 0; i < file.tensors; i++) {
         const io_tensor *t = &file.tensor[i];
-        printf("%-64s %-5s %s\n", t->name, io_dtype_name(t->dtype), io_shape_text(t->dims, t->shape, shape, sizeof shape));
+        printf("%-64s %-5s %s\n", t->name, io_dtype_name(t->dtype),
+               io_shape_text(t->dims, t->shape, shape, sizeof shape));
         elements += (double)t->elements;
         bytes += (double)t->elements * (double)io_dtype_size(t->dtype);
     }
     for (int i = 0; i < file.pairs; i++)
         printf("metadata %s: %s\n", file.metadata[i].key, file.metadata[i].value);
-    printf("safetensors, %d tensors, %s elements, %s\n", file.tensors, cli_count(elements, count), cli_bytes(bytes, size));
+    printf("safetensors, %d tensors, %s elements, %s\n", file.tensors, cli_count(elements, count),
+           cli_bytes(bytes, size));
     io_safetensors_close(&file);
     return DDPM_OK;
 }
@@ -65,17 +70,14 @@ static ddpm_result info_picture(const char *path)
     static const char *const keyword[] = {"labels", "seed", "scene", "command", "model", "version"};
     io_picture picture;
     ddpm_result result = io_picture_read(path, 3, &picture);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     printf("picture, %dx%d\n", picture.width, picture.height);
     io_picture_free(&picture);
     for (size_t i = 0; has_suffix(path, ".png") && i < sizeof keyword / sizeof keyword[0]; i++) {
         char *text;
         result = io_picture_read_text(path, keyword[i], &text);
-        if (result != DDPM_OK)
-            return result;
-        if (text != NULL)
-            printf("%-8s %s\n", keyword[i], text);
+        if (result != DDPM_OK) return result;
+        if (text != NULL) printf("%-8s %s\n", keyword[i], text);
         free(text);
     }
     return DDPM_OK;
@@ -102,8 +104,7 @@ static ddpm_result info_json(const char *path)
 {
     cJSON *json;
     ddpm_result result = io_json_read(path, &json);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     int size = cJSON_GetArraySize(json);
     if (cJSON_IsArray(json) && cJSON_IsArray(json->child)) {
         printf("label file, %d sets\n", size);
@@ -111,7 +112,8 @@ static ddpm_result info_json(const char *path)
     } else if (cJSON_IsObject(json) && cJSON_IsArray(json->child) && cJSON_IsString(json->child->child)) {
         printf("labels of pictures, %d pictures, the first %s\n", size, json->child->string);
         print_set_sizes(json);
-    } else if (cJSON_IsObject(json) && cJSON_IsNumber(json->child) && cJSON_IsNumber(cJSON_GetArrayItem(json, size - 1))) {
+    } else if (cJSON_IsObject(json) && cJSON_IsNumber(json->child) &&
+               cJSON_IsNumber(cJSON_GetArrayItem(json, size - 1))) {
         printf("class names, %d\n", size);
         for (const cJSON *entry = json->child; entry != NULL; entry = entry->next)
             printf("  %3.0f  %s\n", entry->valuedouble, entry->string);
@@ -124,29 +126,32 @@ static ddpm_result info_json(const char *path)
     return DDPM_OK;
 }
 
-/* ---- 3. Models -------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Models ----------------------------------------------------------------------------------------------- */
 
 static void print_levels(const ddpm_unet_config *u)
 {
     printf("levels      ");
     for (int i = 0; i < u->levels; i++)
-        printf("%s%d%s", i > 0 ? ", " : "", u->block_out_channels[i], u->down_block_types[i] == DDPM_ATTN_BLOCK ? " attention" : "");
+        printf("%s%d%s", i > 0 ? ", " : "", u->block_out_channels[i],
+               u->down_block_types[i] == DDPM_ATTN_BLOCK ? " attention" : "");
     printf("; up:");
     for (int i = 0; i < u->levels; i++)
         printf(" %s", u->up_block_types[i] == DDPM_ATTN_BLOCK ? "attention" : "plain");
     printf("\n            %d layer%s a block, middle %s\n", u->layers_per_block, u->layers_per_block == 1 ? "" : "s",
-           u->mid_block_type == 0 ? "none" : u->add_attention ? "with attention" : "without attention");
+           u->mid_block_type == 0 ? "none"
+           : u->add_attention     ? "with attention"
+                                  : "without attention");
 }
 
 static void print_conditioning(const ddpm_model_config *c)
 {
-    const char *kind = c->unet.class_embed_type == DDPM_CLASS_TIMESTEP ? "one number a picture, embedded as a time"
+    const char *kind = c->unet.class_embed_type == DDPM_CLASS_TIMESTEP   ? "one number a picture, embedded as a time"
                        : c->unet.class_embed_type == DDPM_CLASS_IDENTITY ? "an embedding a picture"
                        : c->unet.num_class_embeds > 0                    ? "one class index a picture"
                                                                          : "none";
     if (c->label.num_classes > 0)
-        printf("labels      multi-hot of %d: Linear(%d,%d), Linear(%d,%d)\n", c->label.num_classes, c->label.num_classes,
-               c->label.hidden_dim, c->label.hidden_dim, c->label.embedding_dim);
+        printf("labels      multi-hot of %d: Linear(%d,%d), Linear(%d,%d)\n", c->label.num_classes,
+               c->label.num_classes, c->label.hidden_dim, c->label.hidden_dim, c->label.embedding_dim);
     else
         printf("labels      %s\n", kind);
 }
@@ -163,8 +168,8 @@ static void print_config(const ddpm_model_config *c)
     print_levels(u);
     printf("time        %s, %s\n", u->time_embedding_type == DDPM_TIME_FOURIER ? "fourier" : "positional",
            u->resnet_time_scale_shift == DDPM_SHIFT_SCALE_SHIFT ? "scale_shift" : "added");
-    printf("norm        %d groups, eps %g; dropout %g; %d channels a head\n", u->norm_num_groups, u->norm_eps, u->dropout,
-           u->attention_head_dim);
+    printf("norm        %d groups, eps %g; dropout %g; %d channels a head\n", u->norm_num_groups, u->norm_eps,
+           u->dropout, u->attention_head_dim);
     print_conditioning(c);
 }
 
@@ -176,8 +181,7 @@ static void print_parameters(const ddpm_model *model)
         if (strncmp(model->param[i]->name, "label_encoder.", 14) == 0)
             encoder += (double)ddpm_elements(model->param[i], 1);
     printf("parameters  %s", cli_count(all, a));
-    if (encoder > 0)
-        printf(" (network %s, label encoder %s)", cli_count(all - encoder, b), cli_count(encoder, c));
+    if (encoder > 0) printf(" (network %s, label encoder %s)", cli_count(all - encoder, b), cli_count(encoder, c));
     printf(", %s in float32\n", cli_bytes(all * 4, a));
 }
 
@@ -193,14 +197,12 @@ static void print_schedule(const ddpm_schedule_config *s)
 {
     printf("schedule    %d steps, %s", s->num_train_timesteps,
            s->beta_schedule == DDPM_BETA_LINEAR ? "linear" : "squaredcos_cap_v2");
-    if (s->beta_schedule == DDPM_BETA_LINEAR)
-        printf(" from %g to %g", s->beta_start, s->beta_end);
-    if (s->clip_sample)
-        printf(", x_0 clipped to %g", s->clip_sample_range);
+    if (s->beta_schedule == DDPM_BETA_LINEAR) printf(" from %g to %g", s->beta_start, s->beta_end);
+    if (s->clip_sample) printf(", x_0 clipped to %g", s->clip_sample_range);
     printf("\n");
 }
 
-/* ---- 4. The graph ------------------------------------------------------------------------------------------------------ */
+/* ---- 4. The graph -------------------------------------------------------------------------------------------- */
 
 static void print_node(const ddpm_node *node, double *flops, double *bytes)
 {
@@ -209,8 +211,7 @@ static void print_node(const ddpm_node *node, double *flops, double *bytes)
     cli_short parameters, memory;
     double count = 0;
     for (int i = 0; i < DDPM_MAX_INPUTS; i++)
-        if (node->in[i] != NULL && node->in[i]->param)
-            count += (double)ddpm_elements(node->in[i], 1);
+        if (node->in[i] != NULL && node->in[i]->param) count += (double)ddpm_elements(node->in[i], 1);
     double work = ddpm_node_flops(node, set.batch, 0) + (set.training ? ddpm_node_flops(node, set.batch, 1) : 0);
     double size = (double)ddpm_elements(node->out, set.batch) * sizeof(ddpm_real);
     snprintf(text, sizeof text, "%dx%dx%dx%d", set.batch, shape[1], shape[2], shape[3]);
@@ -224,17 +225,17 @@ static ddpm_result info_graph(ddpm_model *model, int height, int width)
 {
     ddpm_net *net;
     ddpm_result result = ddpm_net_create(&net, model, height, width, set.batch, set.training);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     double flops = 0, bytes = 0;
     cli_short a, b, c;
     printf("\n%-44s %-17s %-18s %12s %12s %10s\n", "node", "operation", "output", "parameters", "MFLOP", "memory");
     for (int i = 0; i < net->graph->nodes; i++)
         print_node(net->graph->node[i], &flops, &bytes);
-    printf("%d nodes at %dx%d, batch %d: %s parameters, %.3f GFLOP%s, outputs %s\n", net->graph->nodes, net->width, net->height,
-           set.batch, cli_count(cli_parameters(model), a), flops * 1e-9, set.training ? " forward and backward" : "",
-           cli_bytes(bytes, b));
-    printf("memory of the run, shared by tensors whose lifetimes allow it: %s\n", cli_bytes((double)net->graph->bytes, c));
+    printf("%d nodes at %dx%d, batch %d: %s parameters, %.3f GFLOP%s, outputs %s\n", net->graph->nodes, net->width,
+           net->height, set.batch, cli_count(cli_parameters(model), a), flops * 1e-9,
+           set.training ? " forward and backward" : "", cli_bytes(bytes, b));
+    printf("memory of the run, shared by tensors whose lifetimes allow it: %s\n",
+           cli_bytes((double)net->graph->bytes, c));
     ddpm_net_free(net);
     return DDPM_OK;
 }
@@ -243,8 +244,7 @@ static ddpm_result info_network(const cli_context *context, const ddpm_model_con
 {
     ddpm_model *model;
     ddpm_result result = ddpm_model_create(&model, config, &context->device);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     print_config(config);
     print_parameters(model);
     if (set.graph)
@@ -260,8 +260,7 @@ static ddpm_result info_model(const cli_context *context, const char *path)
     ddpm_schedule_config schedule;
     io_model_info info;
     ddpm_result result = io_model_read_config(path, &config, &schedule, &info);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     printf("model       %s\n", path);
     print_classes(&info);
     print_schedule(&schedule);
@@ -277,7 +276,7 @@ static ddpm_result info_unet_config(const cli_context *context, const char *path
     return result == DDPM_OK ? info_network(context, &config, 0, 0) : result;
 }
 
-/* ---- 5. Runs ------------------------------------------------------------------------------------------------------------ */
+/* ---- 5. Runs ------------------------------------------------------------------------------------------------- */
 
 static ddpm_result print_last_metrics(const char *run)
 {
@@ -286,8 +285,7 @@ static ddpm_result print_last_metrics(const char *run)
     char *path = io_join(run, "metrics.csv");
     ddpm_result result = path == NULL ? DDPM_ERR_MEMORY : io_is_file(path) ? io_read_file(path, &data, &size) : DDPM_OK;
     free(path);
-    if (result != DDPM_OK || data == NULL)
-        return result;
+    if (result != DDPM_OK || data == NULL) return result;
     char *text = (char *)data, *head = strchr(text, '\n');
     while (size > 0 && text[size - 1] == '\n')
         text[--size] = '\0';
@@ -303,23 +301,20 @@ static ddpm_result print_last_metrics(const char *run)
 static ddpm_result info_run(const cli_context *context, const char *path)
 {
     char *model = cli_find_model(path);
-    if (model == NULL)
-        return DDPM_ERR_FILE;
+    if (model == NULL) return DDPM_ERR_FILE;
     printf("run         %s\n", path);
     ddpm_result result = print_last_metrics(path);
-    if (result == DDPM_OK)
-        result = info_model(context, model);
+    if (result == DDPM_OK) result = info_model(context, model);
     free(model);
     return result;
 }
 
-/* ---- 6. The command ----------------------------------------------------------------------------------------------------- */
+/* ---- 6. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result info_directory(const cli_context *context, const char *path)
 {
     char *found = cli_find_model(path);
-    if (found == NULL)
-        return DDPM_ERR_FILE;
+    if (found == NULL) return DDPM_ERR_FILE;
     int is_model = strcmp(found, path) == 0;
     free(found);
     return is_model ? info_model(context, path) : info_run(context, path);
@@ -330,23 +325,22 @@ static int is_unet_config(const char *path)
 {
     cJSON *json = NULL;
     int found = has_suffix(path, ".json") && io_json_read(path, &json) == DDPM_OK && cJSON_IsObject(json) &&
-                (cJSON_GetObjectItem(json, "block_out_channels") != NULL || cJSON_GetObjectItem(json, "down_block_types") != NULL);
+                (cJSON_GetObjectItem(json, "block_out_channels") != NULL ||
+                 cJSON_GetObjectItem(json, "down_block_types") != NULL);
     cJSON_Delete(json);
     return found;
 }
 
 static ddpm_result info_file(const cli_context *context, const char *path)
 {
-    if (has_suffix(path, ".safetensors"))
-        return info_safetensors(path);
-    if (has_suffix(path, ".png") || has_suffix(path, ".jpg") || has_suffix(path, ".jpeg"))
-        return info_picture(path);
-    if (is_unet_config(path))
-        return info_unet_config(context, path);
-    if (has_suffix(path, ".json"))
-        return info_json(path);
-    return ddpm_fail(DDPM_ERR_UNSUPPORTED, "%s: what it holds is not known from its name\n"
-                     "      hint: .safetensors, .png, .jpg, .json, a model or run directory; or lab, small, tiny", path);
+    if (has_suffix(path, ".safetensors")) return info_safetensors(path);
+    if (has_suffix(path, ".png") || has_suffix(path, ".jpg") || has_suffix(path, ".jpeg")) return info_picture(path);
+    if (is_unet_config(path)) return info_unet_config(context, path);
+    if (has_suffix(path, ".json")) return info_json(path);
+    return ddpm_fail(DDPM_ERR_UNSUPPORTED,
+                     "%s: what it holds is not known from its name\n"
+                     "      hint: .safetensors, .png, .jpg, .json, a model or run directory; or lab, small, tiny",
+                     path);
 }
 
 static ddpm_result info(const cli_context *context)
@@ -354,11 +348,10 @@ static ddpm_result info(const cli_context *context)
     ddpm_model_config preset = ddpm_model_preset(set.path, 24);
     if (preset.unet.levels > 0) /* before a directory of that name: ./lab means the directory */
         return info_network(context, &preset, 0, 0);
-    if (io_is_directory(set.path))
-        return info_directory(context, set.path);
-    if (io_is_file(set.path))
-        return info_file(context, set.path);
-    return ddpm_fail(DDPM_ERR_FILE, "%s: there is no such file, directory or preset\n      hint: the presets are lab, small, tiny",
+    if (io_is_directory(set.path)) return info_directory(context, set.path);
+    if (io_is_file(set.path)) return info_file(context, set.path);
+    return ddpm_fail(DDPM_ERR_FILE,
+                     "%s: there is no such file, directory or preset\n      hint: the presets are lab, small, tiny",
                      set.path);
 }
 
@@ -368,5 +361,9 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_info = {
-    "info", "PATH [--graph [--batch N] [--resolution N]]", "tells what a file, model, run or picture holds",
-    "PATH is a .safetensors, .png or .json file, a model or run directory, a UNet2DModel's config.json, or a preset.", options, run};
+    "info",
+    "PATH [--graph [--batch N] [--resolution N]]",
+    "tells what a file, model, run or picture holds",
+    "PATH is a .safetensors, .png or .json file, a model or run directory, a UNet2DModel's config.json, or a preset.",
+    options,
+    run};

@@ -7,7 +7,8 @@
 #include "io/file.h"
 #include "io/model.h"
 
-/* 1 if PATH/name looks like a model: ours and a diffusers pipeline have unet/config.json, a UNet2DModel alone config.json. */
+/* 1 if PATH/name looks like a model: ours and a diffusers pipeline have unet/config.json, a UNet2DModel alone
+ * config.json. */
 static int holds_model(const char *path)
 {
     static const char *const sign[] = {"unet/config.json", "config.json"};
@@ -24,24 +25,27 @@ char *cli_find_model(const char *path)
 {
     static const char *const checkpoint[] = {"best", "latest"};
     if (path == NULL) {
-        ddpm_fail(DDPM_ERR_ARGUMENT, "no model is given\n      hint: --model RUN, a run that ddpm train made, or a model directory");
+        ddpm_fail(DDPM_ERR_ARGUMENT,
+                  "no model is given\n      hint: --model RUN, a run that ddpm train made, or a model directory");
         return NULL;
     }
     if (!io_is_directory(path)) {
-        ddpm_fail(DDPM_ERR_FILE, "%s is not a directory\n      hint: --model wants a run that ddpm train made, or a model "
-                  "directory as diffusers writes it", path);
+        ddpm_fail(DDPM_ERR_FILE,
+                  "%s is not a directory\n      hint: --model wants a run that ddpm train made, or a model "
+                  "directory as diffusers writes it",
+                  path);
         return NULL;
     }
-    if (holds_model(path))
-        return cli_text("%s", path);
+    if (holds_model(path)) return cli_text("%s", path);
     for (int i = 0; i < 2; i++) {
         char *inside = io_join(path, checkpoint[i]);
-        if (inside == NULL || holds_model(inside))
-            return inside;
+        if (inside == NULL || holds_model(inside)) return inside;
         free(inside);
     }
-    ddpm_fail(DDPM_ERR_FILE, "%s holds neither a model (unet/config.json) nor a run's checkpoints (best, latest)\n"
-              "      hint: ddpm info %s tells what it is; a run has a checkpoint after its first epoch", path, path);
+    ddpm_fail(DDPM_ERR_FILE,
+              "%s holds neither a model (unet/config.json) nor a run's checkpoints (best, latest)\n"
+              "      hint: ddpm info %s tells what it is; a run has a checkpoint after its first epoch",
+              path, path);
     return NULL;
 }
 
@@ -49,15 +53,13 @@ ddpm_result cli_model_open(const cli_context *context, const char *path, unsigne
 {
     ddpm_schedule_config schedule;
     *out = (cli_model){.path = cli_find_model(path)};
-    if (out->path == NULL)
-        return DDPM_ERR_FILE;
+    if (out->path == NULL) return DDPM_ERR_FILE;
     ddpm_result result = io_model_load(out->path, &context->device, arrays, &out->model, &schedule, &out->info);
-    if (result == DDPM_OK)
-        result = ddpm_schedule_create(&out->schedule, &schedule);
+    if (result == DDPM_OK) result = ddpm_schedule_create(&out->schedule, &schedule);
     if (result == DDPM_OK && out->info.classes > 0)
-        result = lab_classes_from_names((const char *const *)out->info.class_name, out->info.classes, out->path, &out->classes);
-    if (result != DDPM_OK)
-        cli_model_close(out);
+        result = lab_classes_from_names((const char *const *)out->info.class_name, out->info.classes, out->path,
+                                        &out->classes);
+    if (result != DDPM_OK) cli_model_close(out);
     return result;
 }
 

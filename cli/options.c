@@ -15,7 +15,7 @@
 
 const char CLI_REQUIRED[] = "(required)";
 
-/* ---- 1. Names ------------------------------------------------------------------------------------------------------ */
+/* ---- 1. Names ------------------------------------------------------------------------------------------------ */
 
 static char plain(char c)
 {
@@ -26,19 +26,18 @@ static int same_name(const char *a, const char *b, size_t b_length)
 {
     size_t i = 0;
     for (; a[i] != '\0' && i < b_length; i++)
-        if (plain(a[i]) != plain(b[i]))
-            return 0;
+        if (plain(a[i]) != plain(b[i])) return 0;
     return a[i] == '\0' && i == b_length;
 }
 
-/* One row of the dynamic programme at a time: row[j] = distance between the first i letters of a and the first j of b. */
+/* One row of the dynamic programme at a time: row[j] = distance between the first i letters of a and the first j
+ * of b. */
 int cli_edit_distance(const char *a, const char *b)
 {
     enum { LONGEST = 63 };
     int row[LONGEST + 1];
     size_t length = strlen(b);
-    if (strlen(a) > LONGEST || length > LONGEST)
-        return INT_MAX;
+    if (strlen(a) > LONGEST || length > LONGEST) return INT_MAX;
     for (size_t j = 0; j <= length; j++)
         row[j] = (int)j;
     for (size_t i = 1; a[i - 1] != '\0'; i++) {
@@ -57,12 +56,10 @@ int cli_edit_distance(const char *a, const char *b)
 /* Copies the next space-separated word of *text to `word`; 0 at the end. */
 static int next_word(const char **text, char *word, size_t room)
 {
-    if (*text == NULL)
-        return 0;
+    if (*text == NULL) return 0;
     *text += strspn(*text, " ");
     size_t length = strcspn(*text, " ");
-    if (length == 0 || length >= room)
-        return 0;
+    if (length == 0 || length >= room) return 0;
     memcpy(word, *text, length);
     word[length] = '\0';
     *text += length;
@@ -71,20 +68,17 @@ static int next_word(const char **text, char *word, size_t room)
 
 static int option_has_name(const cli_option *option, const char *name, size_t length)
 {
-    if (same_name(option->name, name, length))
-        return 1;
+    if (same_name(option->name, name, length)) return 1;
     char alias[64];
     for (const char *rest = option->aliases; next_word(&rest, alias, sizeof alias);)
-        if (same_name(alias, name, length))
-            return 1;
+        if (same_name(alias, name, length)) return 1;
     return 0;
 }
 
 static const cli_option *find_option(const cli_option *table, const char *name, size_t length)
 {
     for (; table->name != NULL; table++)
-        if (option_has_name(table, name, length))
-            return table;
+        if (option_has_name(table, name, length)) return table;
     return NULL;
 }
 
@@ -116,7 +110,7 @@ int cli_usage_error(const char *command, const char *format, ...)
     return CLI_USAGE;
 }
 
-/* ---- 2. Values ----------------------------------------------------------------------------------------------------- */
+/* ---- 2. Values ----------------------------------------------------------------------------------------------- */
 
 /* A value that cannot be used is described in this much text. */
 typedef char complaint[200];
@@ -182,8 +176,7 @@ static int parse_choice(const char *text, const cli_option *o, int *out, complai
             *out = index;
             return 1;
         }
-        if (word[length] == '\0')
-            break;
+        if (word[length] == '\0') break;
         word += length + 1;
     }
     snprintf(why, sizeof(complaint), "is not one of %s", o->argument);
@@ -195,10 +188,8 @@ static int parse_size(const char *text, const cli_option *o, int size[2], compla
     const char *x = strchr(text, 'x');
     size_t first = x != NULL ? (size_t)(x - text) : strlen(text);
     const char *second = x != NULL ? x + 1 : text;
-    if (parse_int(text, first, o, &size[0], why) && parse_int(second, strlen(second), o, &size[1], why))
-        return 1;
-    if (strstr(why, "outside") == NULL)
-        snprintf(why, sizeof(complaint), "is not a size: N, or WIDTHxHEIGHT");
+    if (parse_int(text, first, o, &size[0], why) && parse_int(second, strlen(second), o, &size[1], why)) return 1;
+    if (strstr(why, "outside") == NULL) snprintf(why, sizeof(complaint), "is not a size: N, or WIDTHxHEIGHT");
     return 0;
 }
 
@@ -210,11 +201,9 @@ static int parse_list(const char *text, const cli_option *o, cli_list *list, com
             snprintf(why, sizeof(complaint), "has more than %d entries", CLI_LIST_MAX);
             return 0;
         }
-        if (!parse_int(text, length, o, &list->value[list->count], why))
-            return 0;
+        if (!parse_int(text, length, o, &list->value[list->count], why)) return 0;
         list->count++;
-        if (text[length] == '\0')
-            return 1;
+        if (text[length] == '\0') return 1;
         text += length + 1;
     }
 }
@@ -246,37 +235,36 @@ static void set_zero(const cli_option *o)
     }
 }
 
-/* ---- 3. Parsing ---------------------------------------------------------------------------------------------------- */
+/* ---- 3. Parsing ---------------------------------------------------------------------------------------------- */
 
 static void set_defaults(const cli_option *table)
 {
     for (; table->name != NULL; table++) {
         complaint why;
         set_zero(table);
-        if (table->fallback != NULL && table->fallback[0] != '(')
-            set_value(table, table->fallback, why);
+        if (table->fallback != NULL && table->fallback[0] != '(') set_value(table, table->fallback, why);
     }
 }
 
 enum { CLI_TABLE_MAX = 64 };
 
-static int parse_named(const cli_command *command, const cli_option *global, char ***argument, char given[2][CLI_TABLE_MAX])
+static int parse_named(const cli_command *command, const cli_option *global, char ***argument,
+                       char given[2][CLI_TABLE_MAX])
 {
     const char *name = **argument + 2;
     const char *equals = strchr(name, '=');
     size_t length = equals != NULL ? (size_t)(equals - name) : strlen(name);
     const cli_option *table = command->option;
     const cli_option *option = find_option(table, name, length);
-    if (option == NULL)
-        option = find_option(table = global, name, length);
+    if (option == NULL) option = find_option(table = global, name, length);
     if (option == NULL) {
         char unknown[64], best[64] = "help";
         snprintf(unknown, sizeof unknown, "%.*s", (int)(length < 63 ? length : 63), name);
         int distance = cli_edit_distance("help", unknown);
         nearest_option(command->option, unknown, best, sizeof best, &distance);
         nearest_option(global, unknown, best, sizeof best, &distance);
-        return cli_usage_error(command->name, "%s: unknown option --%.*s\n      hint: did you mean --%s?", command->name,
-                               (int)length, name, best);
+        return cli_usage_error(command->name, "%s: unknown option --%.*s\n      hint: did you mean --%s?",
+                               command->name, (int)length, name, best);
     }
     const char *value = equals != NULL ? equals + 1 : NULL;
     if (option->kind == CLI_FLAG && value != NULL)
@@ -299,8 +287,7 @@ static int parse_named(const cli_command *command, const cli_option *global, cha
 static int parse_positional(const cli_command *command, const char *text, int position, char *given)
 {
     for (const cli_option *o = command->option; o->name != NULL; o++) {
-        if (o->position != position)
-            continue;
+        if (o->position != position) continue;
         complaint why;
         if (!set_value(o, text, why))
             return cli_usage_error(command->name, "%s: %s: '%s' %s", command->name, o->name, text, why);
@@ -329,13 +316,13 @@ int cli_parse(const cli_command *command, const cli_option *global, int argc, ch
         } else if (!only_positional && strncmp(text, "--", 2) == 0) {
             status = parse_named(command, global, &argument, given);
         } else if (!only_positional && text[0] == '-' && text[1] != '\0') {
-            status = cli_usage_error(command->name, "%s: unknown option %s\n      hint: options begin with two dashes: -%s",
-                                     command->name, text, text);
+            status =
+                cli_usage_error(command->name, "%s: unknown option %s\n      hint: options begin with two dashes: -%s",
+                                command->name, text, text);
         } else {
             status = parse_positional(command, text, ++position, given[0]);
         }
-        if (status != CLI_DONE)
-            return status;
+        if (status != CLI_DONE) return status;
     }
     for (const cli_option *o = command->option; o->name != NULL; o++)
         if (o->fallback == CLI_REQUIRED && !given[0][o - command->option])
@@ -345,7 +332,7 @@ int cli_parse(const cli_command *command, const cli_option *global, int argc, ch
     return CLI_DONE;
 }
 
-/* ---- 4. Help ------------------------------------------------------------------------------------------------------- */
+/* ---- 4. Help ------------------------------------------------------------------------------------------------- */
 
 enum { HELP_INDENT = 28, HELP_WIDTH = 100 };
 
@@ -372,7 +359,8 @@ static void describe_option(const cli_option *o, char *text, size_t room)
     const char *before = "; also";
     int used = snprintf(text, room, "%s", o->help);
     if (o->fallback != NULL)
-        used += snprintf(text + used, room - (size_t)used, o->fallback[0] == '(' ? " %s" : " (default %s)", o->fallback);
+        used +=
+            snprintf(text + used, room - (size_t)used, o->fallback[0] == '(' ? " %s" : " (default %s)", o->fallback);
     for (const char *rest = o->aliases; next_word(&rest, alias, sizeof alias); before = ",")
         used += snprintf(text + used, room - (size_t)used, "%s --%s", before, alias);
 }
@@ -392,8 +380,7 @@ static void print_option(const cli_option *o)
 void cli_print_help(const cli_command *command, const cli_option *global)
 {
     printf("usage: ddpm %s %s\n\nddpm %s %s.\n", command->name, command->usage, command->name, command->summary);
-    if (command->details != NULL)
-        printf("%s\n", command->details);
+    if (command->details != NULL) printf("%s\n", command->details);
     printf("\nOptions: --name value or --name=value; dashes and underscores are the same.\n");
     for (const cli_option *o = command->option; o->name != NULL; o++)
         print_option(o);
@@ -403,7 +390,7 @@ void cli_print_help(const cli_command *command, const cli_option *global)
     printf("  --help                    this text\n");
 }
 
-/* ---- 5. Settings as JSON ------------------------------------------------------------------------------------------- */
+/* ---- 5. Settings as JSON ------------------------------------------------------------------------------------- */
 
 static cJSON *value_to_json(const cli_option *o)
 {
@@ -412,7 +399,8 @@ static cJSON *value_to_json(const cli_option *o)
     case CLI_FLAG: return cJSON_CreateBool(*(const int *)o->value);
     case CLI_INT: return cJSON_CreateNumber(*(const int *)o->value);
     case CLI_REAL: return cJSON_CreateNumber(*(const double *)o->value);
-    case CLI_LIST: return cJSON_CreateIntArray(((const cli_list *)o->value)->value, ((const cli_list *)o->value)->count);
+    case CLI_LIST:
+        return cJSON_CreateIntArray(((const cli_list *)o->value)->value, ((const cli_list *)o->value)->count);
     case CLI_SIZE: return cJSON_CreateIntArray(o->value, 2);
     case CLI_SEED: /* as text: a double cannot hold every uint64_t */
         snprintf(number, sizeof number, "%llu", (unsigned long long)*(const uint64_t *)o->value);

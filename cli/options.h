@@ -1,12 +1,12 @@
-/* cli/options.h - the command line's options: one table a command, from which parsing, checking, --help and the settings
- * written into a run (args.json) are all derived. A default stands in the table as text and is parsed like an argument, so
- * that what --help shows is what happens.
+/* cli/options.h - the command line's options: one table a command, from which parsing, checking, --help and the
+ * settings written into a run (args.json) are all derived. A default stands in the table as text and is parsed
+ * like an argument, so that what --help shows is what happens.
  *
  * Contents: 1 tables   2 parsing   3 help and nearest names   4 settings as JSON */
 #ifndef DDPM_CLI_OPTIONS_H
 #define DDPM_CLI_OPTIONS_H
 
-/* ---- 1. Tables ---------------------------------------------------------------------------------------------------- */
+/* ---- 1. Tables ----------------------------------------------------------------------------------------------- */
 
 typedef enum cli_kind {
     CLI_FLAG,   /* int: 1 when given; takes no value */
@@ -27,32 +27,32 @@ typedef struct cli_list {
 typedef struct cli_option {
     const char *name, *aliases; /* without dashes; aliases separated by spaces, or NULL */
     cli_kind kind;
-    const char *argument;       /* what --help calls the value, "DIR"; the words of a CLI_CHOICE, "ddpm|ddim"; NULL: a flag */
-    const char *fallback;       /* the default as one would type it; in parentheses: a description, the value stays zero;
+    const char *argument; /* what --help calls the value, "DIR"; the words of a CLI_CHOICE, "ddpm|ddim"; NULL: a flag */
+    const char *fallback; /* the default as one would type it; in parentheses: a description, the value stays zero;
                                    CLI_REQUIRED: must be given; NULL: nothing */
     const char *help;
     void *value;
-    double low, high;           /* of numbers */
-    int position;               /* 1, 2: may also be given without its name, as that argument of the command; 0: may not */
+    double low, high; /* of numbers */
+    int position;     /* 1, 2: may also be given without its name, as that argument of the command; 0: may not */
 } cli_option;
 extern const char CLI_REQUIRED[];
 
 struct cli_context;
 typedef struct cli_command {
-    const char *name, *usage;   /* "train", "DATA --out RUN" */
-    const char *summary;        /* one line */
-    const char *details;        /* printed by --help below the usage; may be NULL */
-    const cli_option *option;   /* ends with a NULL name */
+    const char *name, *usage;                      /* "train", "DATA --out RUN" */
+    const char *summary;                           /* one line */
+    const char *details;                           /* printed by --help below the usage; may be NULL */
+    const cli_option *option;                      /* ends with a NULL name */
     int (*run)(const struct cli_context *context); /* returns the exit status */
 } cli_command;
 
 enum { CLI_DONE, CLI_FAILED, CLI_USAGE }; /* exit statuses */
 
-/* ---- 2. Parsing --------------------------------------------------------------------------------------------------- */
+/* ---- 2. Parsing ---------------------------------------------------------------------------------------------- */
 
-/* Sets every option of both tables (the command's own and the global ones) to its default, then reads argv. --name value and
- * --name=value; dashes and underscores are the same; "--" ends the options. Returns CLI_DONE or, after printing what is wrong,
- * CLI_USAGE. *help becomes 1 when --help or -h was met; nothing is then required. */
+/* Sets every option of both tables (the command's own and the global ones) to its default, then reads argv.
+ * --name value and --name=value; dashes and underscores are the same; "--" ends the options. Returns CLI_DONE or,
+ * after printing what is wrong, CLI_USAGE. *help becomes 1 when --help or -h was met; nothing is then required. */
 int cli_parse(const cli_command *command, const cli_option *global, int argc, char **argv, int *help);
 
 /* Prints "ddpm: ..." and a pointer to the command's --help; returns CLI_USAGE. */
@@ -61,7 +61,7 @@ __attribute__((format(printf, 2, 3)))
 #endif
 int cli_usage_error(const char *command, const char *format, ...);
 
-/* ---- 3. Help and nearest names ------------------------------------------------------------------------------------- */
+/* ---- 3. Help and nearest names ------------------------------------------------------------------------------- */
 
 void cli_print_help(const cli_command *command, const cli_option *global); /* to stdout */
 
@@ -69,11 +69,11 @@ void cli_print_help(const cli_command *command, const cli_option *global); /* to
  * options are: '-' is '_'. */
 int cli_edit_distance(const char *a, const char *b);
 
-/* ---- 4. Settings as JSON -------------------------------------------------------------------------------------------- */
+/* ---- 4. Settings as JSON ------------------------------------------------------------------------------------- */
 
 struct cJSON; /* cJSON.h's */
-/* Adds every option of the table with its current value to a JSON object, under its name with underscores. Returns 0 when
- * memory ran out. */
+/* Adds every option of the table with its current value to a JSON object, under its name with underscores.
+ * Returns 0 when memory ran out. */
 int cli_settings_to_json(const cli_option *option, struct cJSON *object);
 
 #endif

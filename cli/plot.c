@@ -23,12 +23,11 @@ typedef struct colour {
 } colour;
 static const colour black = {40, 40, 40}, grid = {225, 225, 225}, pale = {190, 200, 215}, blue = {30, 80, 170};
 
-/* ---- 1. Points, lines, text --------------------------------------------------------------------------------------------- */
+/* ---- 1. Points, lines, text ---------------------------------------------------------------------------------- */
 
 static void point(chart *c, int x, int y, colour ink)
 {
-    if (x < 0 || x >= WIDTH || y < 0 || y >= HEIGHT)
-        return;
+    if (x < 0 || x >= WIDTH || y < 0 || y >= HEIGHT) return;
     unsigned char *p = c->picture.pixel + 3 * ((size_t)y * WIDTH + (size_t)x);
     p[0] = ink.r, p[1] = ink.g, p[2] = ink.b;
 }
@@ -43,14 +42,16 @@ static void rectangle(chart *c, int x0, int y0, int x1, int y1, colour ink)
 /* Glyphs of 3x5 pixels drawn twice as large: a row is three bits, the top row highest. */
 static unsigned glyph(char letter)
 {
-    static const struct { char letter; unsigned rows; } font[] = {
-        {'0', 075557}, {'1', 026227}, {'2', 071747}, {'3', 071717}, {'4', 055711}, {'5', 074717}, {'6', 074757}, {'7', 071111},
-        {'8', 075757}, {'9', 075717}, {'.', 000002}, {'L', 044447}, {'O', 075557}, {'S', 074717}, {'E', 074647}, {'P', 075744},
-        {'C', 074447}, {'H', 055755}, {'e', 007647}, {'-', 000700},
+    static const struct {
+        char letter;
+        unsigned rows;
+    } font[] = {
+        {'0', 075557}, {'1', 026227}, {'2', 071747}, {'3', 071717}, {'4', 055711}, {'5', 074717}, {'6', 074757},
+        {'7', 071111}, {'8', 075757}, {'9', 075717}, {'.', 000002}, {'L', 044447}, {'O', 075557}, {'S', 074717},
+        {'E', 074647}, {'P', 075744}, {'C', 074447}, {'H', 055755}, {'e', 007647}, {'-', 000700},
     };
     for (size_t i = 0; i < sizeof font / sizeof font[0]; i++)
-        if (font[i].letter == letter)
-            return font[i].rows;
+        if (font[i].letter == letter) return font[i].rows;
     return 0;
 }
 
@@ -62,7 +63,7 @@ static void text(chart *c, int x, int y, const char *line)
                 rectangle(c, x + 2 * (bit % 3), y + 2 * (bit / 3), x + 2 * (bit % 3) + 1, y + 2 * (bit / 3) + 1, black);
 }
 
-/* ---- 2. Axes ------------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Axes ------------------------------------------------------------------------------------------------- */
 
 static int x_of(const chart *c, double step)
 {
@@ -81,8 +82,7 @@ static void loss_axis(chart *c)
     for (int power = (int)floor(c->low); power <= (int)ceil(c->high); power++)
         for (int i = 0; i < 3; i++) {
             double loss = digit[i] * pow(10, power);
-            if (log10(loss) < c->low - 1e-9 || log10(loss) > c->high + 1e-9)
-                continue;
+            if (log10(loss) < c->low - 1e-9 || log10(loss) > c->high + 1e-9) continue;
             char label[16];
             snprintf(label, sizeof label, loss < 1e6 && loss > 9e-4 ? "%g" : "%.0e", loss);
             int y = y_of(c, loss);
@@ -113,7 +113,7 @@ static void epoch_axis(chart *c, int per_epoch)
     rectangle(c, LEFT, BOTTOM, RIGHT, BOTTOM, black);
 }
 
-/* ---- 3. Curves ----------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Curves ----------------------------------------------------------------------------------------------- */
 
 /* Every step is a dot; where several fall into one column of pixels, they run together to a bar. */
 static void step_dots(chart *c, const float *loss, int count)
@@ -133,8 +133,7 @@ static void average_line(chart *c, const float *loss, int count)
     for (int i = 0; i < count; i++) {
         sum += loss[i] - (i >= window ? loss[i - window] : 0);
         int x = x_of(c, i + 1), y = y_of(c, sum / (i < window ? i + 1 : window));
-        if (i == 0)
-            old_x = x, old_y = y;
+        if (i == 0) old_x = x, old_y = y;
         for (int k = 0, n = abs(y - old_y) + x - old_x; k <= n; k++) {
             int at_x = old_x + (n > 0 ? (x - old_x) * k / n : 0), at_y = old_y + (n > 0 ? (y - old_y) * k / n : 0);
             rectangle(c, at_x, at_y, at_x, at_y + 1, blue);
@@ -150,13 +149,11 @@ ddpm_result cli_plot_loss(const char *path, const float *loss, int count, int pe
         c.low = fmin(c.low, log10(loss[i]));
         c.high = fmax(c.high, log10(loss[i]));
     }
-    if (count < 1)
-        return DDPM_OK;
+    if (count < 1) return DDPM_OK;
     c.low -= 0.05;
     c.high = fmax(c.high + 0.05, c.low + 0.5);
     ddpm_result result = io_picture_create(WIDTH, HEIGHT, 3, &c.picture);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     memset(c.picture.pixel, 255, (size_t)WIDTH * HEIGHT * 3);
     loss_axis(&c);
     step_dots(&c, loss, count);

@@ -9,26 +9,29 @@
 #include "io/model.h"
 #include "io/safetensors.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------- */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     const char *model, *in, *out;
     int grad;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)", "a run, a model directory, or a UNet2DModel's own",
-     &set.model, 0, 0, 0},
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+     "a run, a model directory, or a UNet2DModel's own", &set.model, 0, 0, 0},
     {"in", NULL, CLI_TEXT, "IN.safetensors", CLI_REQUIRED,
      "sample (N,C,H,W), timestep (N), and labels (N,classes) or class_labels as the model asks", &set.in, 0, 0, 0},
-    {"out", "output_dir save_root", CLI_TEXT, "OUT.safetensors", CLI_REQUIRED, "gets prediction (N,C,H,W)", &set.out, 0, 0, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "OUT.safetensors", CLI_REQUIRED,
+     "gets prediction (N,C,H,W)", &set.out, 0, 0, 0},
     {"grad", NULL, CLI_FLAG, NULL, NULL,
-     "IN also holds target (N,C,H,W); OUT also gets loss, its mean squared error, and grad.NAME of every parameter", &set.grad, 0, 0,
-     0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+     "IN also holds target (N,C,H,W); OUT also gets loss, its mean squared error, and grad.NAME of every parameter",
+     &set.grad, 0, 0, 0},
+    {0},
 };
+/* clang-format on */
 
-/* ---- 2. Input tensors -------------------------------------------------------------------------------------------------- */
+/* ---- 2. Input tensors ---------------------------------------------------------------------------------------- */
 
 typedef struct prediction {
     cli_model model;
@@ -40,25 +43,27 @@ typedef struct prediction {
 } prediction;
 
 /* The tensor's values, after checking that its shape is wanted[dims]; a 0 in wanted stands for any size. */
-static ddpm_result read_tensor(const io_safetensors *file, const char *name, int dims, const int64_t *wanted, ddpm_real **out)
+static ddpm_result read_tensor(const io_safetensors *file, const char *name, int dims, const int64_t *wanted,
+                               ddpm_real **out)
 {
     const io_tensor *tensor = io_safetensors_find(file, name);
     char found[128], needed[128];
     if (tensor == NULL)
-        return ddpm_fail(DDPM_ERR_FORMAT, "%s: there is no tensor '%s'\n      hint: ddpm predict --help lists what is needed",
+        return ddpm_fail(DDPM_ERR_FORMAT,
+                         "%s: there is no tensor '%s'\n      hint: ddpm predict --help lists what is needed",
                          file->path, name);
     int fits = tensor->dims == dims && tensor->elements > 0;
     for (int i = 0; fits && i < dims; i++)
         fits = wanted[i] == 0 || tensor->shape[i] == wanted[i];
     if (!fits)
-        return ddpm_fail(DDPM_ERR_SHAPE, "%s: tensor '%s' has shape %s, the model and the other tensors need %s%s", file->path, name,
-                         io_shape_text(tensor->dims, tensor->shape, found, sizeof found),
+        return ddpm_fail(DDPM_ERR_SHAPE, "%s: tensor '%s' has shape %s, the model and the other tensors need %s%s",
+                         file->path, name, io_shape_text(tensor->dims, tensor->shape, found, sizeof found),
                          io_shape_text(dims, wanted, needed, sizeof needed),
                          memchr(wanted, 0, (size_t)dims * sizeof *wanted) != NULL && strstr(needed, "0") != NULL
-                             ? "\n      hint: 0 stands for any size" : "");
+                             ? "\n      hint: 0 stands for any size"
+                             : "");
     *out = cli_alloc(tensor->elements, sizeof **out);
-    if (*out == NULL)
-        return DDPM_ERR_MEMORY;
+    if (*out == NULL) return DDPM_ERR_MEMORY;
     return sizeof(ddpm_real) == sizeof(double) ? io_tensor_doubles(tensor, (double *)(void *)*out)
                                                : io_tensor_floats(tensor, (float *)(void *)*out);
 }
@@ -66,19 +71,17 @@ static ddpm_result read_tensor(const io_safetensors *file, const char *name, int
 static ddpm_result read_labels(const io_safetensors *file, const ddpm_model_config *config, prediction *p)
 {
     int64_t shape[2] = {p->n, ddpm_label_width(config)};
-    if (shape[1] == 0)
-        return DDPM_OK;
-    if (config->label.num_classes > 0)
-        return read_tensor(file, "labels", 2, shape, &p->labels);
-    return read_tensor(file, "class_labels", shape[1] == 1 ? 1 : 2, shape, &p->labels); /* one number a picture: shape (N) */
+    if (shape[1] == 0) return DDPM_OK;
+    if (config->label.num_classes > 0) return read_tensor(file, "labels", 2, shape, &p->labels);
+    return read_tensor(file, "class_labels", shape[1] == 1 ? 1 : 2, shape,
+                       &p->labels); /* one number a picture: shape (N) */
 }
 
 static ddpm_result read_input(prediction *p)
 {
     io_safetensors file;
     ddpm_result result = io_safetensors_open(set.in, &file);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     const ddpm_model_config *config = &p->model.model->config;
     int factor = config->pixel_unshuffle > 1 ? config->pixel_unshuffle : 1;
     int64_t shape[4] = {0, config->unet.in_channels / (factor * factor), 0, 0};
@@ -89,21 +92,19 @@ static ddpm_result read_input(prediction *p)
             result = ddpm_fail(DDPM_ERR_SHAPE, "%s: tensor 'sample' is too large for a batch of pictures", set.in);
         p->n = (int)shape[0], p->channels = (int)shape[1], p->height = (int)shape[2], p->width = (int)shape[3];
     }
-    if (result == DDPM_OK)
-        result = read_tensor(&file, "timestep", 1, shape, &p->timestep);
-    if (result == DDPM_OK)
-        result = read_labels(&file, config, p);
-    if (result == DDPM_OK && set.grad)
-        result = read_tensor(&file, "target", 4, shape, &p->target);
+    if (result == DDPM_OK) result = read_tensor(&file, "timestep", 1, shape, &p->timestep);
+    if (result == DDPM_OK) result = read_labels(&file, config, p);
+    if (result == DDPM_OK && set.grad) result = read_tensor(&file, "target", 4, shape, &p->target);
     io_safetensors_close(&file);
     return result;
 }
 
-/* ---- 3. Output tensors -------------------------------------------------------------------------------------------------- */
+/* ---- 3. Output tensors --------------------------------------------------------------------------------------- */
 
 static io_tensor describe(char *name, const void *data, int dims, const int64_t *shape)
 {
-    io_tensor tensor = {.name = name, .dtype = sizeof(ddpm_real) == sizeof(double) ? IO_F64 : IO_F32, .dims = dims, .data = data};
+    io_tensor tensor = {
+        .name = name, .dtype = sizeof(ddpm_real) == sizeof(double) ? IO_F64 : IO_F32, .dims = dims, .data = data};
     for (int i = 0; i < dims; i++)
         tensor.shape[i] = shape[i];
     return tensor;
@@ -114,16 +115,13 @@ static ddpm_result describe_gradients(prediction *p, ddpm_arena *arena, io_tenso
     const ddpm_model *model = p->model.model;
     for (int i = 0; i < model->params; i++) {
         const ddpm_tensor *param = model->param[i];
-        if (!param->trainable)
-            continue;
+        if (!param->trainable) continue;
         size_t size = strlen(param->name) + sizeof "grad.";
         char *name = ddpm_arena_alloc(arena, size);
-        if (name == NULL)
-            return DDPM_ERR_MEMORY;
+        if (name == NULL) return DDPM_ERR_MEMORY;
         snprintf(name, size, "grad.%s", param->name);
         ddpm_result result = ddpm_model_get(model, DDPM_GRAD, param, p->grads + param->offset);
-        if (result != DDPM_OK)
-            return result;
+        if (result != DDPM_OK) return result;
         int64_t shape[4] = {param->shape[0], param->shape[1], param->shape[2], param->shape[3]};
         tensor[(*count)++] = describe(name, p->grads + param->offset, param->dims, shape);
     }
@@ -138,29 +136,26 @@ static ddpm_result write_output(prediction *p)
     static char prediction_name[] = "prediction", loss_name[] = "loss";
     int count = 0;
     io_tensor *tensor = cli_alloc((size_t)p->model.model->params + 2, sizeof *tensor);
-    if (tensor == NULL)
-        return DDPM_ERR_MEMORY;
+    if (tensor == NULL) return DDPM_ERR_MEMORY;
     ddpm_result result = DDPM_OK;
     tensor[count++] = describe(prediction_name, p->out, 4, shape);
     if (set.grad) {
         tensor[count++] = describe(loss_name, &loss, 0, shape);
         result = describe_gradients(p, &arena, tensor, &count);
     }
-    if (result == DDPM_OK)
-        result = io_safetensors_write(set.out, tensor, count, NULL, 0);
+    if (result == DDPM_OK) result = io_safetensors_write(set.out, tensor, count, NULL, 0);
     ddpm_arena_free(&arena);
     free(tensor);
     return result;
 }
 
-/* ---- 4. The command ----------------------------------------------------------------------------------------------------- */
+/* ---- 4. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result compute(prediction *p)
 {
     size_t picture = (size_t)p->channels * (size_t)p->height * (size_t)p->width;
     ddpm_result result = ddpm_net_create(&p->net, p->model.model, p->height, p->width, p->n, set.grad);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     if ((p->out = cli_alloc((size_t)p->n * picture, sizeof *p->out)) == NULL ||
         (p->grads = cli_alloc(set.grad ? p->model.model->elements : 1, sizeof *p->grads)) == NULL)
         return DDPM_ERR_MEMORY;
@@ -171,17 +166,13 @@ static ddpm_result compute(prediction *p)
 
 static ddpm_result predict(const cli_context *context, prediction *p)
 {
-    ddpm_result result = cli_model_open(context, set.model, set.grad ? DDPM_FOR_GRADIENTS : DDPM_FOR_INFERENCE, &p->model);
-    if (result == DDPM_OK)
-        result = read_input(p);
-    if (result == DDPM_OK)
-        result = compute(p);
-    if (result == DDPM_OK)
-        result = write_output(p);
-    if (result == DDPM_OK && set.grad)
-        cli_note("loss %.9g", p->loss);
-    if (result == DDPM_OK)
-        printf("%s\n", set.out);
+    ddpm_result result =
+        cli_model_open(context, set.model, set.grad ? DDPM_FOR_GRADIENTS : DDPM_FOR_INFERENCE, &p->model);
+    if (result == DDPM_OK) result = read_input(p);
+    if (result == DDPM_OK) result = compute(p);
+    if (result == DDPM_OK) result = write_output(p);
+    if (result == DDPM_OK && set.grad) cli_note("loss %.9g", p->loss);
+    if (result == DDPM_OK) printf("%s\n", set.out);
     return result;
 }
 
@@ -201,6 +192,9 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_predict = {
-    "predict", "--model PATH --in IN.safetensors --out OUT.safetensors [--grad]", "runs the network once on tensors from a file",
-    "To compare with diffusers: UNet2DModel(sample, timestep, class_labels), and gradients under its parameters' names.", options,
+    "predict",
+    "--model PATH --in IN.safetensors --out OUT.safetensors [--grad]",
+    "runs the network once on tensors from a file",
+    "What diffusers' UNet2DModel(sample, timestep, class_labels) gives; gradients have its parameters' names.",
+    options,
     run};

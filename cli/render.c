@@ -10,15 +10,19 @@ static struct {
     uint64_t seed;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"out", "output_dir save_root", CLI_TEXT, "DIR", CLI_REQUIRED, "folder to make", &set.out, 0, 0, 0},
-    {"scenes", NULL, CLI_INT, "N", "2000", "scenes, each of three pictures that grow by one object", &set.scenes, 1, 1e6, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "DIR", CLI_REQUIRED,
+     "folder to make", &set.out, 0, 0, 0},
+    {"scenes", NULL, CLI_INT, "N", "2000",
+     "scenes, each of three pictures that grow by one object", &set.scenes, 1, 1e6, 0},
     {"seed", NULL, CLI_SEED, "S", "0", "another seed draws other scenes", &set.seed, 0, 0, 0},
     {"size", NULL, CLI_SIZE, "WxH", "320x240", "pixels of a picture", set.size, 4, 4096, 0},
-    {"labels-file", NULL, CLI_TEXT, "FILE", NULL, "draw these label sets (as test.json) instead: 0.png, 1.png, ...",
-     &set.labels_file, 0, 0, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"labels-file", NULL, CLI_TEXT, "FILE", NULL,
+     "draw these label sets (as test.json) instead: 0.png, 1.png, ...", &set.labels_file, 0, 0, 0},
+    {0},
 };
+/* clang-format on */
 
 typedef struct drawing {
     cli_progress bar;
@@ -67,6 +71,9 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_render = {
-    "render", "--out DIR [--scenes N] [--size WxH]", "draws scenes and writes a data set in the lab's files and names",
-    "Files: CLEVR_train_*.png, train.json, objects.json, test.json, new_test.json. The same seed always gives the same bytes.",
-    options, run};
+    "render",
+    "--out DIR [--scenes N] [--size WxH]",
+    "draws scenes and writes a data set in the lab's files and names",
+    "Files: CLEVR_train_*.png, train.json, objects.json, test.json, new_test.json. The same seed gives the same bytes.",
+    options,
+    run};

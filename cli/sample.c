@@ -8,7 +8,7 @@
 #include "cli/draw.h"
 #include "io/file.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------- */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     const char *labels, *labels_file, *model, *out, *out_dir;
@@ -17,49 +17,57 @@ static struct {
     uint64_t seed;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"labels", NULL, CLI_TEXT, "\"A, B\"", NULL, "what to draw: class names separated by commas", &set.labels, 0, 0, 1},
-    {"labels-file", NULL, CLI_TEXT, "FILE", NULL, "label sets to draw, in the form of test.json", &set.labels_file, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)", "a run (its best checkpoint) or a model directory",
-     &set.model, 0, 0, 0},
-    {"out", "output_dir save_root", CLI_TEXT, "FILE.png", "sample.png", "the picture; several make a grid, eight in a row",
-     &set.out, 0, 0, 0},
-    {"out-dir", NULL, CLI_TEXT, "DIR", NULL, "single files instead: DIR/0.png, DIR/1.png, ...", &set.out_dir, 0, 0, 0},
-    {"n", NULL, CLI_INT, "N", "(one a label set)", "pictures; label sets repeat in their order", &set.n, 1, 1e7, 0},
-    {"batch-size", "eval_batch_size", CLI_INT, "N", "8", "pictures drawn at once; they do not depend on it", &set.batch_size, 1,
-     65536, 0},
+    {"labels", NULL, CLI_TEXT, "\"A, B\"", NULL,
+     "what to draw: class names separated by commas", &set.labels, 0, 0, 1},
+    {"labels-file", NULL, CLI_TEXT, "FILE", NULL,
+     "label sets to draw, in the form of test.json", &set.labels_file, 0, 0, 0},
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+     "a run (its best checkpoint) or a model directory", &set.model, 0, 0, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "FILE.png", "sample.png",
+     "the picture; several make a grid, eight in a row", &set.out, 0, 0, 0},
+    {"out-dir", NULL, CLI_TEXT, "DIR", NULL,
+     "single files instead: DIR/0.png, DIR/1.png, ...", &set.out_dir, 0, 0, 0},
+    {"n", NULL, CLI_INT, "N", "(one a label set)",
+     "pictures; label sets repeat in their order", &set.n, 1, 1e7, 0},
+    {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
+     "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &set.seed, 0, 0, 0},
     {"sampler", NULL, CLI_CHOICE, "ddpm|ddim", "ddpm", "ancestral, or DDIM", &set.sampler, 0, 0, 0},
-    {"steps", "num_inference_steps ddpm_num_inference_steps", CLI_INT, "N", "(ddpm: all of the model's, 1000; ddim: 50)",
+    {"steps", "num_inference_steps ddpm_num_inference_steps", CLI_INT, "N",
+     "(ddpm: all of the model's, 1000; ddim: 50)",
      "steps of denoising", &set.steps, 1, 100000, 0},
-    {"eta", NULL, CLI_REAL, "R", "0", "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
-    {"strip", NULL, CLI_FLAG, NULL, NULL, "also write the way from noise to picture, 11 frames: FILE_strip.png, DIR/strip_0.png",
-     &set.strip, 0, 0, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"eta", NULL, CLI_REAL, "R", "0",
+     "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
+    {"strip", NULL, CLI_FLAG, NULL, NULL,
+     "also write the way from noise to picture, 11 frames: FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
+    {0},
 };
+/* clang-format on */
 
-/* ---- 2. Labels -------------------------------------------------------------------------------------------------------- */
+/* ---- 2. Labels ----------------------------------------------------------------------------------------------- */
 
 static ddpm_result read_labels(const cli_model *model, lab_label_sets *sets)
 {
     if (set.labels == NULL && set.labels_file == NULL)
         return DDPM_OK; /* right for a model without labels; cli_draw knows */
     if (model->classes.count == 0)
-        return ddpm_fail(DDPM_ERR_FORMAT, "%s/model_index.json: no class names, so labels mean nothing to this model\n"
-                         "      hint: ddpm info %s tells what the model takes", model->path, model->path);
-    if (set.labels != NULL)
-        return lab_label_sets_add_text(sets, &model->classes, set.labels, 0);
+        return ddpm_fail(DDPM_ERR_FORMAT,
+                         "%s/model_index.json: no class names, so labels mean nothing to this model\n"
+                         "      hint: ddpm info %s tells what the model takes",
+                         model->path, model->path);
+    if (set.labels != NULL) return lab_label_sets_add_text(sets, &model->classes, set.labels, 0);
     return lab_label_sets_read(set.labels_file, &model->classes, 1, sets);
 }
 
 static char *caption_of(const cli_drawing *d, int index)
 {
-    if (d->sets->count == 0)
-        return cli_text("none");
+    if (d->sets->count == 0) return cli_text("none");
     return lab_set_caption(d->sets, index % d->sets->count, &d->model->classes);
 }
 
-/* ---- 3. Where pictures go ---------------------------------------------------------------------------------------------- */
+/* ---- 3. Where pictures go ------------------------------------------------------------------------------------ */
 
 typedef struct gallery {
     const cli_context *context;
@@ -74,12 +82,10 @@ static ddpm_result take_file(void *user, int index, io_picture *picture, io_pict
     char *caption = caption_of(g->drawing, index);
     char *path = cli_text("%s/%d.png", set.out_dir, index);
     ddpm_result result = DDPM_ERR_MEMORY;
-    if (caption != NULL && path != NULL)
-        result = cli_write_picture(g->context, g->drawing, path, caption, picture);
+    if (caption != NULL && path != NULL) result = cli_write_picture(g->context, g->drawing, path, caption, picture);
     free(path);
     path = cli_text("%s/strip_%d.png", set.out_dir, index);
-    if (result == DDPM_OK && path == NULL)
-        result = DDPM_ERR_MEMORY;
+    if (result == DDPM_OK && path == NULL) result = DDPM_ERR_MEMORY;
     if (result == DDPM_OK && frames != NULL)
         result = cli_write_grid(g->context, g->drawing, path, caption, frames, CLI_FRAMES, CLI_FRAMES);
     free(path);
@@ -133,8 +139,7 @@ static ddpm_result draw_grid(const cli_context *context, cli_drawing *d)
     char *captions = all_captions(d), *strip = strip_path(set.out);
     if (g.picture != NULL && (!d->strips || g.frames != NULL) && captions != NULL && strip != NULL)
         result = cli_draw(d);
-    if (result == DDPM_OK)
-        result = cli_write_grid(context, d, set.out, captions, g.picture, d->count, 8);
+    if (result == DDPM_OK) result = cli_write_grid(context, d, set.out, captions, g.picture, d->count, 8);
     if (result == DDPM_OK && d->strips)
         result = cli_write_grid(context, d, strip, captions, g.frames, d->count * CLI_FRAMES, CLI_FRAMES);
     for (int i = 0; g.picture != NULL && i < d->count; i++)
@@ -157,15 +162,13 @@ static ddpm_result draw_files(const cli_context *context, cli_drawing *d)
     return result == DDPM_OK ? cli_draw(d) : result;
 }
 
-/* ---- 4. The command ---------------------------------------------------------------------------------------------------- */
+/* ---- 4. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result sample(const cli_context *context, cli_model *model, lab_label_sets *sets)
 {
     ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
-    if (result == DDPM_OK)
-        result = read_labels(model, sets);
-    if (result != DDPM_OK)
-        return result;
+    if (result == DDPM_OK) result = read_labels(model, sets);
+    if (result != DDPM_OK) return result;
     cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size, .strips = set.strip};
     d.sample = ddpm_sample_default();
     d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
@@ -189,5 +192,9 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_sample = {
-    "sample", "[\"red sphere, cyan cube\"] --model PATH [--out FILE.png]", "draws pictures of label sets",
-    "The seed, the labels and this command line are kept in the PNG: ddpm info FILE.png shows them.", options, run};
+    "sample",
+    "[\"red sphere, cyan cube\"] --model PATH [--out FILE.png]",
+    "draws pictures of label sets",
+    "The seed, the labels and this command line are kept in the PNG: ddpm info FILE.png shows them.",
+    options,
+    run};

@@ -10,7 +10,7 @@
 #include "cli/draw.h"
 #include "io/file.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------- */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     const char *data, *model, *out;
@@ -19,42 +19,45 @@ static struct {
     uint64_t seed;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", "(the bundled data/)", "folder with test.json and new_test.json",
-     &set.data, 0, 0, 1},
-    {"test-type", NULL, CLI_CHOICE, "test|new_test", "test", "which of the two files", &set.test_type, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)", "a run (its best checkpoint) or a model directory",
-     &set.model, 0, 0, 0},
-    {"out", "output_dir save_root", CLI_TEXT, "DIR", "results", "folder to write to", &set.out, 0, 0, 0},
-    {"batch-size", "eval_batch_size", CLI_INT, "N", "8", "pictures drawn at once; they do not depend on it", &set.batch_size, 1,
-     65536, 0},
+    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", "(the bundled data/)",
+     "folder with test.json and new_test.json", &set.data, 0, 0, 1},
+    {"test-type", NULL, CLI_CHOICE, "test|new_test", "test",
+     "which of the two files", &set.test_type, 0, 0, 0},
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+     "a run (its best checkpoint) or a model directory", &set.model, 0, 0, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "DIR", "results",
+     "folder to write to", &set.out, 0, 0, 0},
+    {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
+     "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &set.seed, 0, 0, 0},
     {"sampler", NULL, CLI_CHOICE, "ddpm|ddim", "ddpm", "ancestral, or DDIM", &set.sampler, 0, 0, 0},
-    {"steps", "time_step num_inference_steps", CLI_INT, "N", "(ddpm: all of the model's, 1000; ddim: 50)", "steps of denoising",
-     &set.steps, 1, 100000, 0},
-    {"eta", NULL, CLI_REAL, "R", "0", "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"steps", "time_step num_inference_steps", CLI_INT, "N", "(ddpm: all of the model's, 1000; ddim: 50)",
+     "steps of denoising", &set.steps, 1, 100000, 0},
+    {"eta", NULL, CLI_REAL, "R", "0",
+     "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
+    {0},
 };
+/* clang-format on */
 
 static const char *type_name(void)
 {
     return set.test_type == 0 ? "test" : "new_test";
 }
 
-/* ---- 2. Label sets ---------------------------------------------------------------------------------------------------- */
+/* ---- 2. Label sets ------------------------------------------------------------------------------------------- */
 
 /* data/NAME.json of the working directory, else beside the program. */
 static char *bundled_file(const char *name)
 {
     char program[1024];
     char *path = cli_text("data/%s.json", name);
-    if (path == NULL || io_is_file(path))
-        return path;
+    if (path == NULL || io_is_file(path)) return path;
     ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     program[length > 0 ? length : 0] = '\0';
     char *slash = strrchr(program, '/');
-    if (slash == NULL)
-        return path;
+    if (slash == NULL) return path;
     *slash = '\0';
     free(path);
     return cli_text("%s/data/%s.json", program, name);
@@ -67,8 +70,7 @@ static ddpm_result find_required_set(const lab_classes *classes, lab_label_sets 
     int want[] = {lab_class_index(classes, "red sphere"), lab_class_index(classes, "cyan cylinder"),
                   lab_class_index(classes, "cyan cube")};
     *index = -1;
-    if (want[0] < 0 || want[1] < 0 || want[2] < 0)
-        return DDPM_OK;
+    if (want[0] < 0 || want[1] < 0 || want[2] < 0) return DDPM_OK;
     for (int i = 0; i < sets->count; i++) {
         int found = 0, size = sets->start[i + 1] - sets->start[i];
         for (int k = sets->start[i]; k < sets->start[i + 1]; k++)
@@ -86,8 +88,10 @@ static ddpm_result find_required_set(const lab_classes *classes, lab_label_sets 
 static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets)
 {
     if (model->classes.count == 0)
-        return ddpm_fail(DDPM_ERR_FORMAT, "%s/model_index.json: no class names, so label sets mean nothing to this model\n"
-                         "      hint: ddpm info %s tells what the model takes", model->path, model->path);
+        return ddpm_fail(DDPM_ERR_FORMAT,
+                         "%s/model_index.json: no class names, so label sets mean nothing to this model\n"
+                         "      hint: ddpm info %s tells what the model takes",
+                         model->path, model->path);
     char *path = set.data != NULL ? cli_text("%s/%s.json", set.data, type_name()) : bundled_file(type_name());
     ddpm_result result = path != NULL ? lab_label_sets_read(path, &model->classes, 0, sets) : DDPM_ERR_MEMORY;
     free(path);
@@ -96,7 +100,7 @@ static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets)
     return result;
 }
 
-/* ---- 3. Pictures ------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Pictures --------------------------------------------------------------------------------------------- */
 
 typedef struct exhibition {
     const cli_context *context;
@@ -114,8 +118,7 @@ static ddpm_result take(void *user, int index, io_picture *picture, io_picture *
     char *image = cli_text("%s/images/%s/%d.png", set.out, type_name(), index);
     char *strip = cli_text("%s/strips/%s_%d.png", set.out, type_name(), index);
     char *required = io_join(set.out, "required_strip.png");
-    if (caption != NULL && image != NULL && strip != NULL && required != NULL)
-        result = DDPM_OK;
+    if (caption != NULL && image != NULL && strip != NULL && required != NULL) result = DDPM_OK;
     if (result == DDPM_OK && index < e->listed)
         result = cli_write_picture(e->context, e->drawing, image, caption, picture);
     if (result == DDPM_OK && index < e->listed)
@@ -137,8 +140,7 @@ static ddpm_result make_directories(void)
 {
     char *images = cli_text("%s/images/%s", set.out, type_name()), *strips = io_join(set.out, "strips");
     ddpm_result result = images != NULL && strips != NULL ? io_make_directory(images) : DDPM_ERR_MEMORY;
-    if (result == DDPM_OK)
-        result = io_make_directory(strips);
+    if (result == DDPM_OK) result = io_make_directory(strips);
     free(images);
     free(strips);
     return result;
@@ -149,10 +151,8 @@ static ddpm_result draw(exhibition *e, cli_drawing *d)
     char *grid = cli_text("%s/%s_grid.png", set.out, type_name());
     e->picture = cli_alloc((size_t)d->count, sizeof *e->picture);
     ddpm_result result = grid != NULL && e->picture != NULL ? make_directories() : DDPM_ERR_MEMORY;
-    if (result == DDPM_OK)
-        result = cli_draw(d);
-    if (result == DDPM_OK)
-        result = cli_write_grid(e->context, d, grid, NULL, e->picture, e->listed, 8);
+    if (result == DDPM_OK) result = cli_draw(d);
+    if (result == DDPM_OK) result = cli_write_grid(e->context, d, grid, NULL, e->picture, e->listed, 8);
     for (int i = 0; e->picture != NULL && i < d->count; i++)
         io_picture_free(&e->picture[i]);
     free(e->picture);
@@ -160,20 +160,17 @@ static ddpm_result draw(exhibition *e, cli_drawing *d)
     return result;
 }
 
-/* ---- 4. The command ---------------------------------------------------------------------------------------------------- */
+/* ---- 4. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result test(const cli_context *context, cli_model *model, lab_label_sets *sets)
 {
     ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
-    if (result == DDPM_OK)
-        result = read_sets(model, sets);
-    if (result != DDPM_OK)
-        return result;
+    if (result == DDPM_OK) result = read_sets(model, sets);
+    if (result != DDPM_OK) return result;
     cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size, .strips = 1, .take = take};
     exhibition e = {.context = context, .drawing = &d, .listed = sets->count};
     result = find_required_set(&model->classes, sets, &e.required);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     d.count = sets->count;
     d.user = &e;
     d.sample = ddpm_sample_default();
@@ -195,6 +192,10 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_test = {
-    "test", "[DATA] --test-type test|new_test --model PATH --out DIR", "draws the lab's test sets: pictures, grid, strips",
-    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png and required_strip.png (red sphere, cyan cylinder,\n"
-    "cyan cube).", options, run};
+    "test",
+    "[DATA] --test-type test|new_test --model PATH --out DIR",
+    "draws the lab's test sets: pictures, grid, strips",
+    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png and required_strip.png (red sphere,\n"
+    "cyan cylinder, cyan cube).",
+    options,
+    run};

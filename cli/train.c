@@ -1,7 +1,8 @@
 /* cli/train.c - ddpm train: a data set and a model's config become a run directory with checkpoints and metrics.
  * Everything that can be refused is refused before the run directory is touched.
  *
- * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs   7 the command */
+ * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs   7 the
+ * command */
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <math.h>
@@ -16,7 +17,7 @@
 #include "io/model.h"
 #include "lab/dataset.h"
 
-/* ---- 1. Options ------------------------------------------------------------------------------------------------------ */
+/* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 enum { LR_MULTISTEP, LR_CONSTANT };
 
@@ -28,41 +29,48 @@ static struct {
     uint64_t seed;
 } set;
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", CLI_REQUIRED, "folder with train.json and objects.json", &set.data,
-     0, 0, 1},
-    {"image-dir", NULL, CLI_TEXT, "DIR", "(DATA, or iclevr or images in or beside it)", "folder of the pictures",
-     &set.image_dir, 0, 0, 0},
-    {"out", "output_dir save_root", CLI_TEXT, "RUN", CLI_REQUIRED, "run directory to make", &set.out, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "M", "lab", "lab, small, tiny, or a UNet2DModel's config.json", &set.model, 0, 0,
-     0},
-    {"epochs", "num_epochs num_epoch", CLI_INT, "N", "50", "times over the data", &set.epochs, 1, 1e6, 0},
-    {"batch-size", "train_batch_size", CLI_INT, "N", "32", "pictures in a step", &set.batch_size, 1, 65536, 0},
+    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", CLI_REQUIRED,
+     "folder with train.json and objects.json", &set.data, 0, 0, 1},
+    {"image-dir", NULL, CLI_TEXT, "DIR", "(DATA, or iclevr or images in or beside it)",
+     "folder of the pictures", &set.image_dir, 0, 0, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "RUN", CLI_REQUIRED,
+     "run directory to make", &set.out, 0, 0, 0},
+    {"model", "weight_path weights", CLI_TEXT, "M", "lab",
+     "lab, small, tiny, or a UNet2DModel's config.json", &set.model, 0, 0, 0},
+    {"epochs", "num_epochs num_epoch", CLI_INT, "N", "50",
+     "times over the data", &set.epochs, 1, 1e6, 0},
+    {"batch-size", "train_batch_size", CLI_INT, "N", "32",
+     "pictures in a step", &set.batch_size, 1, 65536, 0},
     {"micro-batch", NULL, CLI_INT, "N", "(the whole batch)",
      "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
     {"lr", "learning_rate", CLI_REAL, "R", "1e-4", "learning rate of Adam", &set.lr, 0, 1e6, 0},
     {"lr-schedule", "lr_scheduler", CLI_CHOICE, "multistep|constant", "multistep",
      "multistep: times --gamma at each of --milestones", &set.lr_schedule, 0, 0, 0},
-    {"milestones", NULL, CLI_LIST, "E,E,...", "15,60,150", "epochs at which the rate drops", &set.milestones, 1, 1e6, 0},
+    {"milestones", NULL, CLI_LIST, "E,E,...", "15,60,150",
+     "epochs at which the rate drops", &set.milestones, 1, 1e6, 0},
     {"gamma", NULL, CLI_REAL, "R", "0.1", "what the rate is multiplied by", &set.gamma, 0, 1, 0},
-    {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000", "steps of the noise schedule", &set.timesteps, 1, 100000,
-     0},
-    {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, "squaredcos_cap_v2|linear", "squaredcos_cap_v2", "noise schedule",
-     &set.beta_schedule, 0, 0, 0},
+    {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
+     "steps of the noise schedule", &set.timesteps, 2, 100000, 0},
+    {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, "squaredcos_cap_v2|linear", "squaredcos_cap_v2",
+     "noise schedule", &set.beta_schedule, 0, 0, 0},
     {"save-every", "save_per_epoch save_model_epochs", CLI_INT, "N", "3",
      "epochs between checkpoints; the best and the last are kept as well", &set.save_every, 1, 1e6, 0},
     {"seed", NULL, CLI_SEED, "S", "529", "of weights, order, noise", &set.seed, 0, 0, 0},
-    {"workers", "num_workers dataloader_num_workers", CLI_INT, "N", "2", "threads that decode pictures", &set.workers, 1, 256,
-     0},
-    {"resolution", NULL, CLI_SIZE, "N|WxH", "(the model's)", "pixels of a picture", set.resolution, 1, 4096, 0},
-    {"max-grad-norm", NULL, CLI_REAL, "R", "1.0", "gradients are scaled down to this norm; 0: never", &set.max_grad_norm, 0,
-     1e9, 0},
-    {"ema-decay", NULL, CLI_REAL, "R", "0.9999", "largest decay of the averaged weights, which are what is saved",
-     &set.ema_decay, 0, 1, 0},
-    {NULL, NULL, CLI_FLAG, NULL, NULL, NULL, NULL, 0, 0, 0},
+    {"workers", "num_workers dataloader_num_workers", CLI_INT, "N", "2",
+     "threads that decode pictures", &set.workers, 1, 256, 0},
+    {"resolution", NULL, CLI_SIZE, "N|WxH", "(the model's)",
+     "pixels of a picture", set.resolution, 1, 4096, 0},
+    {"max-grad-norm", NULL, CLI_REAL, "R", "1.0",
+     "gradients are scaled down to this norm; 0: never", &set.max_grad_norm, 0, 1e9, 0},
+    {"ema-decay", NULL, CLI_REAL, "R", "0.9999",
+     "largest decay of the averaged weights, which are what is saved", &set.ema_decay, 0, 1, 0},
+    {0},
 };
+/* clang-format on */
 
-/* ---- 2. The run's objects --------------------------------------------------------------------------------------------- */
+/* ---- 2. The run's objects ------------------------------------------------------------------------------------ */
 
 typedef struct training {
     lab_dataset *data;
@@ -77,15 +85,14 @@ typedef struct training {
     int losses, loss_room;
     cli_progress bar;
     double started;
-    double best;              /* lowest average loss of an epoch so far */
-    uint64_t best_step;       /* of its checkpoint; 0: none */
-    int best_is_extra;        /* saved only for being the best: removed when it no longer is */
+    double best;        /* lowest average loss of an epoch so far */
+    uint64_t best_step; /* of its checkpoint; 0: none */
+    int best_is_extra;  /* saved only for being the best: removed when it no longer is */
 } training;
 
 static void close_training(training *t)
 {
-    if (t->metrics != NULL)
-        fclose(t->metrics);
+    if (t->metrics != NULL) fclose(t->metrics);
     free(t->pictures);
     free(t->labels);
     free(t->loss);
@@ -100,23 +107,26 @@ static void close_training(training *t)
 static ddpm_result read_model_config(int classes, ddpm_model_config *config)
 {
     *config = ddpm_model_preset(set.model, classes);
-    if (config->unet.levels > 0)
-        return DDPM_OK;
+    if (config->unet.levels > 0) return DDPM_OK;
     if (!io_is_file(set.model))
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "--model %s is neither a preset nor a file\n"
-                         "      hint: lab, small, tiny, or a UNet2DModel's config.json", set.model);
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--model %s is neither a preset nor a file\n"
+                         "      hint: lab, small, tiny, or a UNet2DModel's config.json",
+                         set.model);
     *config = ddpm_model_default();
     ddpm_result result = io_unet_config_read(set.model, &config->unet);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     const ddpm_unet_config *u = &config->unet;
     if (u->class_embed_type == DDPM_CLASS_IDENTITY) {
         int width = u->time_embedding_dim > 0 ? u->time_embedding_dim : 4 * u->block_out_channels[0];
         config->label = (ddpm_label_config){.num_classes = classes, .hidden_dim = 64, .embedding_dim = width};
     } else if (u->class_embed_type != DDPM_CLASS_NONE || u->num_class_embeds > 0) {
-        return ddpm_fail(DDPM_ERR_UNSUPPORTED, "%s: its class embedding takes one number a picture, the data has label sets\n"
-                         "      hint: \"class_embed_type\": \"identity\" adds a label encoder; null with \"num_class_embeds\": "
-                         "null trains without labels", set.model);
+        return ddpm_fail(
+            DDPM_ERR_UNSUPPORTED,
+            "%s: its class embedding takes one number a picture, the data has label sets\n"
+            "      hint: \"class_embed_type\": \"identity\" adds a label encoder; null with \"num_class_embeds\": "
+            "null trains without labels",
+            set.model);
     }
     return DDPM_OK;
 }
@@ -134,8 +144,10 @@ static ddpm_result open_data(training *t, const ddpm_model_config *config)
     data.width = set.resolution[0] > 0 ? set.resolution[0] : u->sample_size[1] * shuffle;
     data.height = set.resolution[1] > 0 ? set.resolution[1] : u->sample_size[0] * shuffle;
     if (data.width == 0 || data.height == 0)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: sample_size is null: the size of the pictures is not known\n"
-                         "      hint: --resolution 64", set.model);
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: sample_size is null: the size of the pictures is not known\n"
+                         "      hint: --resolution 64",
+                         set.model);
     return lab_dataset_open(&data, &t->data);
 }
 
@@ -150,19 +162,15 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     ddpm_model_config config;
     lab_classes classes = {0};
     ddpm_result result = lab_classes_find(set.data, &classes);
-    if (result == DDPM_OK)
-        result = read_model_config(classes.count, &config);
+    if (result == DDPM_OK) result = read_model_config(classes.count, &config);
     lab_classes_free(&classes);
-    if (result == DDPM_OK)
-        result = open_data(t, &config);
-    if (result != DDPM_OK)
-        return result;
+    if (result == DDPM_OK) result = open_data(t, &config);
+    if (result != DDPM_OK) return result;
     const lab_dataset_config *data = &t->data->config;
     config.unet.sample_size[0] = data->height / (config.pixel_unshuffle > 1 ? config.pixel_unshuffle : 1);
     config.unet.sample_size[1] = data->width / (config.pixel_unshuffle > 1 ? config.pixel_unshuffle : 1);
     result = ddpm_model_create(&t->model, &config, &context->device);
-    if (result == DDPM_OK)
-        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), 1);
+    if (result == DDPM_OK) result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), 1);
     return result;
 }
 
@@ -180,24 +188,21 @@ static ddpm_result start_training(training *t)
         (t->labels = cli_alloc((size_t)set.batch_size * (size_t)t->data->classes.count, sizeof *t->labels)) == NULL)
         return DDPM_ERR_MEMORY;
     ddpm_result result = ddpm_schedule_create(&t->schedule, &schedule);
-    if (result == DDPM_OK)
-        result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
-    if (result == DDPM_OK)
-        result = ddpm_model_init(t->model, set.seed);
-    if (result == DDPM_OK)
-        result = ddpm_graph_alloc(t->net->graph);
-    if (result == DDPM_OK)
-        result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
+    if (result == DDPM_OK) result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
+    if (result == DDPM_OK) result = ddpm_model_init(t->model, set.seed);
+    if (result == DDPM_OK) result = ddpm_graph_alloc(t->net->graph);
+    if (result == DDPM_OK) result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
     t->info = io_model_info_default();
     t->info.pixel_unshuffle = t->model->config.pixel_unshuffle;
     t->info.height = t->net->height;
     t->info.width = t->net->width;
     if (result == DDPM_OK)
-        result = io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
+        result =
+            io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
     return result;
 }
 
-/* ---- 3. Memory -------------------------------------------------------------------------------------------------------- */
+/* ---- 3. Memory ----------------------------------------------------------------------------------------------- */
 
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
 static ddpm_result report_plan(const training *t)
@@ -206,23 +211,24 @@ static ddpm_result report_plan(const training *t)
     double parameters = cli_parameters(t->model);
     double arrays = parameters * sizeof(ddpm_real) * DDPM_ARRAYS, graph = (double)t->net->graph->bytes;
     double picture = (double)data->width * data->height * data->channels, cache = picture * t->data->count;
-    if (cache > (double)data->cache_bytes)
-        cache = (double)data->cache_bytes;
+    if (cache > (double)data->cache_bytes) cache = (double)data->cache_bytes;
     double batch = set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real);
     double total = arrays + graph + cache + batch, available = cli_memory_available();
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
     cli_note("memory  %s: weights, gradients, moments and average %s, network for %d pictures %s, data %s",
-             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(), cli_bytes(graph, c), cli_bytes(cache + batch, d));
+             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(), cli_bytes(graph, c),
+             cli_bytes(cache + batch, d));
     if (available > 0 && total > available)
-        return ddpm_fail(DDPM_ERR_MEMORY, "the run needs %s of memory, %s are available\n"
-                         "      hint: a smaller --micro-batch (now %d: %s), --resolution or --model", cli_bytes(total, a),
-                         cli_bytes(available, e), micro_batch(), cli_bytes(graph, c));
+        return ddpm_fail(DDPM_ERR_MEMORY,
+                         "the run needs %s of memory, %s are available\n"
+                         "      hint: a smaller --micro-batch (now %d: %s), --resolution or --model",
+                         cli_bytes(total, a), cli_bytes(available, e), micro_batch(), cli_bytes(graph, c));
     return DDPM_OK;
 }
 
-/* ---- 4. The run directory ---------------------------------------------------------------------------------------------- */
+/* ---- 4. The run directory ------------------------------------------------------------------------------------ */
 
 static ddpm_result refuse_used_directory(void)
 {
@@ -233,11 +239,12 @@ static ddpm_result refuse_used_directory(void)
         return DDPM_OK; /* does not exist; other reasons show when it is made */
     }
     int used = 0;
-    for (struct dirent *entry; !used && (entry = readdir(directory)) != NULL;)
-        used = strncmp(entry->d_name, "step-", 5) == 0;
+    for (struct dirent *entry;
+         !used && (entry = readdir(directory)) != NULL;) /* "step-12.tmp-345" was never finished */
+        used = strncmp(entry->d_name, "step-", 5) == 0 && strchr(entry->d_name, '.') == NULL;
     closedir(directory);
-    return used ? ddpm_fail(DDPM_ERR_ARGUMENT, "%s holds the checkpoints of another run\n      hint: choose another --out",
-                            set.out)
+    return used ? ddpm_fail(DDPM_ERR_ARGUMENT,
+                            "%s holds the checkpoints of another run\n      hint: choose another --out", set.out)
                 : DDPM_OK;
 }
 
@@ -250,11 +257,12 @@ static ddpm_result write_settings(const cli_context *context, const training *t)
                    cJSON_AddStringToObject(object, "backend", context->device.backend->name) != NULL &&
                    cJSON_AddNumberToObject(object, "threads", context->device.threads) != NULL &&
                    cJSON_AddNumberToObject(object, "parameters", cli_parameters(t->model)) != NULL &&
-                   cJSON_AddNumberToObject(object, "pictures", t->data->count) != NULL && cli_settings_to_json(options, object);
-    if (complete)
-        text = cJSON_Print(object);
-    ddpm_result result = path == NULL || text == NULL ? ddpm_fail(DDPM_ERR_MEMORY, "no memory to write %s/args.json", set.out)
-                                                      : io_write_file(path, text, strlen(text));
+                   cJSON_AddNumberToObject(object, "pictures", t->data->count) != NULL &&
+                   cli_settings_to_json(options, object);
+    if (complete) text = cJSON_Print(object);
+    ddpm_result result = path == NULL || text == NULL
+                             ? ddpm_fail(DDPM_ERR_MEMORY, "no memory to write %s/args.json", set.out)
+                             : io_write_file(path, text, strlen(text));
     cJSON_Delete(object);
     free(text);
     free(path);
@@ -264,11 +272,9 @@ static ddpm_result write_settings(const cli_context *context, const training *t)
 static ddpm_result open_run(const cli_context *context, training *t)
 {
     ddpm_result result = io_make_directory(set.out);
-    if (result == DDPM_OK)
-        result = write_settings(context, t);
+    if (result == DDPM_OK) result = write_settings(context, t);
     char *path = result == DDPM_OK ? io_join(set.out, "metrics.csv") : NULL;
-    if (result == DDPM_OK && path == NULL)
-        result = DDPM_ERR_MEMORY;
+    if (result == DDPM_OK && path == NULL) result = DDPM_ERR_MEMORY;
     if (result == DDPM_OK && (t->metrics = fopen(path, "w")) == NULL)
         result = ddpm_fail(DDPM_ERR_FILE, "%s cannot be written\n      hint: is there room, and the right to?", path);
     if (result == DDPM_OK) {
@@ -279,7 +285,7 @@ static ddpm_result open_run(const cli_context *context, training *t)
     return result;
 }
 
-/* ---- 5. Checkpoints ---------------------------------------------------------------------------------------------------- */
+/* ---- 5. Checkpoints ------------------------------------------------------------------------------------------ */
 
 /* RUN/name -> step-N, replaced in one piece: a link under another name, then rename. */
 static ddpm_result link_checkpoint(const char *name, uint64_t step)
@@ -293,8 +299,9 @@ static ddpm_result link_checkpoint(const char *name, uint64_t step)
         if (symlink(target, temporary) == 0 && rename(temporary, link) == 0)
             result = DDPM_OK;
         else
-            result = ddpm_fail(DDPM_ERR_FILE, "%s cannot be made a link to %s\n      hint: does this file system have links?",
-                               link, target);
+            result = ddpm_fail(DDPM_ERR_FILE,
+                               "%s cannot be made a link to %s\n      hint: does this file system have links?", link,
+                               target);
     }
     free(target);
     free(temporary);
@@ -310,47 +317,42 @@ static char *checkpoint_path(uint64_t step)
 static ddpm_result save_checkpoint(const training *t)
 {
     char *path = checkpoint_path(t->trainer.step);
-    if (path == NULL)
-        return DDPM_ERR_MEMORY;
+    if (path == NULL) return DDPM_ERR_MEMORY;
     ddpm_result result = io_model_save(path, t->model, DDPM_EMA, IO_F32, &t->schedule.config, &t->info);
     free(path);
     return result == DDPM_OK ? link_checkpoint("latest", t->trainer.step) : result;
 }
 
-/* After an epoch: saves it if it is due, the last, or the best so far, and moves the links. A checkpoint that was saved only for
- * being the best goes when a better one has come. */
+/* After an epoch: saves it if it is due, the last, or the best so far, and moves the links. A checkpoint that was
+ * saved only for being the best goes when a better one has come. */
 static ddpm_result end_epoch(training *t, int epoch, double loss)
 {
     uint64_t step = t->trainer.step, beaten = t->best_is_extra ? t->best_step : 0;
     int due = epoch % set.save_every == 0 || epoch == set.epochs - 1;
     int best = t->best_step == 0 || loss < t->best;
-    if (!due && !best)
-        return DDPM_OK;
+    if (!due && !best) return DDPM_OK;
     ddpm_result result = save_checkpoint(t);
     if (result == DDPM_OK && due) {
         char name[32];
         snprintf(name, sizeof name, "epoch=%d", epoch);
         result = link_checkpoint(name, step);
     }
-    if (result != DDPM_OK || !best)
-        return result;
+    if (result != DDPM_OK || !best) return result;
     result = link_checkpoint("best", step);
     t->best = loss;
     t->best_step = step;
     t->best_is_extra = !due;
     char *old = result == DDPM_OK && beaten > 0 ? checkpoint_path(beaten) : NULL;
-    if (old != NULL)
-        result = io_remove_tree(old);
+    if (old != NULL) result = io_remove_tree(old);
     free(old);
     return result;
 }
 
-/* ---- 6. Epochs --------------------------------------------------------------------------------------------------------- */
+/* ---- 6. Epochs ----------------------------------------------------------------------------------------------- */
 
 static double learning_rate(int epoch)
 {
-    if (set.lr_schedule == LR_CONSTANT)
-        return set.lr;
+    if (set.lr_schedule == LR_CONSTANT) return set.lr;
     return ddpm_multistep_lr(set.lr, epoch, set.milestones.value, set.milestones.count, set.gamma);
 }
 
@@ -358,8 +360,9 @@ static ddpm_result write_metrics(const training *t, int epoch, double lr, double
 {
     fprintf(t->metrics, "%llu,%d,%.9g,%.9g,%.9g,%.4g,%.3f\n", (unsigned long long)t->trainer.step, epoch, lr, loss,
             t->trainer.grad_norm, rate, cli_seconds() - t->started);
-    return ferror(t->metrics) ? ddpm_fail(DDPM_ERR_FILE, "%s/metrics.csv cannot be written\n      hint: is the disk full?", set.out)
-                              : DDPM_OK;
+    return ferror(t->metrics)
+               ? ddpm_fail(DDPM_ERR_FILE, "%s/metrics.csv cannot be written\n      hint: is the disk full?", set.out)
+               : DDPM_OK;
 }
 
 static ddpm_result keep_loss(training *t, double loss)
@@ -367,8 +370,7 @@ static ddpm_result keep_loss(training *t, double loss)
     if (t->losses == t->loss_room) {
         int room = t->loss_room > 0 ? 2 * t->loss_room : 1024;
         float *more = realloc(t->loss, (size_t)room * sizeof *more);
-        if (more == NULL)
-            return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
+        if (more == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
         t->loss = more;
         t->loss_room = room;
     }
@@ -392,24 +394,21 @@ static ddpm_result train_epoch(training *t, int epoch)
     for (int step = 1, got; result == DDPM_OK; step++) {
         double loss;
         result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, &got);
-        if (result != DDPM_OK || got == 0)
-            break;
+        if (result != DDPM_OK || got == 0) break;
         result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, got, lr, &loss);
-        if (result != DDPM_OK)
-            break;
+        if (result != DDPM_OK) break;
         double now = cli_seconds();
         total += loss * got;
         pictures += got;
         result = write_metrics(t, epoch, lr, loss, got / (now - last));
-        if (result == DDPM_OK)
-            result = keep_loss(t, loss);
+        if (result == DDPM_OK) result = keep_loss(t, loss);
         last = now;
-        cli_progress_show(&t->bar, epoch + (double)step / steps, "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", epoch,
-                          set.epochs, (unsigned long long)t->trainer.step, lr, total / pictures, pictures / (now - begin));
+        cli_progress_show(&t->bar, epoch + (double)step / steps,
+                          "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", epoch, set.epochs,
+                          (unsigned long long)t->trainer.step, lr, total / pictures, pictures / (now - begin));
     }
     cli_progress_clear(&t->bar);
-    if (result != DDPM_OK)
-        return result;
+    if (result != DDPM_OK) return result;
     cli_short duration;
     double seconds = cli_seconds() - begin;
     cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", epoch, total / pictures, lr, pictures / seconds,
@@ -418,19 +417,15 @@ static ddpm_result train_epoch(training *t, int epoch)
     return result == DDPM_OK ? end_epoch(t, epoch, total / pictures) : result;
 }
 
-/* ---- 7. The command ---------------------------------------------------------------------------------------------------- */
+/* ---- 7. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result train(const cli_context *context, training *t)
 {
     ddpm_result result = refuse_used_directory();
-    if (result == DDPM_OK)
-        result = plan_training(context, t);
-    if (result == DDPM_OK)
-        result = report_plan(t);
-    if (result == DDPM_OK)
-        result = start_training(t);
-    if (result == DDPM_OK)
-        result = open_run(context, t);
+    if (result == DDPM_OK) result = plan_training(context, t);
+    if (result == DDPM_OK) result = report_plan(t);
+    if (result == DDPM_OK) result = start_training(t);
+    if (result == DDPM_OK) result = open_run(context, t);
     t->started = cli_seconds();
     cli_progress_start(&t->bar, "train", set.epochs);
     for (int epoch = 0; result == DDPM_OK && epoch < set.epochs; epoch++)
@@ -454,7 +449,10 @@ static int run(const cli_context *context)
 }
 
 const cli_command cli_train = {
-    "train", "DATA --out RUN [--model lab|small|tiny|CONFIG.json]", "trains a model on a data set's pictures and labels",
-    "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\nloss.png and args.json. "
-    "The defaults are the lab's recipe.",
-    options, run};
+    "train",
+    "DATA --out RUN [--model lab|small|tiny|CONFIG.json]",
+    "trains a model on a data set's pictures and labels",
+    "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
+    "loss.png and args.json. The defaults are the lab's recipe.",
+    options,
+    run};

@@ -443,20 +443,14 @@ static ddpm_model_config modulated_network(void)
     return c;
 }
 
-/* Three levels of plain blocks without a middle, an Embedding, pixel_unshuffle. */
+/* Plain blocks without a middle, two layers each, an Embedding, pixel_unshuffle. */
 static ddpm_model_config plain_network(void)
 {
     ddpm_model_config c = two_levels();
-    c.unet.levels = 3;
     c.unet.layers_per_block = 2;
     c.unet.in_channels = c.unet.out_channels = 4;
     c.pixel_unshuffle = 2;
-    c.unet.sample_size[0] = 8;
-    c.unet.sample_size[1] = 12;
-    for (int i = 0; i < 3; i++) {
-        c.unet.block_out_channels[i] = i < 2 ? 4 : 8;
-        c.unet.down_block_types[i] = c.unet.up_block_types[i] = DDPM_PLAIN_BLOCK;
-    }
+    c.unet.down_block_types[1] = c.unet.up_block_types[0] = DDPM_PLAIN_BLOCK;
     c.unet.mid_block_type = 0;
     c.unet.downsample_padding = 0;
     c.unet.num_class_embeds = 4;

@@ -1,7 +1,9 @@
-/* tests/test_cli.c - the program as its users meet it: every command run as a process, its exit status, stdout, stderr and files.
- * The program is $DDPM, else the `ddpm` two directories above this test's executable, else ./ddpm.
+/* tests/test_cli.c - the program as its users meet it: every command run as a process, its exit status, stdout,
+ * stderr and files. The program is $DDPM, else the `ddpm` two directories above this test's executable, else
+ * ./ddpm.
  *
- * Contents: 1 running the program   2 help   3 usage errors and aliases   4 the whole way, once for all tests below
+ * Contents: 1 running the program   2 help   3 usage errors and aliases   4 the whole way, once for all tests
+ * below
  *           5 pictures   6 predict   7 info   8 bad input   9 check-grad, bench */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +24,7 @@
 #include "io/picture.h"
 #include "io/safetensors.h"
 
-/* ---- 1. Running the program ------------------------------------------------------------------------------------------- */
+/* ---- 1. Running the program ---------------------------------------------------------------------------------- */
 
 static char program[1024] = "./ddpm", folder[256];
 static char *out, *err; /* of the last run */
@@ -43,8 +45,9 @@ static void read_back(const char *name, char **text)
     assert_int_equal(io_read_file(in_folder(name), (unsigned char **)text, &size), DDPM_OK);
 }
 
-/* Runs `PROGRAM arguments` by the shell in this directory; "@" in the arguments stands for the test's folder, `before` for what the
- * command begins with (VAR=value). Returns the exit status; out and err hold what it printed. */
+/* Runs `PROGRAM arguments` by the shell in this directory; "@" in the arguments stands for the test's folder,
+ * `before` for what the command begins with (VAR=value). Returns the exit status; out and err hold what it
+ * printed. */
 static int run_with(const char *before, const char *arguments)
 {
     char command[4096];
@@ -52,7 +55,8 @@ static int run_with(const char *before, const char *arguments)
     for (const char *c = arguments; *c != '\0' && used < 3000; c++)
         used += *c == '@' ? snprintf(command + used, sizeof command - (size_t)used, "%s", folder)
                           : snprintf(command + used, sizeof command - (size_t)used, "%c", *c);
-    snprintf(command + used, sizeof command - (size_t)used, " > \"%s\" 2> \"%s\" < /dev/null", in_folder("stdout"), in_folder("stderr"));
+    snprintf(command + used, sizeof command - (size_t)used, " > \"%s\" 2> \"%s\" < /dev/null", in_folder("stdout"),
+             in_folder("stderr"));
     int status = system(command);
     read_back("stdout", &out);
     read_back("stderr", &err);
@@ -67,16 +71,14 @@ static int run(const char *arguments)
 
 static void assert_has(const char *text, const char *part)
 {
-    if (strstr(text, part) == NULL)
-        fail_msg("'%s' is not in:\n%s", part, text);
+    if (strstr(text, part) == NULL) fail_msg("'%s' is not in:\n%s", part, text);
 }
 
 /* Runs and wants this exit status and this text on stderr. */
 static void assert_fails(int status, const char *arguments, const char *part)
 {
     int got = run(arguments);
-    if (got != status)
-        fail_msg("ddpm %s: exit status %d instead of %d, it said:\n%s", arguments, got, status, err);
+    if (got != status) fail_msg("ddpm %s: exit status %d instead of %d, it said:\n%s", arguments, got, status, err);
     assert_has(err, part);
     assert_has(err, "ddpm: ");
 }
@@ -84,8 +86,7 @@ static void assert_fails(int status, const char *arguments, const char *part)
 static void assert_runs(const char *arguments)
 {
     int got = run(arguments);
-    if (got != 0)
-        fail_msg("ddpm %s: exit status %d, it said:\n%s", arguments, got, err);
+    if (got != 0) fail_msg("ddpm %s: exit status %d, it said:\n%s", arguments, got, err);
 }
 
 /* build/cc/tests/test_cli -> build/cc/ddpm: the program of the same compiler and flags, if it was built. */
@@ -101,20 +102,18 @@ static void find_program(void)
     self[length > 0 ? length : 0] = '\0';
     for (int up = 0; up < 2; up++) {
         char *slash = strrchr(self, '/');
-        if (slash == NULL)
-            return;
+        if (slash == NULL) return;
         *slash = '\0';
     }
     char beside[1000];
     snprintf(beside, sizeof beside, "%s/ddpm", self);
-    if (access(beside, X_OK) == 0)
-        snprintf(program, sizeof program, "%s", beside);
+    if (access(beside, X_OK) == 0) snprintf(program, sizeof program, "%s", beside);
 }
 
-/* ---- 2. Help ------------------------------------------------------------------------------------------------------------ */
+/* ---- 2. Help ------------------------------------------------------------------------------------------------- */
 
-static const cli_command *const commands[] = {&cli_render, &cli_train, &cli_sample, &cli_test, &cli_info, &cli_predict, &cli_check_grad,
-                                              &cli_bench};
+static const cli_command *const commands[] = {&cli_render, &cli_train,   &cli_sample,     &cli_test,
+                                              &cli_info,   &cli_predict, &cli_check_grad, &cli_bench};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -122,8 +121,7 @@ static void assert_lists_option(const cli_option *o)
     char text[100];
     snprintf(text, sizeof text, "--%s", o->name);
     assert_has(out, text);
-    if (o->argument != NULL)
-        assert_has(out, o->argument);
+    if (o->argument != NULL) assert_has(out, o->argument);
     for (const char *alias = o->aliases; alias != NULL && *alias != '\0'; alias += strspn(alias, " ")) {
         snprintf(text, sizeof text, "--%.*s", (int)strcspn(alias, " "), alias);
         assert_has(out, text);
@@ -170,7 +168,7 @@ static void test_program_help(void **state)
     assert_has(err, "usage: ddpm COMMAND");
 }
 
-/* ---- 3. Usage errors and aliases ----------------------------------------------------------------------------------------- */
+/* ---- 3. Usage errors and aliases ----------------------------------------------------------------------------- */
 
 static void test_unknown_names(void **state)
 {
@@ -223,14 +221,23 @@ static void test_aliases(void **state)
 {
     (void)state;
     static const char *const line[] = {
-        "train --epochs 3 --num_epochs 3 --num_epoch 3 --num-epoch=3", "train --lr 1e-3 --learning_rate 1e-3 --learning-rate=0.1",
-        "train --out x --output_dir x --save_root x", "train --data x --data-root x --data_root x --train_data_dir x",
-        "train --timesteps 10 --time_step 10 --ddpm_num_steps 10", "train --beta-schedule linear --ddpm_beta_schedule linear",
-        "train --save-every 1 --save_per_epoch 1 --save_model_epochs 1", "train --workers 1 --num_workers 1 --dataloader_num_workers 1",
-        "train --model tiny --weight_path x --weights x", "train --batch_size 3 --batch-size 3", "sample --weight_path x --weights x",
-        "test --test_type new_test --test-type=test --time_step 10 --data_root x --save_root y", "train --backend cuda --device cpu",
-        "train --milestones 1,2,3 --lr_schedule constant --max_grad_norm 0 --ema-decay 0.99 --resolution 32x16 --micro_batch 2",
-        "check_grad", "sample --seed 18446744073709551615"};
+        "train --epochs 3 --num_epochs 3 --num_epoch 3 --num-epoch=3",
+        "train --lr 1e-3 --learning_rate 1e-3 --learning-rate=0.1",
+        "train --out x --output_dir x --save_root x",
+        "train --data x --data-root x --data_root x --train_data_dir x",
+        "train --timesteps 10 --time_step 10 --ddpm_num_steps 10",
+        "train --beta-schedule linear --ddpm_beta_schedule linear",
+        "train --save-every 1 --save_per_epoch 1 --save_model_epochs 1",
+        "train --workers 1 --num_workers 1 --dataloader_num_workers 1",
+        "train --model tiny --weight_path x --weights x",
+        "train --batch_size 3 --batch-size 3",
+        "sample --weight_path x --weights x",
+        "test --test_type new_test --test-type=test --time_step 10 --data_root x --save_root y",
+        "train --backend cuda --device cpu",
+        "train --milestones 1,2,3 --lr_schedule constant --max_grad_norm 0 --ema-decay 0.99 "
+        "--resolution 32x16 --micro_batch 2",
+        "check_grad",
+        "sample --seed 18446744073709551615"};
     for (size_t i = 0; i < sizeof line / sizeof line[0]; i++) {
         char arguments[300];
         snprintf(arguments, sizeof arguments, "%s --help", line[i]);
@@ -248,7 +255,7 @@ static void test_backends(void **state)
     assert_null(strstr(out, "backend")); /* stdout holds results only */
 }
 
-/* ---- 4. The whole way, once for all tests below --------------------------------------------------------------------------- */
+/* ---- 4. The whole way, once for all tests below -------------------------------------------------------------- */
 
 static int make_folder(void **state)
 {
@@ -288,7 +295,8 @@ static void test_render(void **state)
 static void test_train(void **state)
 {
     (void)state;
-    assert_runs("train @/data --out @/run --model tiny --resolution 16 --epochs 2 --batch-size 10 --micro-batch 4 --save-every 2");
+    assert_runs("train @/data --out @/run --model tiny --resolution 16 --epochs 2 --batch-size 10 --micro-batch 4 "
+                "--save-every 2");
     assert_has(err, "24 pictures, 24 classes");
     assert_has(err, "712,419 parameters"); /* 702,499 of the network + 24*64+64 + 64*128+128 of the label encoder */
     assert_has(err, "memory");
@@ -320,7 +328,8 @@ static void test_metrics(void **state)
     for (; (line = strtok(NULL, "\n")) != NULL; rows++) {
         int step, epoch, length;
         double lr, loss, norm, rate, time;
-        assert_int_equal(sscanf(line, "%d,%d,%lf,%lf,%lf,%lf,%lf%n", &step, &epoch, &lr, &loss, &norm, &rate, &time, &length), 7);
+        assert_int_equal(
+            sscanf(line, "%d,%d,%lf,%lf,%lf,%lf,%lf%n", &step, &epoch, &lr, &loss, &norm, &rate, &time, &length), 7);
         assert_int_equal(line[length], '\0');
         assert_int_equal(step, rows + 1);
         assert_int_equal(epoch, rows / 3);
@@ -354,7 +363,7 @@ static void test_settings(void **state)
     free(text);
 }
 
-/* ---- 5. Pictures ------------------------------------------------------------------------------------------------------------ */
+/* ---- 5. Pictures --------------------------------------------------------------------------------------------- */
 
 static void assert_picture(const char *name, int width, int height)
 {
@@ -390,7 +399,8 @@ static void assert_text(const char *name, const char *keyword, const char *wante
 static void test_sample(void **state)
 {
     (void)state;
-    assert_runs("sample 'red sphere, cyan cube' --model @/run --sampler ddim --steps 3 --n 3 --strip --seed 7 --out @/a.png");
+    assert_runs(
+        "sample 'red sphere, cyan cube' --model @/run --sampler ddim --steps 3 --n 3 --strip --seed 7 --out @/a.png");
     assert_picture("a.png", 3 * 18 + 2, 20);
     assert_picture("a_strip.png", 11 * 18 + 2, 3 * 18 + 2);
     assert_text("a.png", "seed", "7");
@@ -399,7 +409,8 @@ static void test_sample(void **state)
     assert_text("a.png", "model", "/run/best");
     assert_has(out, "a.png\n");
     assert_has(out, "a_strip.png\n");
-    assert_runs("sample 'red sphere, cyan cube' --model @/run/step-6 --sampler ddim --steps 3 --n 3 --seed 7 --batch-size 2 --threads 1 "
+    assert_runs("sample 'red sphere, cyan cube' --model @/run/step-6 --sampler ddim --steps 3 --n 3 --seed 7 "
+                "--batch-size 2 --threads 1 "
                 "--out @/b.png");
     assert_same_pixels("a.png", "b.png");
     assert_runs("sample --labels-file @/data/test.json --model @/run --steps 2 --n 2 --out-dir @/files --strip");
@@ -413,7 +424,8 @@ static void test_sample(void **state)
 static void test_test(void **state)
 {
     (void)state;
-    assert_runs("test @/data --test-type new_test --model @/run --sampler ddim --steps 1 --batch-size 16 --out @/results");
+    assert_runs(
+        "test @/data --test-type new_test --model @/run --sampler ddim --steps 1 --batch-size 16 --out @/results");
     assert_picture("results/new_test_grid.png", 8 * 18 + 2, 4 * 18 + 2);
     assert_picture("results/images/new_test/0.png", 16, 16);
     assert_picture("results/images/new_test/31.png", 16, 16);
@@ -425,7 +437,7 @@ static void test_test(void **state)
     assert_has(out, "new_test_grid.png");
 }
 
-/* ---- 6. Predict -------------------------------------------------------------------------------------------------------------- */
+/* ---- 6. Predict ---------------------------------------------------------------------------------------------- */
 
 enum { N = 2, SIDE = 16, PIXELS = 3 * SIDE * SIDE, CLASSES = 24 };
 
@@ -446,11 +458,15 @@ static void fill_batch(batch *b)
 static void write_batch(const char *name, batch *b, int labels_per_picture, int side)
 {
     static char sample[] = "sample", target[] = "target", timestep[] = "timestep", labels[] = "labels";
-    io_tensor tensor[] = {{.name = sample, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->sample},
-                          {.name = target, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->target},
-                          {.name = timestep, .dtype = IO_F32, .dims = 1, .shape = {N}, .data = (unsigned char *)b->timestep},
-                          {.name = labels, .dtype = IO_F32, .dims = 2, .shape = {N, labels_per_picture},
-                           .data = (unsigned char *)b->labels}};
+    io_tensor tensor[] = {
+        {.name = sample, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->sample},
+        {.name = target, .dtype = IO_F32, .dims = 4, .shape = {N, 3, side, side}, .data = (unsigned char *)b->target},
+        {.name = timestep, .dtype = IO_F32, .dims = 1, .shape = {N}, .data = (unsigned char *)b->timestep},
+        {.name = labels,
+         .dtype = IO_F32,
+         .dims = 2,
+         .shape = {N, labels_per_picture},
+         .data = (unsigned char *)b->labels}};
     assert_int_equal(io_safetensors_write(in_folder(name), tensor, 4, NULL, 0), DDPM_OK);
 }
 
@@ -462,7 +478,8 @@ static void predict_here(batch *b, double *loss)
     io_model_info info;
     assert_int_equal(io_model_load(in_folder("run/best"), NULL, DDPM_FOR_GRADIENTS, &model, NULL, &info), DDPM_OK);
     assert_int_equal(ddpm_net_create(&net, model, SIDE, SIDE, N, 1), DDPM_OK);
-    assert_int_equal(ddpm_loss_gradients(net, N, b->sample, b->timestep, b->labels, b->target, b->prediction, loss), DDPM_OK);
+    assert_int_equal(ddpm_loss_gradients(net, N, b->sample, b->timestep, b->labels, b->target, b->prediction, loss),
+                     DDPM_OK);
     ddpm_net_free(net);
     ddpm_model_free(model);
     io_model_info_free(&info);
@@ -511,12 +528,13 @@ static void test_predict_contradictions(void **state)
                  "tensor 'labels' has shape [2,23], the model and the other tensors need [2,24]");
     write_batch("bad.safetensors", &b, CLASSES, 15);
     assert_fails(1, "predict --model @/run --in @/bad.safetensors --out @/none.safetensors", "15x15 cannot be halved");
-    assert_fails(1, "predict --model @/run --in @/out.safetensors --out @/none.safetensors", "there is no tensor 'sample'");
+    assert_fails(1, "predict --model @/run --in @/out.safetensors --out @/none.safetensors",
+                 "there is no tensor 'sample'");
     assert_fails(1, "predict --model @/run --in @/nothing --out @/none.safetensors", "/nothing");
     assert_false(io_is_file(in_folder("none.safetensors")));
 }
 
-/* ---- 7. Info ------------------------------------------------------------------------------------------------------------------ */
+/* ---- 7. Info ------------------------------------------------------------------------------------------------- */
 
 static void test_info(void **state)
 {
@@ -554,7 +572,7 @@ static void test_info(void **state)
     assert_fails(1, "info @/stdout", "not known from its name");
 }
 
-/* ---- 8. Bad input --------------------------------------------------------------------------------------------------------------- */
+/* ---- 8. Bad input -------------------------------------------------------------------------------------------- */
 
 static void shell(const char *command)
 {
@@ -582,12 +600,14 @@ static void test_run_is_not_overwritten(void **state)
 static void test_memory_is_refused(void **state)
 {
     (void)state;
-    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000", "train @/data --out @/new --model tiny --batch-size 32"), 1);
+    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000", "train @/data --out @/new --model tiny --batch-size 32"),
+                     1);
     assert_has(err, "the run needs ");
     assert_has(err, "48 MiB are available");
     assert_has(err, "--micro-batch");
     assert_false(io_is_directory(in_folder("new")));
-    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000000", "train @/data --out @/new --model lab --batch-size 4096"), 1);
+    assert_int_equal(
+        run_with("DDPM_MEMORY_LIMIT=50000000000", "train @/data --out @/new --model lab --batch-size 4096"), 1);
     assert_has(err, "the run needs ");
     assert_false(io_is_directory(in_folder("new")));
 }
@@ -605,7 +625,8 @@ static void test_bad_training_data(void **state)
     shell("echo '{\"missing.png\": [\"red cube\"]}' > @/bad/train.json");
     assert_fails(1, "train @/bad --out @/new --model tiny", "missing.png");
     assert_false(io_is_directory(in_folder("new")));
-    shell("echo '{\"broken.png\": [\"red cube\"]}' > @/bad/train.json; head -c 300 @/data/CLEVR_train_000000_0.png > @/bad/broken.png");
+    shell("echo '{\"broken.png\": [\"red cube\"]}' > @/bad/train.json; "
+          "head -c 300 @/data/CLEVR_train_000000_0.png > @/bad/broken.png");
     assert_fails(1, "train @/bad --out @/new --model tiny --resolution 16 --epochs 1", "broken.png");
     assert_false(io_is_directory(in_folder("new/latest")));
 }
@@ -613,7 +634,8 @@ static void test_bad_training_data(void **state)
 static void test_bad_labels(void **state)
 {
     (void)state;
-    assert_fails(1, "sample 'red sphere, purple elephant' --model @/run --out @/none.png", "unknown label 'purple elephant'");
+    assert_fails(1, "sample 'red sphere, purple elephant' --model @/run --out @/none.png",
+                 "unknown label 'purple elephant'");
     assert_fails(1, "sample --model @/run --out @/none.png", "draws label sets, none is given");
     shell("echo '[[\"red cube\"], [\"red cupe\"]]' > @/labels.json");
     assert_fails(1, "sample --labels-file @/labels.json --model @/run --out @/none.png", "red cupe");
@@ -641,17 +663,21 @@ static void test_bad_models(void **state)
     assert_fails(1, "predict --model @/run --in @/lying.safetensors --out @/none.safetensors", "lying.safetensors");
 }
 
-/* A learning rate that drives the weights to where float32 ends: the run stops at the node, and keeps what it had saved. */
+/* A learning rate that drives the weights to where float32 ends: the run stops at the node, and keeps what it had
+ * saved. */
 static void test_nan_stops(void **state)
 {
     (void)state;
-    assert_fails(1, "train @/data --out @/nan --model tiny --resolution 16 --epochs 9 --batch-size 24 --micro-batch 8 --lr 1e6 "
-                 "--max-grad-norm 0", "is the first with a value that is not finite");
+    assert_fails(
+        1,
+        "train @/data --out @/nan --model tiny --resolution 16 --epochs 9 --batch-size 24 --micro-batch 8 --lr 1e6 "
+        "--max-grad-norm 0",
+        "is the first with a value that is not finite");
     assert_true(io_is_file(in_folder("nan/best/unet/config.json")));
     assert_false(io_is_directory(in_folder("nan/step-9")));
 }
 
-/* ---- 9. check-grad, bench ---------------------------------------------------------------------------------------------------------- */
+/* ---- 9. check-grad, bench ------------------------------------------------------------------------------------ */
 
 static void test_check_grad(void **state)
 {
@@ -685,17 +711,28 @@ static void test_bench(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_help_mentions_every_option), cmocka_unit_test(test_program_help),
-        cmocka_unit_test(test_unknown_names), cmocka_unit_test(test_wrong_values),
-        cmocka_unit_test(test_aliases), cmocka_unit_test(test_backends),
-        cmocka_unit_test(test_render), cmocka_unit_test(test_train),
-        cmocka_unit_test(test_metrics), cmocka_unit_test(test_settings),
-        cmocka_unit_test(test_sample), cmocka_unit_test(test_test),
-        cmocka_unit_test(test_predict), cmocka_unit_test(test_predict_contradictions),
-        cmocka_unit_test(test_info), cmocka_unit_test(test_run_is_not_overwritten),
-        cmocka_unit_test(test_memory_is_refused), cmocka_unit_test(test_bad_training_data),
-        cmocka_unit_test(test_bad_labels), cmocka_unit_test(test_bad_models),
-        cmocka_unit_test(test_nan_stops), cmocka_unit_test(test_check_grad),
+        cmocka_unit_test(test_help_mentions_every_option),
+        cmocka_unit_test(test_program_help),
+        cmocka_unit_test(test_unknown_names),
+        cmocka_unit_test(test_wrong_values),
+        cmocka_unit_test(test_aliases),
+        cmocka_unit_test(test_backends),
+        cmocka_unit_test(test_render),
+        cmocka_unit_test(test_train),
+        cmocka_unit_test(test_metrics),
+        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_test),
+        cmocka_unit_test(test_predict),
+        cmocka_unit_test(test_predict_contradictions),
+        cmocka_unit_test(test_info),
+        cmocka_unit_test(test_run_is_not_overwritten),
+        cmocka_unit_test(test_memory_is_refused),
+        cmocka_unit_test(test_bad_training_data),
+        cmocka_unit_test(test_bad_labels),
+        cmocka_unit_test(test_bad_models),
+        cmocka_unit_test(test_nan_stops),
+        cmocka_unit_test(test_check_grad),
         cmocka_unit_test(test_bench),
     };
     return cmocka_run_group_tests_name("cli", tests, make_folder, remove_folder);

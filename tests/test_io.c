@@ -355,13 +355,14 @@ static void every_dtype(void **state)
     const char *copy = in_folder("copy.safetensors");
     assert_ok(io_safetensors_open("tests/vectors/io_dtypes.safetensors", &file));
     check_every_dtype(&file);
-    assert_int_equal(file.pairs, 2);
+    assert_int_equal(file.pairs, 1);
     assert_ok(io_safetensors_write(copy, file.tensor, file.tensors, file.metadata, file.pairs));
     io_safetensors_close(&file);
     assert_ok(io_safetensors_open(copy, &file));
     check_every_dtype(&file);
-    for (int i = 0; i < file.pairs; i++)
-        assert_string_equal(file.metadata[i].value, strcmp(file.metadata[i].key, "text") ? "pt" : "\xc3\xa9 \"\n");
+    assert_int_equal(file.pairs, 1);
+    assert_string_equal(file.metadata[0].key, "text");
+    assert_string_equal(file.metadata[0].value, "\xc3\xa9 \"\n");
     for (int i = 0; i < file.tensors; i++) /* the file in memory starts at a page */
         assert_int_equal((uintptr_t)file.tensor[i].data % io_dtype_size(file.tensor[i].dtype), 0);
     io_safetensors_close(&file);

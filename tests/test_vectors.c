@@ -221,104 +221,130 @@ static double worst_of(vectors *v, const char *name, const char *key, const floa
 }
 
 /* Which values fall is chance, so: each output is 0 or the truth, its gradient likewise at the same places, and the
- * share that fell lies within 5 standard deviations of p. What fell is then put back, and the rest is compared. */
-static void put_dropped_back(vectors *v, const char *name, double p, const float *y, float *value)
+ * share that fell lies within 5 standard deviations of p. What fell is then put back, and the rest is compared.
+ * y: the output as it was; value: the output again (key "y"), or the gradient (key "d0"). */
+static void put_dropped_back(vectors *v, const char *name, const char *key, double p, const float *y, float *value)
 {
-    const io_tensor *truth = vectors_find(v, "%s/y", name);
-    const double *full = vectors_doubles(v, "%s", truth->name);
-    const float *shown = vectors_floats(v, "%s/%s", name, value == y ? "y" : "d0");
-    size_t fell = 0, count = truth->elements;
+    const double *full = vectors_doubles(v, "%s/y", name);
+    const float *shown = vectors_floats(v, "%s/%s", name, key);
+    size_t fell = 0, count = vectors_find(v, "%s/y", name)->elements;
     for (size_t i = 0; i < count; i++) {
         if (y[i] != 0 || full[i] == 0) continue;
         fell++;
         assert_true(value[i] == 0);
+        value[i] = shown[i];
     }
     assert_true(fabs((double)fell - p * (double)count) <= 5 * sqrt(p * (1 - p) * (double)count));
-    for (size_t i = 0; i < count; i++)
-        if (y[i] == 0) value[i] = shown[i];
 }
 
-/* One case: forward and twice backward for n pictures in a graph with room for n + 1. Returns the worst ratio to a
- * bound. */
-static double run_case(vectors *v, const subject *s, const char *name)
-{
-    enum { INPUTS = DDPM_MAX_INPUTS };
-    const double *attr = vectors_doubles(v, "%s/attr", name);
-    const io_tensor *file[INPUTS];
-    ddpm_tensor parameter[INPUTS], *x[INPUTS] = {NULL}, *y;
-    int training = s->op != DDPM_OP_BATCH_NORM || attr[0] != 0, wanted = 0;
-    unsigned params = params_of(s->op);
-    int n = (int)vectors_find(v, "%s/x0", name)->shape[0];
+enum { INPUTS = DDPM_MAX_INPUTS };
+static const char *const input_key[INPUTS] = {"x0", "x1", "x2", "x3", "x4"};
+static const char *const gradient_key[INPUTS] = {"d0", "d1", "d2", "d3", "d4"};
+static const char *const after_key[INPUTS] = {"x0.after", "x1.after", "x2.after", "x3.after", "x4.after"};
+
+typedef struct operation { /* one case: a graph of one node */
+    vectors *v;
+    const char *name; /* "conv2d/k3" */
+    ddpm_device *device;
+    ddpm_op op;
+    const double *attr;
+    int n, wanted;               /* pictures; how many inputs have a gradient */
+    const io_tensor *in[INPUTS]; /* NULL: no such input */
+    ddpm_tensor *x[INPUTS], *y, parameter[INPUTS];
     ddpm_graph *g;
-    OK(ddpm_graph_create(&g, &s->device, n + 1, training));
+    const float *out; /* downloaded y */
+    double worst;     /* the largest error, as a part of its bound */
+} operation;
+
+/* A graph with room for n + 1 pictures, with everything uploaded. Batch norm has a case that does not train. */
+static void build_operation(operation *o)
+{
+    o->attr = vectors_doubles(o->v, "%s/attr", o->name);
+    o->n = (int)vectors_find(o->v, "%s/x0", o->name)->shape[0];
+    OK(ddpm_graph_create(&o->g, o->device, o->n + 1, o->op != DDPM_OP_BATCH_NORM || o->attr[0] != 0));
     for (int i = 0; i < INPUTS; i++) {
-        if (!(file[i] = vectors_find(v, "%s/x%d", name, i))) continue;
-        const int64_t *shape = file[i]->shape;
-        int gradient = vectors_find(v, "%s/d%d", name, i) != NULL;
-        wanted += gradient;
-        if (params >> i & 1) {
-            make_parameter(&s->device, file[i], gradient, vectors_floats(v, "%s", file[i]->name), &parameter[i]);
-            x[i] = &parameter[i];
+        if (!(o->in[i] = vectors_find(o->v, "%s/%s", o->name, input_key[i]))) continue;
+        const io_tensor *in = o->in[i];
+        int gradient = vectors_find(o->v, "%s/%s", o->name, gradient_key[i]) != NULL;
+        o->wanted += gradient;
+        if (params_of(o->op) >> i & 1) {
+            o->x[i] = &o->parameter[i];
+            make_parameter(o->device, in, gradient, vectors_floats(o->v, "%s", in->name), o->x[i]);
         } else {
-            x[i] = ddpm_input(g, file[i]->name, (int)shape[1], (int)shape[2], (int)shape[3], gradient);
+            o->x[i] = ddpm_input(o->g, in->name, (int)in->shape[1], (int)in->shape[2], (int)in->shape[3], gradient);
         }
     }
-    y = builder[s->op](g, attr, x);
-    OK(ddpm_graph_plan(g, wanted ? y : NULL, &y, 1));
-    OK(ddpm_graph_alloc(g));
+    o->y = builder[o->op](o->g, o->attr, o->x);
+    OK(ddpm_graph_plan(o->g, o->wanted ? o->y : NULL, &o->y, 1));
+    OK(ddpm_graph_alloc(o->g));
     for (int i = 0; i < INPUTS; i++)
-        if (x[i] && !x[i]->param)
-            OK(ddpm_upload(&s->device, x[i], DDPM_DATA, n, vectors_floats(v, "%s", file[i]->name)));
-    OK(ddpm_graph_forward(g, n));
+        if (o->x[i] && !o->x[i]->param)
+            OK(ddpm_upload(o->device, o->x[i], DDPM_DATA, o->n, vectors_floats(o->v, "%s", o->in[i]->name)));
+}
 
-    const io_tensor *truth = vectors_find(v, "%s/y", name);
-    assert_int_equal(truth->elements, ddpm_elements(y, n));
-    float *out = vectors_alloc(v, truth->elements * sizeof *out),
-          *fallen = vectors_alloc(v, truth->elements * sizeof *out);
-    OK(ddpm_download(&s->device, y, DDPM_DATA, n, out));
-    memcpy(fallen, out, truth->elements * sizeof *out);
-    if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], out, out);
-    double worst = worst_of(v, name, "y", out, 1);
+static void check_output(operation *o)
+{
+    const io_tensor *truth = vectors_find(o->v, "%s/y", o->name);
+    assert_int_equal(truth->elements, ddpm_elements(o->y, o->n));
+    float *out = vectors_alloc(o->v, truth->elements * sizeof *out),
+          *compared = vectors_alloc(o->v, truth->elements * sizeof *out);
+    OK(ddpm_download(o->device, o->y, DDPM_DATA, o->n, out));
+    memcpy(compared, out, truth->elements * sizeof *out);
+    if (o->op == DDPM_OP_DROPOUT) put_dropped_back(o->v, o->name, "y", o->attr[0], out, compared);
+    o->out = out;
+    o->worst = fmax(o->worst, worst_of(o->v, o->name, "y", compared, 1));
+}
 
-    /* The second time parameters' gradients double (each time within its bound, the second on top of a sum as large
-     * as the first: hence 3 times), and the inputs' come out the same. */
-    for (int round = 1; wanted && round <= 2; round++) {
-        OK(ddpm_graph_backward(g, vectors_floats(v, "%s/dy", name), NULL, NULL));
-        for (int i = 0; i < INPUTS; i++) {
-            char key[8];
-            snprintf(key, sizeof key, "d%d", i);
-            if (!x[i] || !vectors_find(v, "%s/%s", name, key)) continue;
-            float *gradient = vectors_alloc(v, file[i]->elements * sizeof *gradient);
-            OK(ddpm_download(&s->device, x[i], DDPM_GRADIENT, n, gradient));
-            if (s->op == DDPM_OP_DROPOUT) put_dropped_back(v, name, attr[0], fallen, gradient);
-            double twice = x[i]->param && round == 2 ? 2 : 1;
-            for (size_t k = 0; k < file[i]->elements; k++)
-                gradient[k] /= (float)twice;
-            double ratio = worst_of(v, name, key, gradient, twice == 2 ? 1.5 : 1);
-            worst = ratio > worst ? ratio : worst;
-        }
-    }
+/* Backward, for the `round`th time: inputs' gradients come out the same again; parameters' add up, so that the second
+ * time they are twice the truth, off by the first bound and twice it again (the sum is twice as large by then), which
+ * is 1.5 times the bound of a half. */
+static void check_gradients(operation *o, int round)
+{
+    OK(ddpm_graph_backward(o->g, vectors_floats(o->v, "%s/dy", o->name), NULL, NULL));
     for (int i = 0; i < INPUTS; i++) {
-        char key[16];
-        snprintf(key, sizeof key, "x%d.after", i);
-        if (!vectors_find(v, "%s/%s", name, key)) continue;
-        float *value = vectors_alloc(v, file[i]->elements * sizeof *value);
-        OK(ddpm_download(&s->device, x[i], DDPM_DATA, n, value));
-        double ratio = worst_of(v, name, key, value, 1);
-        worst = ratio > worst ? ratio : worst;
+        if (!o->x[i] || !vectors_find(o->v, "%s/%s", o->name, gradient_key[i])) continue;
+        float *gradient = vectors_alloc(o->v, o->in[i]->elements * sizeof *gradient);
+        OK(ddpm_download(o->device, o->x[i], DDPM_GRADIENT, o->n, gradient));
+        if (o->op == DDPM_OP_DROPOUT) put_dropped_back(o->v, o->name, gradient_key[i], o->attr[0], o->out, gradient);
+        int doubled = o->x[i]->param && round == 2;
+        for (size_t k = 0; doubled && k < o->in[i]->elements; k++)
+            gradient[k] /= 2;
+        o->worst = fmax(o->worst, worst_of(o->v, o->name, gradient_key[i], gradient, doubled ? 1.5 : 1));
     }
-    ddpm_graph_free(g);
+}
+
+/* What the operation left in its inputs: batch norm's running statistics. */
+static void check_statistics(operation *o)
+{
     for (int i = 0; i < INPUTS; i++) {
-        if (!x[i] || !(params >> i & 1)) continue;
-        release_memory(&s->device, parameter[i].data);
-        release_memory(&s->device, parameter[i].grad);
+        if (!vectors_find(o->v, "%s/%s", o->name, after_key[i])) continue;
+        float *value = vectors_alloc(o->v, o->in[i]->elements * sizeof *value);
+        OK(ddpm_download(o->device, o->x[i], DDPM_DATA, o->n, value));
+        o->worst = fmax(o->worst, worst_of(o->v, o->name, after_key[i], value, 1));
     }
-    return worst;
+}
+
+static double run_case(vectors *v, subject *s, const char *name)
+{
+    operation o = {.v = v, .name = name, .device = &s->device, .op = s->op};
+    build_operation(&o);
+    OK(ddpm_graph_forward(o.g, o.n));
+    check_output(&o);
+    for (int round = 1; o.wanted && round <= 2; round++)
+        check_gradients(&o, round);
+    check_statistics(&o);
+    ddpm_graph_free(o.g);
+    for (int i = 0; i < INPUTS; i++) {
+        if (!o.x[i] || !(params_of(o.op) >> i & 1)) continue;
+        release_memory(o.device, o.parameter[i].data);
+        release_memory(o.device, o.parameter[i].grad);
+    }
+    return o.worst;
 }
 
 static void test_operation(void **state)
 {
-    const subject *s = *state;
+    subject *s = *state;
     const char *op = ddpm_op_name(s->op);
     size_t length = strlen(op);
     int cases = 0;
@@ -332,8 +358,7 @@ static void test_operation(void **state)
         assert_true((size_t)(end - name) < sizeof one);
         memcpy(one, name, (size_t)(end - name));
         one[end - name] = 0;
-        double ratio = run_case(&v, s, one);
-        worst = ratio > worst ? ratio : worst;
+        worst = fmax(worst, run_case(&v, s, one));
         cases++;
     }
     vectors_close(&v);

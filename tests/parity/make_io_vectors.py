@@ -27,7 +27,7 @@ def dtypes():
         "bool": torch.tensor([False, True], dtype=torch.bool),
         "empty": torch.zeros(0, 3),
     }
-    save_file(tensors, f"{VECTORS}/io_dtypes.safetensors", metadata={"format": "pt", "text": 'é "\n'})
+    save_file(tensors, f"{VECTORS}/io_dtypes.safetensors", metadata={"text": 'é "\n'})
 
 
 def unet():

@@ -479,10 +479,10 @@ def operations():
 
 
 # ---- Networks -------------------------------------------------------------------------------------------------------
-# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels), target,
-# prediction and loss in float64; label (num_classes, hidden_dim, embedding_dim) where there is a label encoder; float32: how
-# far torch's own float32 prediction and gradients are from this truth, measured as test_vectors.c does. Metadata: UNet2DModel's
-# config. (One pair only: safetensors writes several in any order.)
+# weight.NAME in float16 (exactly what was used), grad.NAME in float32, sample, timestep, labels (or class_labels),
+# target; prediction and loss in float64; label (num_classes, hidden_dim, embedding_dim) if there is a label encoder;
+# float32: how far torch's own float32 prediction and gradients are from this truth, measured as in test_vectors.c.
+# Metadata: UNet2DModel's config. (One pair only: safetensors writes several in any order.)
 
 def gradient_distance(gradients, reference):
     """Largest |g - r| / max(|r|, 1e-2 |r_all| / sqrt(tensors)), norms by tensor. The floor, a hundredth of a typical

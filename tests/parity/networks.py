@@ -51,7 +51,8 @@ TINY = [
     dict(name="scale_shift_groups", size=(4, 8), t=[0.0, 100.0, 200.0], unet=dict(
         sample_size=8, down_block_types=(ATTN_DOWN, ATTN_DOWN), up_block_types=(ATTN_UP, ATTN_UP),
         block_out_channels=(4, 8), layers_per_block=1, resnet_time_scale_shift="scale_shift",
-        attn_norm_num_groups=2, attention_head_dim=4, downsample_type="resnet", upsample_type="resnet", mid_block_scale_factor=1.7, norm_num_groups=4)),
+        attn_norm_num_groups=2, attention_head_dim=4, downsample_type="resnet", upsample_type="resnet",
+        mid_block_scale_factor=1.7, norm_num_groups=4)),
     dict(name="embedding", size=(8, 8), t=[5.0, 505.0, 905.0], classes="index", unet=dict(
         sample_size=8, down_block_types=(DOWN, DOWN), up_block_types=(UP, UP), block_out_channels=(4, 4),
         layers_per_block=3, attention_head_dim=4, norm_num_groups=4, num_class_embeds=5)),

@@ -64,7 +64,8 @@ def tensor_difference(name, a, b):
 
 
 def without_version(metadata):
-    return {k: "".join(line for line in v.split("\n") if "_diffusers_version" not in line) for k, v in (metadata or {}).items()}
+    lines = lambda text: [line for line in text.split("\n") if "_diffusers_version" not in line]
+    return {k: lines(v) for k, v in (metadata or {}).items()}
 
 
 def file_difference(old, new):
