@@ -59,11 +59,11 @@ static void print_program_help(FILE *file)
                   "  ddpm sample \"red sphere, cyan cube\" --model runs/first --n 8 --out first.png\n");
 }
 
-static const cli_command *find_command(const char *name)
+static int find_command(const char *name) /* its index, or -1 */
 {
     for (int i = 0; i < COMMANDS; i++)
-        if (cli_edit_distance(commands[i]->name, name) == 0) return commands[i];
-    return NULL;
+        if (cli_edit_distance(commands[i]->name, name) == 0) return i;
+    return -1;
 }
 
 static int unknown_command(const char *name)
@@ -77,12 +77,12 @@ static int unknown_command(const char *name)
     return CLI_USAGE;
 }
 
-static int help_command(const char *name)
+static int help_command(const char *name) /* NULL: of the program */
 {
-    const cli_command *command = name != NULL ? find_command(name) : NULL;
-    if (name != NULL && command == NULL) return unknown_command(name);
-    if (command != NULL)
-        cli_print_help(command, global_options);
+    int index = name != NULL ? find_command(name) : -1;
+    if (name != NULL && index < 0) return unknown_command(name);
+    if (name != NULL)
+        cli_print_help(commands[index], global_options);
     else
         print_program_help(stdout);
     return CLI_DONE;
@@ -152,6 +152,6 @@ int main(int argc, char **argv)
         printf("ddpm %s\n", cli_version());
         return CLI_DONE;
     }
-    const cli_command *command = find_command(name);
-    return command != NULL ? run_command(command, argc, argv) : unknown_command(name);
+    int index = find_command(name);
+    return index >= 0 ? run_command(commands[index], argc, argv) : unknown_command(name);
 }

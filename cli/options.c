@@ -25,7 +25,7 @@ static char plain(char c)
 static int same_name(const char *a, const char *b, size_t b_length)
 {
     size_t i = 0;
-    for (; a[i] != '\0' && i < b_length; i++)
+    for (; i < b_length && a[i] != '\0'; i++)
         if (plain(a[i]) != plain(b[i])) return 0;
     return a[i] == '\0' && i == b_length;
 }
@@ -117,7 +117,7 @@ typedef char complaint[200];
 
 static int parse_int(const char *text, size_t length, const cli_option *o, int *out, complaint why)
 {
-    char digits[32];
+    char digits[32] = "";
     char *end = digits;
     long value = 0;
     errno = 0;

@@ -146,8 +146,8 @@ ddpm_result cli_plot_loss(const char *path, const float *loss, int count, int pe
 {
     chart c = {.steps = count > 0 ? count : 1, .low = 300, .high = -300};
     for (int i = 0; i < count; i++) {
-        c.low = fmin(c.low, log10(loss[i]));
-        c.high = fmax(c.high, log10(loss[i]));
+        c.low = fmin(c.low, log10((double)loss[i]));
+        c.high = fmax(c.high, log10((double)loss[i]));
     }
     if (count < 1) return DDPM_OK;
     c.low -= 0.05;

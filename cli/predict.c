@@ -101,10 +101,9 @@ static ddpm_result read_input(prediction *p)
 
 /* ---- 3. Output tensors --------------------------------------------------------------------------------------- */
 
-static io_tensor describe(char *name, const void *data, int dims, const int64_t *shape)
+static io_tensor describe(const void *data, int dims, const int64_t *shape)
 {
-    io_tensor tensor = {
-        .name = name, .dtype = sizeof(ddpm_real) == sizeof(double) ? IO_F64 : IO_F32, .dims = dims, .data = data};
+    io_tensor tensor = {.dtype = sizeof(ddpm_real) == sizeof(double) ? IO_F64 : IO_F32, .dims = dims, .data = data};
     for (int i = 0; i < dims; i++)
         tensor.shape[i] = shape[i];
     return tensor;
@@ -123,7 +122,8 @@ static ddpm_result describe_gradients(prediction *p, ddpm_arena *arena, io_tenso
         ddpm_result result = ddpm_model_get(model, DDPM_GRAD, param, p->grads + param->offset);
         if (result != DDPM_OK) return result;
         int64_t shape[4] = {param->shape[0], param->shape[1], param->shape[2], param->shape[3]};
-        tensor[(*count)++] = describe(name, p->grads + param->offset, param->dims, shape);
+        tensor[*count] = describe(p->grads + param->offset, param->dims, shape);
+        tensor[(*count)++].name = name;
     }
     return DDPM_OK;
 }
@@ -138,9 +138,11 @@ static ddpm_result write_output(prediction *p)
     io_tensor *tensor = cli_alloc((size_t)p->model.model->params + 2, sizeof *tensor);
     if (tensor == NULL) return DDPM_ERR_MEMORY;
     ddpm_result result = DDPM_OK;
-    tensor[count++] = describe(prediction_name, p->out, 4, shape);
+    tensor[count] = describe(p->out, 4, shape);
+    tensor[count++].name = prediction_name;
     if (set.grad) {
-        tensor[count++] = describe(loss_name, &loss, 0, shape);
+        tensor[count] = describe(&loss, 0, shape);
+        tensor[count++].name = loss_name;
         result = describe_gradients(p, &arena, tensor, &count);
     }
     if (result == DDPM_OK) result = io_safetensors_write(set.out, tensor, count, NULL, 0);

@@ -128,9 +128,10 @@ static char *strip_path(const char *path)
     return cli_text("%.*s_strip.png", (int)stem, path);
 }
 
-static ddpm_result draw_grid(const cli_context *context, cli_drawing *d)
+static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what)
 {
-    gallery g = {.context = context, .drawing = d};
+    gallery g = {.context = context, .drawing = what};
+    cli_drawing drawing = *what, *d = &drawing;
     d->take = take_kept;
     d->user = &g;
     ddpm_result result = DDPM_ERR_MEMORY;
@@ -153,13 +154,14 @@ static ddpm_result draw_grid(const cli_context *context, cli_drawing *d)
     return result;
 }
 
-static ddpm_result draw_files(const cli_context *context, cli_drawing *d)
+static ddpm_result draw_files(const cli_context *context, const cli_drawing *what)
 {
-    gallery g = {.context = context, .drawing = d};
-    d->take = take_file;
-    d->user = &g;
+    gallery g = {.context = context, .drawing = what};
+    cli_drawing d = *what;
+    d.take = take_file;
+    d.user = &g;
     ddpm_result result = io_make_directory(set.out_dir);
-    return result == DDPM_OK ? cli_draw(d) : result;
+    return result == DDPM_OK ? cli_draw(&d) : result;
 }
 
 /* ---- 4. The command ------------------------------------------------------------------------------------------ */

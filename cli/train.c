@@ -196,7 +196,7 @@ static ddpm_result start_training(training *t)
     t->info.pixel_unshuffle = t->model->config.pixel_unshuffle;
     t->info.height = t->net->height;
     t->info.width = t->net->width;
-    if (result == DDPM_OK)
+    if (result == DDPM_OK && t->model->config.label.num_classes > 0)
         result =
             io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
     return result;

@@ -6,9 +6,13 @@
 
 /* ---- 1. The form ---- */
 
-static uint32_t inverted(uint32_t bits)
+/* Not a float's value any more: moved as bits only. */
+static void invert(const ddpm_real *from, ddpm_real *to)
 {
-    return ~bits;
+    uint32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    bits = ~bits;
+    memcpy(to, &bits, sizeof bits);
 }
 
 /* Where element (n,c,y,x) of a tensor lies: (n,y,x,c). */
@@ -46,22 +50,18 @@ static void shadow_free(void *state, void *memory)
 static ddpm_result shadow_upload(void *state, ddpm_tensor *x, int which, int n, const ddpm_real *host)
 {
     (void)state;
-    uint32_t *to = (uint32_t *)(which == DDPM_DATA ? x->data : x->grad), bits;
-    for (size_t i = 0, count = ddpm_elements(x, n); i < count; i++) {
-        memcpy(&bits, &host[i], sizeof bits);
-        to[place(x, i)] = inverted(bits);
-    }
+    ddpm_real *to = which == DDPM_DATA ? x->data : x->grad;
+    for (size_t i = 0, count = ddpm_elements(x, n); i < count; i++)
+        invert(&host[i], &to[place(x, i)]);
     return DDPM_OK;
 }
 
 static ddpm_result shadow_download(void *state, const ddpm_tensor *x, int which, int n, ddpm_real *host)
 {
     (void)state;
-    const uint32_t *from = (const uint32_t *)(which == DDPM_DATA ? x->data : x->grad);
-    for (size_t i = 0, count = ddpm_elements(x, n); i < count; i++) {
-        uint32_t bits = inverted(from[place(x, i)]);
-        memcpy(&host[i], &bits, sizeof bits);
-    }
+    const ddpm_real *from = which == DDPM_DATA ? x->data : x->grad;
+    for (size_t i = 0, count = ddpm_elements(x, n); i < count; i++)
+        invert(&from[place(x, i)], &host[i]);
     return DDPM_OK;
 }
 

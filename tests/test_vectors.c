@@ -415,11 +415,11 @@ static void make_model(vectors *v, const ddpm_device *device, unsigned arrays, d
     for (int i = 0; i < (*out)->params; i++) {
         const ddpm_tensor *param = (*out)->param[i];
         const io_tensor *file = vectors_find(v, "weight.%s", param->name);
-        if (!file) fail_msg("diffusers has no parameter '%s'", param->name);
-        assert_int_equal(file->dims, param->dims);
-        for (int k = 0; k < file->dims; k++)
-            assert_int_equal(file->shape[k], param->shape[k]);
-        OK(ddpm_model_set(*out, DDPM_WEIGHT, param, vectors_floats(v, "%s", file->name)));
+        int fits = file != NULL && file->dims == param->dims;
+        for (int k = 0; fits && k < param->dims; k++)
+            fits = file->shape[k] == param->shape[k];
+        if (!fits) fail_msg("diffusers has no parameter '%s' of this shape", param->name);
+        OK(ddpm_model_set(*out, DDPM_WEIGHT, param, vectors_floats(v, "weight.%s", param->name)));
     }
 }
 
@@ -1026,18 +1026,18 @@ enum { MOST_TESTS = 256 };
 static struct CMUnitTest tests[MOST_TESTS];
 static subject subjects[MOST_TESTS];
 static char names[MOST_TESTS][96];
-static int count;
+static int added;
 
 static void add_test(const char *group, const char *name, CMUnitTestFunction function, const ddpm_backend *backend,
                      ddpm_op op)
 {
-    if (count >= MOST_TESTS) exit(1);
-    snprintf(names[count], sizeof names[count], "%s %s%s%s", group, name, backend ? " on " : "",
+    if (added >= MOST_TESTS) exit(1);
+    snprintf(names[added], sizeof names[added], "%s %s%s%s", group, name, backend ? " on " : "",
              backend ? backend->name : "");
-    subjects[count] = (subject){.device = {.backend = backend}, .op = op, .name = name};
-    tests[count] = (struct CMUnitTest){names[count], function, backend ? open_device : NULL,
-                                       backend ? close_device : NULL, &subjects[count]};
-    count++;
+    subjects[added] = (subject){.device = {.backend = backend}, .op = op, .name = name};
+    tests[added] = (struct CMUnitTest){names[added], function, backend ? open_device : NULL,
+                                       backend ? close_device : NULL, &subjects[added]};
+    added++;
 }
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
@@ -1064,5 +1064,5 @@ int main(void)
     add_test("schedules", "to the bit", test_schedules, NULL, 0);
     add_test("rates", "EMA and MultiStepLR", test_rates, NULL, 0);
     add_test("vectors", "all belong to an operation", test_no_stray_vectors, NULL, 0);
-    return _cmocka_run_group_tests("vectors", tests, (size_t)count, NULL, NULL);
+    return _cmocka_run_group_tests("vectors", tests, (size_t)added, NULL, NULL);
 }
