@@ -323,7 +323,8 @@ typedef struct ddpm_backend {
 } ddpm_backend;
 
 DDPM_API const ddpm_backend *ddpm_reference(void);
-/* Opens a backend (NULL: reference). threads 0: all that OpenMP offers. isa: NULL, or a backend's name for an instruction set. */
+/* Opens a backend (NULL: reference). threads 0: all that OpenMP offers; becomes OpenMP's number for the calling thread.
+ * isa: NULL, or a backend's name for an instruction set. */
 DDPM_API ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa);
 DDPM_API void ddpm_device_close(ddpm_device *device);
 

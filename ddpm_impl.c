@@ -236,6 +236,7 @@ static ddpm_result run_row(const ddpm_graph *g, const ddpm_node *node, int backw
 {
     const ddpm_backend *backend = backend_of(g->device);
     if (node->fused_into) return DDPM_OK;
+    DDPM_ASSERT(node->out->data && g->n > 0 && g->n <= g->capacity);
     ddpm_row_fn row = !backend->rows ? NULL
                       : backward     ? backend->rows[node->op].backward
                                      : backend->rows[node->op].forward;
@@ -287,6 +288,7 @@ static ddpm_real *grad_target(const ddpm_graph *g, const ddpm_node *node, int k)
 {
     if (!(node->wants >> k & 1)) return NULL;
     ddpm_real *grad = node->in[k]->grad;
+    DDPM_ASSERT(grad);
     if (!(node->accumulate >> k & 1)) memset(grad, 0, ddpm_elements(node->in[k], g->n) * sizeof *grad);
     return grad;
 }

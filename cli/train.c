@@ -1,20 +1,19 @@
 /* cli/train.c - ddpm train: a data set and a model's config become a run directory with checkpoints and metrics.
  * Everything that can be refused is refused before the run directory is touched.
  *
- * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs   7 the
- * command */
+ * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs
+ *           7 the command */
 #include <cjson/cJSON.h>
 #include <dirent.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
-#include "cli/plot.h"
 #include "io/file.h"
 #include "io/model.h"
+#include "io/plot.h"
 #include "lab/dataset.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
@@ -81,8 +80,8 @@ typedef struct training {
     io_model_info info;
     ddpm_real *pictures, *labels; /* one batch */
     FILE *metrics;
-    float *loss; /* of every step, for the curve */
-    int losses, loss_room;
+    double *x, *y; /* epochs and loss after every step, for the curve */
+    int points, room;
     cli_progress bar;
     double started;
     double best;        /* lowest average loss of an epoch so far */
@@ -95,7 +94,8 @@ static void close_training(training *t)
     if (t->metrics != NULL) fclose(t->metrics);
     free(t->pictures);
     free(t->labels);
-    free(t->loss);
+    free(t->x);
+    free(t->y);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     ddpm_schedule_free(&t->schedule);
@@ -365,23 +365,31 @@ static ddpm_result write_metrics(const training *t, int epoch, double lr, double
                : DDPM_OK;
 }
 
-static ddpm_result keep_loss(training *t, double loss)
+static ddpm_result keep_point(training *t, double epochs, double loss)
 {
-    if (t->losses == t->loss_room) {
-        int room = t->loss_room > 0 ? 2 * t->loss_room : 1024;
-        float *more = realloc(t->loss, (size_t)room * sizeof *more);
-        if (more == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
-        t->loss = more;
-        t->loss_room = room;
+    if (t->points == t->room) {
+        int room = t->room > 0 ? 2 * t->room : 1024;
+        double *x = realloc(t->x, (size_t)room * sizeof *x), *y = realloc(t->y, (size_t)room * sizeof *y);
+        t->x = x != NULL ? x : t->x;
+        t->y = y != NULL ? y : t->y;
+        if (x == NULL || y == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
+        t->room = room;
     }
-    t->loss[t->losses++] = (float)fmax(loss, 1e-30); /* the curve's axis is logarithmic */
+    t->x[t->points] = epochs;
+    t->y[t->points++] = loss;
     return DDPM_OK;
 }
 
-static ddpm_result draw_curve(const training *t, int per_epoch)
+/* RUN/loss.png: every step pale, their running mean bold. */
+static ddpm_result draw_curve(const training *t)
 {
+    io_picture picture = {0};
+    io_series loss = {.x = t->x, .y = t->y, .count = t->points, .smooth = 0.95};
+    io_plot plot = {.title = set.out, .x_label = "epochs", .y_label = "loss", .series = &loss, .count = 1, .log_y = 1};
     char *path = io_join(set.out, "loss.png");
-    ddpm_result result = path != NULL ? cli_plot_loss(path, t->loss, t->losses, per_epoch) : DDPM_ERR_MEMORY;
+    ddpm_result result = path != NULL ? io_plot_draw(&plot, &picture) : DDPM_ERR_MEMORY;
+    if (result == DDPM_OK) result = io_picture_write_png(path, &picture, NULL, 0);
+    io_picture_free(&picture);
     free(path);
     return result;
 }
@@ -401,7 +409,7 @@ static ddpm_result train_epoch(training *t, int epoch)
         total += loss * got;
         pictures += got;
         result = write_metrics(t, epoch, lr, loss, got / (now - last));
-        if (result == DDPM_OK) result = keep_loss(t, loss);
+        if (result == DDPM_OK) result = keep_point(t, epoch + (double)step / steps, loss);
         last = now;
         cli_progress_show(&t->bar, epoch + (double)step / steps,
                           "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", epoch, set.epochs,
@@ -413,7 +421,7 @@ static ddpm_result train_epoch(training *t, int epoch)
     double seconds = cli_seconds() - begin;
     cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", epoch, total / pictures, lr, pictures / seconds,
              cli_duration(seconds, duration));
-    result = draw_curve(t, steps);
+    result = draw_curve(t);
     return result == DDPM_OK ? end_epoch(t, epoch, total / pictures) : result;
 }
 
