@@ -1,0 +1,1182 @@
+/* tests/test_core.c - what ddpm.h promises beyond the values of single operations (tests/test_vectors.c) and their gradients
+ * (tests/check_grad.c): numbers by address, bits, batches, memory, errors, and that training learns.
+ * The network of most tests has 2 levels, 8 and 12 channels, attention, a label encoder for 5 classes, 8x8 pictures.
+ * Contents: 1 a network to test with  2 memory  3 random numbers  4 the graph  5 threads  6 batches  7 training
+ *           8 refused arguments  9 refused configs  10 values that are not finite  11 main */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "ddpm.h"
+
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                           \
+    } while (0)
+
+/* ---- 1. A network to test with ---- */
+
+enum { SIDE = 8, CHANNELS = 3, PICTURE = CHANNELS * SIDE * SIDE, CLASSES = 5, MOST = 8 };
+
+typedef struct kit {
+    ddpm_device device;
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_schedule schedule;
+    ddpm_trainer trainer;
+    float picture[MOST * PICTURE], noise[MOST * PICTURE], labels[MOST * CLASSES], t[MOST];
+} kit;
+
+static ddpm_model_config small_config(void)
+{
+    ddpm_model_config c = ddpm_model_default();
+    c.unet.sample_size[0] = c.unet.sample_size[1] = SIDE;
+    c.unet.levels = 2;
+    c.unet.layers_per_block = 1;
+    c.unet.block_out_channels[0] = 8;
+    c.unet.block_out_channels[1] = 12;
+    c.unet.down_block_types[0] = c.unet.up_block_types[1] = DDPM_PLAIN_BLOCK;
+    c.unet.down_block_types[1] = c.unet.up_block_types[0] = DDPM_ATTN_BLOCK;
+    c.unet.attention_head_dim = 4;
+    c.unet.norm_num_groups = 4;
+    c.unet.class_embed_type = DDPM_CLASS_IDENTITY;
+    c.label = (ddpm_label_config){CLASSES, 6, 32};
+    return c;
+}
+
+static void fill_data(kit *k)
+{
+    ddpm_address address = {1, 0, 0, DDPM_RANDOM_USER};
+    ddpm_normals(address, MOST * PICTURE, k->noise);
+    for (int i = 0; i < MOST * PICTURE; i++) k->picture[i] = sinf((float)(i / PICTURE + 1) * 0.01f * (float)(i % PICTURE));
+    for (int i = 0; i < MOST; i++) k->t[i] = (float)(100 * i + 50);
+    for (int i = 0; i < MOST * CLASSES; i++) k->labels[i] = i % 3 == 0;
+}
+
+/* threads 0: all. training 1: with room for gradients, moments and EMA. */
+static void open_config(kit *k, const ddpm_model_config *config, int capacity, int training, int threads)
+{
+    ddpm_schedule_config schedule = ddpm_schedule_default();
+    schedule.num_train_timesteps = 1000;
+    OK(ddpm_device_open(&k->device, NULL, threads, NULL));
+    OK(ddpm_model_create(&k->model, config, &k->device));
+    OK(ddpm_model_alloc(k->model, training ? DDPM_FOR_TRAINING : DDPM_FOR_INFERENCE));
+    OK(ddpm_model_init(k->model, 529));
+    OK(ddpm_net_create(&k->net, k->model, 0, 0, capacity, training));
+    OK(ddpm_schedule_create(&k->schedule, &schedule));
+    if (training) OK(ddpm_trainer_init(&k->trainer, k->net, &k->schedule, NULL));
+    fill_data(k);
+}
+
+static kit *open_kit(int capacity, int training, int threads)
+{
+    kit *k = calloc(1, sizeof *k);
+    ddpm_model_config config = small_config();
+    assert_non_null(k);
+    open_config(k, &config, capacity, training, threads);
+    return k;
+}
+
+static void close_kit(kit *k)
+{
+    ddpm_net_free(k->net);
+    ddpm_schedule_free(&k->schedule);
+    ddpm_model_free(k->model);
+    ddpm_device_close(&k->device);
+    free(k);
+}
+
+/* A failure of that kind whose text holds these words. */
+static void check_failure(ddpm_result result, ddpm_result expected, const char *words)
+{
+    if (result != expected) fail_msg("result %d instead of %d (wanted: '%s')", (int)result, (int)expected, words);
+    if (!strstr(ddpm_error(), words)) fail_msg("'%s' does not say '%s'", ddpm_error(), words);
+}
+
+/* ---- 2. Memory ---- */
+
+static void test_arena(void **state)
+{
+    (void)state;
+    ddpm_arena arena = {0};
+    unsigned char *last = NULL;
+    for (size_t bytes = 1; bytes < 200000; bytes = bytes * 3 + 1) {
+        unsigned char *memory = ddpm_arena_alloc(&arena, bytes);
+        assert_non_null(memory);
+        assert_int_equal((uintptr_t)memory % 64, 0);
+        for (size_t i = 0; i < bytes; i++) assert_int_equal(memory[i], 0);
+        memset(memory, 0xA5, bytes);
+        if (last) assert_int_equal(*last, 0xA5);
+        last = memory;
+    }
+    char *text = ddpm_arena_string(&arena, "down_blocks.0");
+    assert_string_equal(text, "down_blocks.0");
+    unsigned char *small[1000]; /* more than one block of them */
+    for (int i = 0; i < 1000; i++) {
+        small[i] = ddpm_arena_alloc(&arena, 50);
+        assert_non_null(small[i]);
+        memset(small[i], i & 255, 50);
+    }
+    for (int i = 0; i < 1000; i++)
+        for (int b = 0; b < 50; b++) assert_int_equal(small[i][b], i & 255);
+    ddpm_arena_free(&arena);
+    assert_null(arena.first);
+    ddpm_arena_free(&arena);
+}
+
+static void test_arena_refuses_the_impossible(void **state)
+{
+    (void)state;
+    static const size_t size[] = {SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2 + 1, SIZE_MAX / 2, SIZE_MAX / 2 - 200};
+    ddpm_arena arena = {0};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
+        ddpm_fail(DDPM_ERR_ARGUMENT, "something else");
+        assert_null(ddpm_arena_alloc(&arena, size[i]));
+        check_failure(DDPM_ERR_MEMORY, DDPM_ERR_MEMORY, "out of memory");
+    }
+    ddpm_arena_free(&arena);
+}
+
+static void test_error_text(void **state)
+{
+    (void)state;
+    assert_non_null(ddpm_error());
+    assert_int_equal(ddpm_fail(DDPM_ERR_FORMAT, "tensor '%s' has %d values", "a.b", 3), DDPM_ERR_FORMAT);
+    assert_string_equal(ddpm_error(), "tensor 'a.b' has 3 values");
+    ddpm_fail(DDPM_ERR_FORMAT, "file: %s", ddpm_error()); /* wrapping the last one */
+    assert_string_equal(ddpm_error(), "file: tensor 'a.b' has 3 values");
+    char lengthy[5000];
+    memset(lengthy, 'x', sizeof lengthy - 1);
+    lengthy[sizeof lengthy - 1] = 0;
+    ddpm_fail(DDPM_ERR_FORMAT, "%s", lengthy);
+    assert_true(strlen(ddpm_error()) > 100 && strlen(ddpm_error()) < sizeof lengthy);
+}
+
+/* ---- 3. Random numbers ---- */
+
+/* kat_vectors of the authors' Random123 (Salmon et al. 2011): philox 4x32 10. Our counter is (block, step, low half of picture,
+ * purpose << 24 | high half of picture), our key the seed. */
+static void test_philox_known_answers(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t counter[4], key[2], answer[4];
+    } known[] = {
+        {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+         {0xffffffff, 0xffffffff},
+         {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+         {0xa4093822, 0x299f31d0},
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const uint32_t *c = known[i].counter, *key = known[i].key;
+        ddpm_address address = {.seed = (uint64_t)key[1] << 32 | key[0],
+                                .picture = (uint64_t)(c[3] & 0xffffff) << 32 | c[2],
+                                .step = c[1],
+                                .purpose = c[3] >> 24};
+        uint32_t word[4];
+        ddpm_philox(address, c[0], word);
+        assert_memory_equal(word, known[i].answer, sizeof word);
+    }
+}
+
+/* Each part of an address gives another stream: among 4 words, and 2^14 pairs of addresses that differ in one bit, two equal
+ * words at one place have a chance of 4 2^14 / 2^32 = 2e-5. */
+static void test_streams_differ(void **state)
+{
+    (void)state;
+    for (uint64_t i = 0; i < 1 << 7; i++) {
+        ddpm_address base = {i * 0x9E3779B97F4A7C15u, i * i, (uint32_t)i * 77, (uint32_t)i % 200};
+        uint32_t word[4], other[4];
+        ddpm_philox(base, (uint32_t)i, word);
+        for (int bit = 0; bit < 64 + 56 + 32 + 8; bit++) {
+            ddpm_address address = base;
+            if (bit < 64) address.seed ^= (uint64_t)1 << bit;
+            else if (bit < 120) address.picture ^= (uint64_t)1 << (bit - 64);
+            else if (bit < 152) address.step ^= 1u << (bit - 120);
+            else address.purpose ^= 1u << (bit - 152);
+            ddpm_philox(address, (uint32_t)i, other);
+            for (int k = 0; k < 4; k++) assert_int_not_equal(word[k], other[k]);
+        }
+    }
+}
+
+static void test_a_stream_has_prefixes(void **state)
+{
+    (void)state;
+    ddpm_address address = {5, 6, 7, DDPM_RANDOM_USER};
+    float whole[64], part[65];
+    ddpm_normals(address, 64, whole);
+    for (size_t count = 0; count <= 64; count++) {
+        part[count] = 1234;
+        ddpm_normals(address, count, part);
+        assert_memory_equal(part, whole, count * sizeof *part);
+        assert_true(part[count] == 1234);
+    }
+}
+
+/* Moments of 2^20 normals, each within 5 standard deviations of its estimate: Var x = 1, Var x^2 = 2, Var x^3 = 15,
+ * Var x^4 = 96; and neighbours are uncorrelated, Var x y = 1. */
+static void test_normals_are_normal(void **state)
+{
+    (void)state;
+    enum { COUNT = 1 << 20 };
+    float *x = malloc(COUNT * sizeof *x);
+    assert_non_null(x);
+    for (int i = 0; i < 4; i++) ddpm_normals((ddpm_address){529, (uint64_t)i, 0, DDPM_RANDOM_NOISE}, COUNT / 4, x + i * (COUNT / 4));
+    static const double expected[5] = {0, 1, 0, 3, 0}, variance[5] = {1, 2, 15, 96, 1};
+    double sum[5] = {0};
+    for (int i = 0; i < COUNT; i++) {
+        double v = (double)x[i];
+        assert_true(fabs(v) < 5.8);
+        for (int m = 0; m < 4; m++) sum[m] += pow(v, m + 1);
+        sum[4] += v * (double)x[(i + 1) % COUNT];
+    }
+    for (int m = 0; m < 5; m++) assert_true(fabs(sum[m] / COUNT - expected[m]) <= 5 * sqrt(variance[m] / COUNT));
+    free(x);
+}
+
+/* Against Box-Muller in double on the same words, relative error below 1e-6 of each value. */
+static void test_normals_are_accurate(void **state)
+{
+    (void)state;
+    const double pi = 3.14159265358979323846;
+    ddpm_address address = {529, 3, 1, DDPM_RANDOM_START};
+    double worst = 0;
+    for (uint32_t block = 0; block < 1 << 16; block++) {
+        uint32_t word[4];
+        float value[4];
+        address.picture = block;
+        ddpm_philox(address, 0, word);
+        ddpm_normals(address, 4, value);
+        for (int k = 0; k < 4; k += 2) {
+            double radius = sqrt(-2 * log(((double)(word[k] >> 8) + 1) / 16777216));
+            double angle = 2 * pi * ((double)(word[k + 1] >> 8) / 16777216);
+            double right[2] = {radius * cos(angle), radius * sin(angle)};
+            for (int j = 0; j < 2; j++) {
+                double error = fabs((double)value[k + j] - right[j]);
+                if (fabs(right[j]) < 1e-12) assert_true(error < 1e-12); /* cos and sin of double angles miss 0 by 1e-16 */
+                else if (error / fabs(right[j]) > worst) worst = error / fabs(right[j]);
+            }
+        }
+    }
+    if (!(worst < 1e-6)) fail_msg("relative error %g", worst);
+}
+
+/* Counts of 10 values in 2^16 draws: each within 5 standard deviations. Every value lies below the range, however large. */
+static void test_uniform_int(void **state)
+{
+    (void)state;
+    enum { DRAWS = 1 << 16 };
+    int count[10] = {0};
+    for (uint32_t i = 0; i < DRAWS; i++) {
+        ddpm_address address = {1, i, 0, DDPM_RANDOM_TIMESTEP};
+        uint32_t value = ddpm_uniform_int(address, 10);
+        assert_true(value < 10);
+        count[value]++;
+        assert_int_equal(ddpm_uniform_int(address, 1), 0);
+        assert_true(ddpm_uniform_int(address, 0xffffffff) < 0xffffffff);
+    }
+    for (int i = 0; i < 10; i++) assert_true(fabs(count[i] - DRAWS * 0.1) <= 5 * sqrt(DRAWS * 0.1 * 0.9));
+}
+
+static void test_shuffle(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = {0, 1, 2, 7, 1000};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        uint32_t order[1000], seen[1000] = {0};
+        ddpm_shuffle((ddpm_address){2, 0, (uint32_t)s, DDPM_RANDOM_SHUFFLE}, sizes[s], order);
+        for (uint32_t i = 0; i < sizes[s]; i++) {
+            assert_true(order[i] < sizes[s]);
+            assert_int_equal(seen[order[i]]++, 0);
+        }
+    }
+    /* Over many epochs each of 6 values is as often at each place: within 5 standard deviations. */
+    enum { EPOCHS = 60000 };
+    int count[6][6] = {{0}};
+    for (uint32_t epoch = 0; epoch < EPOCHS; epoch++) {
+        uint32_t order[6];
+        ddpm_shuffle((ddpm_address){3, 0, epoch, DDPM_RANDOM_SHUFFLE}, 6, order);
+        for (int i = 0; i < 6; i++) count[i][order[i]]++;
+    }
+    for (int i = 0; i < 36; i++) assert_true(fabs(count[i / 6][i % 6] - EPOCHS / 6.0) <= 5 * sqrt(EPOCHS * 5 / 36.0));
+}
+
+/* ---- 4. The graph ---- */
+
+static void test_operation_names(void **state)
+{
+    (void)state;
+    assert_string_equal(ddpm_op_name(DDPM_OP_CONV2D), "conv2d");
+    assert_string_equal(ddpm_op_name(DDPM_OP_BCE), "bce");
+    for (int op = 0; op < DDPM_OP_COUNT; op++)
+        for (const char *c = ddpm_op_name((ddpm_op)op); *c; c++)
+            assert_true((*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9') || *c == '_');
+    assert_non_null(ddpm_op_name(DDPM_OP_COUNT));
+}
+
+/* A failing builder returns NULL, the ones after it too, and planning returns the first error. */
+static void test_builder_errors_stick(void **state)
+{
+    (void)state;
+    ddpm_graph *g;
+    OK(ddpm_graph_create(&g, NULL, 2, 0));
+    ddpm_tensor *a = ddpm_input(g, "left", 2, 4, 4, 0), *b = ddpm_input(g, "right", 2, 4, 5, 0);
+    size_t mark = ddpm_enter(g, "up_blocks.%d", 1);
+    ddpm_tensor *c = ddpm_concat(g, a, b);
+    ddpm_leave(g, mark);
+    assert_null(c);
+    assert_null(ddpm_upsample(g, c, 2));
+    assert_null(ddpm_pixel_unshuffle(g, a, 3)); /* would be an error of its own */
+    assert_null(ddpm_activation(g, a, DDPM_SILU));
+    ddpm_result result = ddpm_graph_plan(g, NULL, &c, 1);
+    check_failure(result, DDPM_ERR_SHAPE, "up_blocks.1 (concat)");
+    check_failure(result, DDPM_ERR_SHAPE, "'left'");
+    check_failure(result, DDPM_ERR_SHAPE, "'right'");
+    ddpm_graph_free(g);
+}
+
+typedef ddpm_tensor *wrong_fn(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *vector);
+static ddpm_tensor *wrong_add(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)v, ddpm_add(g, x, y, 1); }
+static ddpm_tensor *wrong_concat(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, ddpm_concat(g, x, v); }
+static ddpm_tensor *wrong_slice(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_slice(g, x, 2, 3); }
+static ddpm_tensor *wrong_start(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_slice(g, x, -1, 2); }
+static ddpm_tensor *wrong_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)v, ddpm_mse(g, x, y); }
+static ddpm_tensor *wrong_bce(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)v, ddpm_bce(g, x, y); }
+static ddpm_tensor *wrong_attention(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)v, ddpm_attention(g, x, x, y, 1); }
+static ddpm_tensor *wrong_heads(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_attention(g, x, x, x, 3); }
+static ddpm_tensor *wrong_modulate(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, ddpm_modulate(g, x, v); }
+static ddpm_tensor *wrong_divisor(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, ddpm_affine(g, x, v, 1, 0); }
+static ddpm_tensor *wrong_unshuffle(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_pixel_unshuffle(g, x, 3); }
+static ddpm_tensor *wrong_shuffle(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)x, (void)v, ddpm_pixel_shuffle(g, y, 2); }
+static ddpm_tensor *wrong_pool(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_pool(g, x, DDPM_POOL_MAX, 5, 1, 0); }
+static ddpm_tensor *wrong_pad(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_pool(g, x, DDPM_POOL_MAX, 2, 1, 2); }
+static ddpm_tensor *wrong_upsample(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *v) { return (void)y, (void)v, ddpm_upsample(g, x, 0); }
+
+/* Shapes that do not fit are refused by every builder, as DDPM_ERR_SHAPE, with the name of the place. */
+static void test_builders_check_shapes(void **state)
+{
+    (void)state;
+    static wrong_fn *const wrong[] = {wrong_add,       wrong_concat,   wrong_slice,   wrong_start,     wrong_mse,
+                                      wrong_bce,       wrong_attention, wrong_heads,  wrong_modulate,  wrong_divisor,
+                                      wrong_unshuffle, wrong_shuffle,  wrong_pool,    wrong_pad,       wrong_upsample};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        ddpm_graph *g;
+        OK(ddpm_graph_create(&g, NULL, 2, 0));
+        ddpm_tensor *x = ddpm_input(g, "x", 4, 4, 4, 0), *y = ddpm_input(g, "y", 3, 4, 4, 0), *v = ddpm_input(g, "v", 4, 1, 1, 0);
+        ddpm_enter(g, "the.place");
+        ddpm_tensor *out = wrong[i](g, x, y, v);
+        if (out) fail_msg("wrong builder %zu was accepted", i);
+        check_failure(ddpm_graph_plan(g, NULL, NULL, 0), DDPM_ERR_SHAPE, "the.place");
+        ddpm_graph_free(g);
+    }
+}
+
+typedef struct span { /* of memory, in elements, in use from time `first` to `last` */
+    const ddpm_tensor *tensor;
+    size_t begin, end;
+    int first, last;
+} span;
+
+static void use_at(span *s, int time)
+{
+    if (time < s->first) s->first = time;
+    if (time > s->last) s->last = time;
+}
+
+/* The lifetimes once more, straight from what forward and backward do: forward of node i at time i, its backward at time
+ * 2 nodes - 1 - i. Tensors that are in use at one time never share memory; all lie within g->bytes. */
+static void check_memory(const ddpm_graph *g, ddpm_tensor *const *keep, int keeps)
+{
+#define READS(op, name, reads) reads,
+    static const unsigned reads[] = {DDPM_OPS(READS)};
+    int end = 2 * g->nodes, count = 0;
+    span *list = calloc(2 * (size_t)g->tensors, sizeof *list);
+    assert_non_null(list);
+    for (int t = 0; t < g->tensors; t++) {
+        const ddpm_tensor *x = g->tensor[t];
+        span data = {x, x->offset, x->offset + ddpm_elements(x, g->capacity), end, -1};
+        span grad = {x, x->grad_offset, x->grad_offset + ddpm_elements(x, g->capacity), end, -1};
+        if (x->input) use_at(&data, -1), use_at(&data, end);
+        for (int k = 0; k < keeps; k++)
+            if (keep[k] == x) use_at(&data, end);
+        if (x == g->root) use_at(&data, end), use_at(&grad, g->nodes - 1);
+        for (int i = 0; i < g->nodes; i++) {
+            const ddpm_node *node = g->node[i];
+            int backward = end - 1 - i;
+            if (node->out == x || node->aux == x) use_at(&data, i);
+            if (node->aux == x && node->wants && reads[node->op] & DDPM_READS_AUX) use_at(&data, backward);
+            if (node->out == x && node->wants) use_at(&grad, backward);
+            for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+                if (node->in[k] != x) continue;
+                use_at(&data, i);
+                if (node->wants && reads[node->op] >> k & 1) use_at(&data, backward);
+                if (node->wants >> k & 1) use_at(&grad, backward);
+            }
+        }
+        if (x->input && grad.last >= 0) use_at(&grad, end);
+        if (data.last >= 0) list[count++] = data;
+        if (grad.last >= 0) list[count++] = grad;
+    }
+    for (int i = 0; i < count; i++) {
+        if (list[i].end * sizeof(ddpm_real) > g->bytes)
+            fail_msg("'%s' ends at %zu elements of %zu bytes", list[i].tensor->name, list[i].end, g->bytes);
+        for (int k = 0; k < i; k++)
+            if (list[i].begin < list[k].end && list[k].begin < list[i].end && list[i].first <= list[k].last &&
+                list[k].first <= list[i].last)
+                fail_msg("'%s' and '%s' share memory while both are in use", list[i].tensor->name, list[k].tensor->name);
+    }
+    free(list);
+}
+
+static void check_planned(const ddpm_model_config *config, int capacity, int training)
+{
+    ddpm_model *model;
+    ddpm_net *net;
+    OK(ddpm_model_create(&model, config, NULL));
+    OK(ddpm_net_create(&net, model, 0, 0, capacity, training));
+    check_memory(net->graph, &net->prediction, 1);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+}
+
+static void test_memory_is_not_shared(void **state)
+{
+    (void)state;
+    ddpm_model_config config = small_config(), tiny = ddpm_model_preset("tiny", 24);
+    check_planned(&config, 3, 0);
+    check_planned(&config, 3, 1);
+    check_planned(&tiny, 2, 1);
+    config.unet.dropout = 0.1;
+    config.unet.resnet_time_scale_shift = DDPM_SHIFT_SCALE_SHIFT;
+    config.unet.downsample_type = config.unet.upsample_type = DDPM_RESAMPLE_RESNET;
+    config.unet.down_block_types[0] = config.unet.up_block_types[0] = DDPM_ATTN_BLOCK;
+    config.unet.in_channels = config.unet.out_channels = 12;
+    config.pixel_unshuffle = 2;
+    check_planned(&config, 2, 1);
+}
+
+/* The lab's model at batch 8 trains in less than 3.5 GiB of activations. Inference keeps none: less than a quarter of that. Nothing
+ * is allocated for this. */
+static void test_memory_of_the_lab_model(void **state)
+{
+    (void)state;
+    ddpm_model_config config = ddpm_model_preset("lab", 24);
+    ddpm_model *model;
+    OK(ddpm_model_create(&model, &config, NULL));
+    size_t bytes[2];
+    for (int training = 0; training < 2; training++) {
+        ddpm_net *net;
+        OK(ddpm_net_create(&net, model, 0, 0, 8, training));
+        assert_null(net->graph->memory);
+        bytes[training] = net->graph->bytes;
+        ddpm_net_free(net);
+    }
+    ddpm_model_free(model);
+    if (bytes[1] >= (size_t)3584 << 20) fail_msg("training takes %zu MiB", bytes[1] >> 20);
+    if (bytes[0] >= bytes[1] / 4) fail_msg("inference takes %zu MiB, training %zu", bytes[0] >> 20, bytes[1] >> 20);
+    assert_true(bytes[0] > (size_t)8 * 3 * 64 * 64 * sizeof(float));
+}
+
+typedef struct readiness {
+    const ddpm_model *model;
+    int calls[256];
+    float *gradient;
+} readiness;
+
+static void note_ready(void *user, ddpm_tensor *param)
+{
+    readiness *r = user;
+    for (int p = 0; p < r->model->params; p++)
+        if (r->model->param[p] == param) {
+            r->calls[p]++;
+            memcpy(r->gradient + param->offset, param->grad, ddpm_elements(param, 0) * sizeof(float));
+        }
+}
+
+/* Every parameter is reported once, and its gradient does not change after that. */
+static void test_gradients_are_reported_when_final(void **state)
+{
+    (void)state;
+    kit *k = open_kit(2, 1, 0);
+    readiness r = {.model = k->model, .gradient = calloc(k->model->elements, sizeof(float))};
+    assert_non_null(r.gradient);
+    assert_true(k->model->params <= 256);
+    OK(ddpm_predict(k->net, 2, k->noise, k->t, k->labels, NULL));
+    OK(ddpm_model_zero_grad(k->model));
+    OK(ddpm_graph_backward(k->net->graph, NULL, note_ready, &r));
+    for (int p = 0; p < k->model->params; p++) {
+        const ddpm_tensor *x = k->model->param[p];
+        assert_int_equal(r.calls[p], 1);
+        assert_memory_equal(r.gradient + x->offset, x->grad, ddpm_elements(x, 0) * sizeof(float));
+    }
+    free(r.gradient);
+    close_kit(k);
+}
+
+/* ---- 5. Threads ---- */
+
+typedef struct record { /* bytes of all results, one after the other */
+    unsigned char *data;
+    size_t size;
+} record;
+
+static void append(record *r, const void *data, size_t size)
+{
+    r->data = realloc(r->data, r->size + size);
+    assert_non_null(r->data);
+    memcpy(r->data + r->size, data, size);
+    r->size += size;
+}
+
+static void append_arrays(record *r, const ddpm_model *model, unsigned arrays)
+{
+    for (int a = 0; a < DDPM_ARRAYS; a++)
+        if (arrays >> a & 1) append(r, model->array[a], model->elements * sizeof(float));
+}
+
+static record everything(int threads)
+{
+    record r = {NULL, 0};
+    kit *k = open_kit(3, 1, threads);
+    float out[5 * PICTURE];
+    double loss;
+    if (threads) assert_true(k->device.threads == threads || k->device.threads == 1); /* 1: built without OpenMP */
+    OK(ddpm_predict(k->net, 3, k->noise, k->t, k->labels, out));
+    append(&r, out, 3 * PICTURE * sizeof *out);
+    OK(ddpm_loss_gradients(k->net, 5, k->picture, k->t, k->labels, k->noise, out, &loss));
+    append(&r, out, sizeof out);
+    append(&r, &loss, sizeof loss);
+    append_arrays(&r, k->model, 1 << DDPM_GRAD);
+    for (int step = 0; step < 3; step++) {
+        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 5, 1e-3, &loss));
+        append(&r, &loss, sizeof loss);
+        append(&r, &k->trainer.grad_norm, sizeof k->trainer.grad_norm);
+    }
+    append_arrays(&r, k->model, DDPM_FOR_TRAINING);
+    for (int sampler = 0; sampler < 2; sampler++) {
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 4, 0.5, 11, 0};
+        OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
+        append(&r, out, 3 * PICTURE * sizeof *out);
+    }
+    close_kit(k);
+    return r;
+}
+
+/* Prediction, gradients, three steps (weights, moments, moving average) and both samplers: the same bits. */
+static void test_threads_do_not_matter(void **state)
+{
+    (void)state;
+    record one = everything(1);
+    for (int threads = 2; threads <= 3; threads++) {
+        record more = everything(threads);
+        assert_int_equal(more.size, one.size);
+        assert_memory_equal(more.data, one.data, one.size);
+        free(more.data);
+    }
+    record all = everything(0);
+    assert_memory_equal(all.data, one.data, one.size);
+    free(all.data);
+    free(one.data);
+}
+
+/* ---- 6. Batches ---- */
+
+/* A batch of 7 in parts of at most `capacity`: prediction and loss have the whole batch's bits, since a picture does not see its
+ * neighbours; gradients are sums over M = 7 * 64 pictures and pixels in another order. With u = 2^-24 each way of summing errs
+ * by at most M u S, S the sum of the magnitudes, which for terms of any sign is about sqrt(M) times their sum's usual size: hence
+ *     |g - r| <= 2 M u sqrt(M) rms = 1.2e-3 rms,   rms of the tensor, but at least a hundredth of that of all (a gradient that
+ * cancels to zero is as uncertain as its terms are large). A picture lost or counted twice changes g by about rms / sqrt(7). */
+static void test_micro_batches_add_up(void **state)
+{
+    (void)state;
+    enum { N = 7 };
+    static const int capacities[] = {7, 3, 2, 1};
+    const double pixels = N * SIDE * SIDE, share = 2 * pixels * sqrt(pixels) * 0x1p-24;
+    float *whole = NULL, first_out[N * PICTURE], out[N * PICTURE];
+    double whole_loss = 0, loss, all = 0;
+    for (size_t c = 0; c < sizeof capacities / sizeof *capacities; c++) {
+        kit *k = open_kit(capacities[c], 1, 0);
+        OK(ddpm_loss_gradients(k->net, N, k->picture, k->t, k->labels, k->noise, out, &loss));
+        const float *grad = k->model->array[DDPM_GRAD];
+        if (c == 0) {
+            whole = malloc(k->model->elements * sizeof *whole);
+            assert_non_null(whole);
+            memcpy(whole, grad, k->model->elements * sizeof *whole);
+            memcpy(first_out, out, sizeof out);
+            whole_loss = loss;
+            double squares = 0; /* the loss is the mean of all squared errors, and double here */
+            for (int i = 0; i < N * PICTURE; i++) squares += pow((double)out[i] - (double)k->noise[i], 2);
+            assert_true(fabs(loss / (squares / (N * PICTURE)) - 1) < 0x1p-22); /* each picture's sum is rounded to float */
+            for (size_t i = 0; i < k->model->elements; i++) all += (double)grad[i] * (double)grad[i];
+            all = sqrt(all / (double)k->model->elements);
+        }
+        assert_memory_equal(out, first_out, sizeof out);
+        assert_true(loss == whole_loss);
+        for (int p = 0; p < k->model->params; p++) {
+            const ddpm_tensor *x = k->model->param[p];
+            size_t count = ddpm_elements(x, 0);
+            double rms = 0;
+            for (size_t i = 0; i < count; i++) rms += (double)whole[x->offset + i] * (double)whole[x->offset + i];
+            rms = fmax(sqrt(rms / (double)count), 0.01 * all);
+            for (size_t i = 0; i < count; i++) {
+                double error = fabs((double)grad[x->offset + i] - (double)whole[x->offset + i]);
+                if (!(error <= share * rms)) fail_msg("capacity %d, '%s': error %g of %g", capacities[c], x->name, error, rms);
+            }
+        }
+        close_kit(k);
+    }
+    free(whole);
+}
+
+/* A training step is the same whatever the capacity: same noise, same t, same loss. */
+static void test_training_noise_ignores_capacity(void **state)
+{
+    (void)state;
+    double loss[3];
+    for (int c = 0; c < 3; c++) {
+        kit *k = open_kit(c == 0 ? 5 : c, 1, 0);
+        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 5, 1e-3, &loss[c]));
+        assert_int_equal(k->trainer.step, 1);
+        assert_int_equal(k->trainer.picture, 5);
+        close_kit(k);
+    }
+    assert_true(loss[0] == loss[1] && loss[0] == loss[2]);
+}
+
+/* Picture i of a batch of 4, and drawn alone in networks of other capacities, to the bit: no row mixes pictures. */
+static void test_samples_ignore_the_batch(void **state)
+{
+    (void)state;
+    static const int capacities[] = {1, 3};
+    for (int sampler = 0; sampler < 2; sampler++) {
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000};
+        float together[4 * PICTURE], alone[PICTURE];
+        kit *k = open_kit(4, 0, 0);
+        OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 4, together, NULL, NULL));
+        close_kit(k);
+        for (size_t c = 0; c < 2; c++) {
+            k = open_kit(capacities[c], 0, 0);
+            for (int i = 0; i < 4; i++) {
+                config.first_picture = 1000 + (uint64_t)i;
+                OK(ddpm_sample(k->net, &k->schedule, &config, k->labels + i * CLASSES, 1, alone, NULL, NULL));
+                assert_memory_equal(alone, together + i * PICTURE, sizeof alone);
+            }
+            config.first_picture = 1000;
+            close_kit(k);
+        }
+        assert_memory_not_equal(together, together + PICTURE, PICTURE * sizeof(float));
+    }
+}
+
+static ddpm_result count_calls(void *user, ddpm_net *net, int done, int steps)
+{
+    int *calls = user;
+    (void)net;
+    assert_int_equal(done, *calls);
+    assert_int_equal(steps, 6);
+    ++*calls;
+    return done == 3 ? ddpm_fail(DDPM_STOPPED, "enough") : DDPM_OK;
+}
+
+static void test_sampling_can_be_stopped(void **state)
+{
+    (void)state;
+    kit *k = open_kit(1, 0, 0);
+    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0};
+    float out[PICTURE] = {9};
+    int calls = 0;
+    assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, count_calls, &calls), DDPM_STOPPED);
+    assert_int_equal(calls, 4);
+    assert_true(out[0] == 9);
+    close_kit(k);
+}
+
+/* ---- 7. Training ---- */
+
+static void test_learning_rate(void **state)
+{
+    (void)state;
+    static const int milestones[] = {30, 60};
+    static const struct {
+        int epoch;
+        double factor;
+    } known[] = {{0, 1}, {29, 1}, {30, 0.1}, {59, 0.1}, {60, 0.01}, {1000, 0.01}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        assert_true(fabs(ddpm_multistep_lr(0.3, known[i].epoch, milestones, 2, 0.1) / (0.3 * known[i].factor) - 1) < 1e-15);
+    assert_true(ddpm_multistep_lr(0.3, 99, NULL, 0, 0.1) == 0.3);
+}
+
+static void test_ema_decay(void **state)
+{
+    (void)state;
+    assert_true(ddpm_ema_decay(0, 0.9999) == 0);
+    assert_true(ddpm_ema_decay(1, 0.9999) == 0);
+    assert_true(ddpm_ema_decay(2, 0.9999) == 2.0 / 11);
+    assert_true(ddpm_ema_decay(101, 0.9999) == 101.0 / 110);
+    assert_true(ddpm_ema_decay(100000, 0.9999) == 0.9999);
+    assert_true(ddpm_ema_decay((uint64_t)1 << 60, 0.5) == 0.5);
+}
+
+/* torch's bounds: U(+-1/sqrt(fan_in)) for a convolution, 1 and 0 for a norm. */
+static void test_initial_weights(void **state)
+{
+    (void)state;
+    kit *k = open_kit(1, 1, 0);
+    const ddpm_tensor *conv = ddpm_model_find(k->model, "down_blocks.0.resnets.0.conv1.weight");
+    const ddpm_tensor *weight = ddpm_model_find(k->model, "conv_norm_out.weight"), *bias = ddpm_model_find(k->model, "conv_norm_out.bias");
+    assert_non_null(conv);
+    assert_non_null(weight);
+    assert_non_null(bias);
+    assert_null(ddpm_model_find(k->model, "no.such.weight"));
+    float value[8 * 8 * 9], bound = 1 / sqrtf(8 * 9);
+    double sum = 0, square = 0;
+    OK(ddpm_model_get(k->model, DDPM_WEIGHT, conv, value));
+    for (int i = 0; i < 8 * 8 * 9; i++) {
+        assert_true(fabsf(value[i]) <= bound);
+        sum += (double)value[i];
+        square += (double)(value[i] * value[i]);
+    }
+    /* 576 of U(-b,b): variance b^2/3 and, of its estimate, (1/5 - 1/9) b^4; 5 standard deviations */
+    double b = (double)bound;
+    assert_true(fabs(sum / 576) < 5 * b * sqrt(1.0 / 3 / 576));
+    assert_true(fabs(square / 576 - b * b / 3) < 5 * b * b * sqrt((1.0 / 5 - 1.0 / 9) / 576));
+    OK(ddpm_model_get(k->model, DDPM_EMA, weight, value));
+    for (int i = 0; i < 8; i++) assert_true(value[i] == 1);
+    OK(ddpm_model_get(k->model, DDPM_WEIGHT, bias, value));
+    for (int i = 0; i < 8; i++) assert_true(value[i] == 0);
+    assert_memory_equal(k->model->array[DDPM_WEIGHT], k->model->array[DDPM_EMA], k->model->elements * sizeof(float));
+    close_kit(k);
+}
+
+/* 80 steps on one batch: noise and t still vary from step to step, yet the loss falls from about 1, a prediction of nothing, to
+ * well under half: the network must tell the noise from the few pictures it has seen. */
+static void test_training_learns(void **state)
+{
+    (void)state;
+    enum { STEPS = 80 };
+    kit *k = open_kit(8, 1, 0);
+    double loss, early = 0, late = 0;
+    for (int step = 0; step < STEPS; step++) {
+        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 8, 4e-3, &loss));
+        assert_true(isfinite(k->trainer.grad_norm) && k->trainer.grad_norm > 0);
+        if (step < 5) early += loss / 5;
+        if (step >= STEPS - 10) late += loss / 10;
+    }
+    if (!(late < 0.5 * early)) fail_msg("loss %g at first, %g in the end", early, late);
+    assert_int_equal(k->trainer.step, STEPS);
+    close_kit(k);
+}
+
+/* A run that stops after two steps and goes on in a new trainer from its arrays and counters has the other's bits. */
+static void test_resumed_training_is_the_same(void **state)
+{
+    (void)state;
+    record r[2] = {{NULL, 0}, {NULL, 0}};
+    for (int stopped = 0; stopped < 2; stopped++) {
+        kit *k = open_kit(4, 1, 0);
+        for (int step = 0; step < 4; step++) {
+            if (stopped && step == 2) {
+                kit *next = open_kit(3, 1, 0); /* the capacity may even differ: it holds no history */
+                ddpm_net_free(next->net);
+                OK(ddpm_net_create(&next->net, next->model, 0, 0, 4, 1));
+                OK(ddpm_trainer_init(&next->trainer, next->net, &next->schedule, NULL));
+                for (int a = 0; a < DDPM_ARRAYS; a++)
+                    for (int p = 0; p < k->model->params; p++) {
+                        float *value = malloc(ddpm_elements(k->model->param[p], 0) * sizeof *value);
+                        assert_non_null(value);
+                        OK(ddpm_model_get(k->model, (ddpm_array)a, k->model->param[p], value));
+                        OK(ddpm_model_set(next->model, (ddpm_array)a, next->model->param[p], value));
+                        free(value);
+                    }
+                next->trainer.step = k->trainer.step;
+                next->trainer.picture = k->trainer.picture;
+                close_kit(k);
+                k = next;
+            }
+            OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 4, 1e-3, NULL));
+        }
+        append_arrays(&r[stopped], k->model, DDPM_FOR_TRAINING);
+        close_kit(k);
+    }
+    assert_memory_equal(r[0].data, r[1].data, r[0].size);
+    free(r[0].data);
+    free(r[1].data);
+}
+
+/* ---- 8. Refused arguments ---- */
+
+static void test_capacity_must_be_positive(void **state)
+{
+    (void)state;
+    ddpm_graph *g;
+    check_failure(ddpm_graph_create(&g, NULL, 0, 0), DDPM_ERR_ARGUMENT, "capacity");
+    assert_null(g);
+    kit *k = open_kit(1, 0, 0);
+    ddpm_net *net;
+    check_failure(ddpm_net_create(&net, k->model, 0, 0, 0, 0), DDPM_ERR_ARGUMENT, "capacity");
+    assert_null(net);
+    check_failure(ddpm_net_create(&net, k->model, 0, 0, -3, 0), DDPM_ERR_ARGUMENT, "capacity");
+    close_kit(k);
+}
+
+static void test_sizes_must_halve(void **state)
+{
+    (void)state;
+    static const int wrong[][2] = {{7, 8}, {8, 9}, {-2, 8}, {1, 1}};
+    kit *k = open_kit(1, 0, 0);
+    ddpm_net *net;
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        check_failure(ddpm_net_create(&net, k->model, wrong[i][0], wrong[i][1], 1, 0), DDPM_ERR_SHAPE, "halved");
+        assert_null(net);
+    }
+    OK(ddpm_net_create(&net, k->model, 10, 6, 1, 0)); /* neither square nor a power of two */
+    assert_int_equal(net->height, 10);
+    assert_int_equal(net->width, 6);
+    ddpm_net_free(net);
+    close_kit(k);
+}
+
+static void test_batch_must_fit(void **state)
+{
+    (void)state;
+    kit *k = open_kit(2, 1, 0);
+    float out[3 * PICTURE];
+    static const int wrong[] = {-1, 0, 3};
+    for (int i = 0; i < 3; i++) {
+        check_failure(ddpm_predict(k->net, wrong[i], k->noise, k->t, k->labels, out), DDPM_ERR_ARGUMENT, "1 to 2");
+        check_failure(ddpm_sample(k->net, &k->schedule, NULL, k->labels, wrong[i], out, NULL, NULL), DDPM_ERR_ARGUMENT, "1 to 2");
+        check_failure(ddpm_graph_forward(k->net->graph, wrong[i]), DDPM_ERR_ARGUMENT, "1 to 2");
+    }
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(ddpm_train_step(&k->trainer, k->picture, k->labels, wrong[i], 1e-3, NULL), DDPM_ERR_ARGUMENT);
+        assert_int_equal(ddpm_loss_gradients(k->net, wrong[i], k->picture, k->t, k->labels, k->noise, NULL, NULL), DDPM_ERR_ARGUMENT);
+    }
+    close_kit(k);
+}
+
+static void test_labels_must_be_given(void **state)
+{
+    (void)state;
+    kit *k = open_kit(2, 1, 0);
+    float out[2 * PICTURE];
+    check_failure(ddpm_predict(k->net, 2, k->noise, k->t, NULL, out), DDPM_ERR_ARGUMENT, "labels");
+    check_failure(ddpm_sample(k->net, &k->schedule, NULL, NULL, 2, out, NULL, NULL), DDPM_ERR_ARGUMENT, "labels");
+    check_failure(ddpm_train_step(&k->trainer, k->picture, NULL, 2, 1e-3, NULL), DDPM_ERR_ARGUMENT, "labels");
+    check_failure(ddpm_loss_gradients(k->net, 2, k->picture, k->t, NULL, k->noise, NULL, NULL), DDPM_ERR_ARGUMENT, "labels");
+    close_kit(k);
+}
+
+static void test_embedding_labels_must_exist(void **state)
+{
+    (void)state;
+    ddpm_model_config config = small_config();
+    config.label = (ddpm_label_config){0, 0, 0};
+    config.unet.class_embed_type = DDPM_CLASS_NONE;
+    config.unet.num_class_embeds = 3;
+    kit *k = calloc(1, sizeof *k);
+    assert_non_null(k);
+    open_config(k, &config, 2, 0, 0);
+    assert_int_equal(ddpm_label_width(&config), 1);
+    float out[2 * PICTURE];
+    const float right[2] = {0, 2}, wrong[][2] = {{0, 3}, {-1, 0}, {0, 0.5f}, {NAN, 0}, {INFINITY, 0}, {1e20f, 0}};
+    OK(ddpm_predict(k->net, 2, k->noise, k->t, right, out));
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        check_failure(ddpm_predict(k->net, 2, k->noise, k->t, wrong[i], out), DDPM_ERR_RANGE, "class label");
+    close_kit(k);
+}
+
+static void test_timesteps_must_exist(void **state)
+{
+    (void)state;
+    kit *k = open_kit(2, 1, 0);
+    float before[2 * PICTURE], after[2 * PICTURE];
+    OK(ddpm_graph_alloc(k->net->graph));
+    OK(ddpm_upload(&k->device, k->net->sample, DDPM_DATA, 2, k->noise));
+    OK(ddpm_download(&k->device, k->net->sample, DDPM_DATA, 2, before));
+    check_failure(ddpm_add_noise(k->net, &k->schedule, (int[]){3, 1000}, 2), DDPM_ERR_RANGE, "t[1] = 1000");
+    check_failure(ddpm_add_noise(k->net, &k->schedule, (int[]){-1, 5}, 2), DDPM_ERR_RANGE, "t[0] = -1");
+    assert_int_equal(ddpm_add_noise(k->net, &k->schedule, (int[]){1, 2, 3}, 3), DDPM_ERR_ARGUMENT);
+    OK(ddpm_download(&k->device, k->net->sample, DDPM_DATA, 2, after));
+    assert_memory_equal(before, after, sizeof before);
+    OK(ddpm_add_noise(k->net, &k->schedule, (int[]){0, 999}, 2));
+    close_kit(k);
+}
+
+static void test_steps_must_exist(void **state)
+{
+    (void)state;
+    kit *k = open_kit(1, 0, 0);
+    int t[1000];
+    float out[PICTURE];
+    static const int wrong[] = {0, -1, 1001};
+    for (int i = 0; i < 3; i++) check_failure(ddpm_timesteps(&k->schedule, wrong[i], t), DDPM_ERR_RANGE, "steps");
+    for (int i = 1; i < 3; i++) { /* 0 means T */
+        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0};
+        check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE, "steps");
+    }
+    OK(ddpm_timesteps(&k->schedule, 1000, t));
+    for (int i = 0; i < 1000; i++) assert_int_equal(t[i], 999 - i);
+    OK(ddpm_timesteps(&k->schedule, 3, t));
+    assert_int_equal(t[0], 666);
+    assert_int_equal(t[2], 0);
+    ddpm_schedule s;
+    ddpm_schedule_config config = ddpm_schedule_default();
+    config.num_train_timesteps = 1;
+    check_failure(ddpm_schedule_create(&s, &config), DDPM_ERR_ARGUMENT, "num_train_timesteps");
+    ddpm_schedule_free(&s);
+    close_kit(k);
+}
+
+static void test_training_needs_its_arrays(void **state)
+{
+    (void)state;
+    kit *k = open_kit(1, 0, 0);
+    ddpm_trainer trainer;
+    ddpm_net *net;
+    float out[PICTURE], value[PICTURE];
+    check_failure(ddpm_trainer_init(&trainer, k->net, &k->schedule, NULL), DDPM_ERR_ARGUMENT, "without a loss");
+    check_failure(ddpm_loss_gradients(k->net, 1, k->picture, k->t, k->labels, k->noise, out, NULL), DDPM_ERR_ARGUMENT, "training");
+    OK(ddpm_net_create(&net, k->model, 0, 0, 1, 1));
+    check_failure(ddpm_trainer_init(&trainer, net, &k->schedule, NULL), DDPM_ERR_ARGUMENT, "ddpm_model_alloc");
+    check_failure(ddpm_loss_gradients(net, 1, k->picture, k->t, k->labels, k->noise, out, NULL), DDPM_ERR_ARGUMENT, "ddpm_model_alloc");
+    check_failure(ddpm_model_zero_grad(k->model), DDPM_ERR_ARGUMENT, "gradients");
+    check_failure(ddpm_model_use(k->model, DDPM_EMA), DDPM_ERR_ARGUMENT, "moving average");
+    check_failure(ddpm_model_use(k->model, DDPM_GRAD), DDPM_ERR_ARGUMENT, "");
+    check_failure(ddpm_model_get(k->model, DDPM_EMA, k->model->param[0], value), DDPM_ERR_ARGUMENT, k->model->param[0]->name);
+    check_failure(ddpm_model_set(k->model, DDPM_MOMENT1, k->model->param[0], value), DDPM_ERR_ARGUMENT, "not allocated");
+    ddpm_net_free(net);
+    close_kit(k);
+}
+
+/* ---- 9. Refused configs: the text names the field ---- */
+
+static void edit_levels_0(ddpm_model_config *c) { c->unet.levels = 0; }
+static void edit_levels_9(ddpm_model_config *c) { c->unet.levels = 9; }
+static void edit_groups(ddpm_model_config *c) { c->unet.norm_num_groups = 5; }
+static void edit_groups_0(ddpm_model_config *c) { c->unet.norm_num_groups = 0; }
+static void edit_attn_groups(ddpm_model_config *c) { c->unet.attn_norm_num_groups = 7; }
+static void edit_head_dim(ddpm_model_config *c) { c->unet.attention_head_dim = 13; }
+static void edit_layers(ddpm_model_config *c) { c->unet.layers_per_block = 0; }
+static void edit_layers_65(ddpm_model_config *c) { c->unet.layers_per_block = 65; }
+static void edit_dropout(ddpm_model_config *c) { c->unet.dropout = 1.5; }
+static void edit_dropout_nan(ddpm_model_config *c) { c->unet.dropout = (double)NAN; }
+static void edit_eps(ddpm_model_config *c) { c->unet.norm_eps = -1e-5; }
+static void edit_padding(ddpm_model_config *c) { c->unet.downsample_padding = 2; }
+static void edit_scale(ddpm_model_config *c) { c->unet.mid_block_scale_factor = 0; }
+static void edit_channels(ddpm_model_config *c) { c->unet.block_out_channels[1] = 0; }
+static void edit_in_channels(ddpm_model_config *c) { c->unet.in_channels = c->unet.out_channels = 0; }
+static void edit_out_channels(ddpm_model_config *c) { c->unet.out_channels = 4; }
+static void edit_unshuffle(ddpm_model_config *c) { c->pixel_unshuffle = 2; } /* 3 channels are no multiple of 4 */
+static void edit_sample_size(ddpm_model_config *c) { c->unet.sample_size[1] = 7; }
+static void edit_sample_size_minus(ddpm_model_config *c) { c->unet.sample_size[0] = -8; }
+static void edit_embedding_dim(ddpm_model_config *c) { c->label.embedding_dim = 31; }
+static void edit_hidden_dim(ddpm_model_config *c) { c->label.hidden_dim = 0; }
+static void edit_class_type(ddpm_model_config *c) { c->unet.class_embed_type = DDPM_CLASS_TIMESTEP; }
+static void edit_time_dim(ddpm_model_config *c) { c->unet.time_embedding_dim = -4; }
+static void edit_classes(ddpm_model_config *c) { c->unet.num_class_embeds = -1; }
+static void edit_preset(ddpm_model_config *c) { *c = ddpm_model_preset("enormous", 3); }
+
+static void test_wrong_configs(void **state)
+{
+    (void)state;
+    static const struct {
+        void (*edit)(ddpm_model_config *c);
+        ddpm_result result;
+        const char *words;
+    } wrong[] = {
+        {edit_levels_0, DDPM_ERR_ARGUMENT, "levels"},
+        {edit_levels_9, DDPM_ERR_ARGUMENT, "levels"},
+        {edit_groups, DDPM_ERR_SHAPE, "norm_num_groups"},
+        {edit_groups_0, DDPM_ERR_ARGUMENT, "norm_num_groups"},
+        {edit_attn_groups, DDPM_ERR_SHAPE, "mid_block.attentions.0.group_norm"},
+        {edit_head_dim, DDPM_ERR_SHAPE, "attention_head_dim"},
+        {edit_layers, DDPM_ERR_ARGUMENT, "layers_per_block"},
+        {edit_layers_65, DDPM_ERR_ARGUMENT, "layers_per_block"},
+        {edit_dropout, DDPM_ERR_ARGUMENT, "dropout"},
+        {edit_dropout_nan, DDPM_ERR_ARGUMENT, "dropout"},
+        {edit_eps, DDPM_ERR_ARGUMENT, "norm_eps"},
+        {edit_padding, DDPM_ERR_ARGUMENT, "downsample_padding"},
+        {edit_scale, DDPM_ERR_ARGUMENT, "mid_block_scale_factor"},
+        {edit_channels, DDPM_ERR_ARGUMENT, "block_out_channels[1]"},
+        {edit_in_channels, DDPM_ERR_ARGUMENT, "in_channels"},
+        {edit_out_channels, DDPM_ERR_SHAPE, "out_channels"},
+        {edit_unshuffle, DDPM_ERR_SHAPE, "pixel_unshuffle"},
+        {edit_sample_size, DDPM_ERR_SHAPE, "halved"},
+        {edit_sample_size_minus, DDPM_ERR_ARGUMENT, "sample_size"},
+        {edit_embedding_dim, DDPM_ERR_SHAPE, "embedding_dim"},
+        {edit_hidden_dim, DDPM_ERR_ARGUMENT, "hidden_dim"},
+        {edit_class_type, DDPM_ERR_SHAPE, "identity"},
+        {edit_time_dim, DDPM_ERR_ARGUMENT, "time_embedding_dim"},
+        {edit_classes, DDPM_ERR_ARGUMENT, "num_class_embeds"},
+        {edit_preset, DDPM_ERR_ARGUMENT, "levels"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        ddpm_model_config config = small_config();
+        ddpm_model *model = (ddpm_model *)&config; /* anything but NULL */
+        wrong[i].edit(&config);
+        ddpm_result result = ddpm_model_create(&model, &config, NULL);
+        if (result == DDPM_OK) fail_msg("config %zu (%s) was accepted", i, wrong[i].words);
+        check_failure(result, wrong[i].result, wrong[i].words);
+        assert_null(model);
+    }
+}
+
+static void test_presets(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int levels, size;
+    } preset[] = {{"lab", 6, 64}, {"small", 4, 32}, {"tiny", 2, 32}};
+    for (size_t i = 0; i < sizeof preset / sizeof *preset; i++)
+        for (int classes = 0; classes <= 24; classes += 24) {
+            ddpm_model_config config = ddpm_model_preset(preset[i].name, classes);
+            ddpm_model *model;
+            assert_int_equal(config.unet.levels, preset[i].levels);
+            assert_int_equal(config.unet.sample_size[0], preset[i].size);
+            assert_int_equal(ddpm_label_width(&config), classes);
+            OK(ddpm_model_create(&model, &config, NULL));
+            assert_int_equal(ddpm_model_find(model, "label_encoder.0.weight") != NULL, classes > 0);
+            ddpm_model_free(model);
+        }
+}
+
+/* ---- 10. Values that are not finite ---- */
+
+/* A step that cannot be taken names the first node that went wrong and leaves weights, moments and moving average as they were. */
+static void check_step_refused(kit *k, const char *words)
+{
+    record before = {NULL, 0}, after = {NULL, 0};
+    unsigned kept = DDPM_FOR_TRAINING & ~(1u << DDPM_GRAD);
+    append_arrays(&before, k->model, kept);
+    uint64_t step = k->trainer.step, picture = k->trainer.picture;
+    check_failure(ddpm_train_step(&k->trainer, k->picture, k->labels, 4, 1e-3, NULL), DDPM_ERR_NONFINITE, words);
+    append_arrays(&after, k->model, kept);
+    assert_memory_equal(before.data, after.data, before.size);
+    assert_int_equal(k->trainer.step, step);
+    assert_int_equal(k->trainer.picture, picture);
+    free(before.data);
+    free(after.data);
+}
+
+static void set_all(kit *k, const char *name, float value, float others, int index)
+{
+    const ddpm_tensor *x = ddpm_model_find(k->model, name);
+    assert_non_null(x);
+    size_t count = ddpm_elements(x, 0);
+    float *data = malloc(count * sizeof *data);
+    assert_non_null(data);
+    OK(ddpm_model_get(k->model, DDPM_WEIGHT, x, data));
+    for (size_t i = 0; i < count; i++)
+        if (index < 0 || (size_t)index == i) data[i] = value;
+        else if (!isnan(others)) data[i] = others;
+    OK(ddpm_model_set(k->model, DDPM_WEIGHT, x, data));
+    free(data);
+}
+
+static void test_first_bad_node_is_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *weight, *node;
+        float value;
+    } planted[] = {
+        {"down_blocks.1.resnets.0.conv1.weight", "'down_blocks.1.resnets.0.conv1' (conv2d)", NAN},
+        {"conv_in.weight", "'conv_in' (conv2d)", INFINITY},
+        {"mid_block.attentions.0.to_v.bias", "'mid_block.attentions.0.to_v' (linear)", -INFINITY},
+        {"up_blocks.0.upsamplers.0.conv.weight", "'up_blocks.0.upsamplers.0.conv' (conv2d)", 3e38f}, /* finite; its sums are not */
+        {"up_blocks.1.resnets.1.norm2.bias", "'up_blocks.1.resnets.1.norm2' (group_norm)", NAN},
+        {"label_encoder.1.weight", "'label_encoder.1' (linear)", NAN},
+    };
+    for (size_t i = 0; i < sizeof planted / sizeof *planted; i++) {
+        kit *k = open_kit(3, 1, 0);
+        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 4, 1e-3, NULL)); /* so that there are moments */
+        set_all(k, planted[i].weight, planted[i].value, NAN, -1);
+        check_step_refused(k, planted[i].node);
+        close_kit(k);
+    }
+}
+
+static void test_bad_pictures_are_refused(void **state)
+{
+    (void)state;
+    kit *k = open_kit(3, 1, 0);
+    k->picture[PICTURE + 5] = NAN;
+    check_step_refused(k, "conv_in");
+    check_step_refused(k, "picture 1");
+    k->picture[PICTURE + 5] = 0;
+    OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 4, 1e-3, NULL)); /* nothing is left behind */
+    close_kit(k);
+}
+
+/* The loss is finite, a gradient is not: conv_out gives 1e18 with a weight of 0 on a channel that is 1e30, so that
+ * d loss/d weight = 2e18 / 192 1e30 overflows. */
+static void test_bad_gradient_is_named(void **state)
+{
+    (void)state;
+    kit *k = open_kit(4, 1, 0);
+    set_all(k, "conv_out.bias", 1e18f, 0, 0);
+    set_all(k, "conv_norm_out.bias", 1e30f, NAN, 2);
+    set_all(k, "conv_out.weight", 0, NAN, -1);
+    check_step_refused(k, "'conv_out.weight'");
+    close_kit(k);
+}
+
+/* ---- 11. Main ---- */
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_arena_refuses_the_impossible),
+        cmocka_unit_test(test_error_text),
+        cmocka_unit_test(test_philox_known_answers),
+        cmocka_unit_test(test_streams_differ),
+        cmocka_unit_test(test_a_stream_has_prefixes),
+        cmocka_unit_test(test_normals_are_normal),
+        cmocka_unit_test(test_normals_are_accurate),
+        cmocka_unit_test(test_uniform_int),
+        cmocka_unit_test(test_shuffle),
+        cmocka_unit_test(test_operation_names),
+        cmocka_unit_test(test_builder_errors_stick),
+        cmocka_unit_test(test_builders_check_shapes),
+        cmocka_unit_test(test_memory_is_not_shared),
+        cmocka_unit_test(test_memory_of_the_lab_model),
+        cmocka_unit_test(test_gradients_are_reported_when_final),
+        cmocka_unit_test(test_threads_do_not_matter),
+        cmocka_unit_test(test_micro_batches_add_up),
+        cmocka_unit_test(test_training_noise_ignores_capacity),
+        cmocka_unit_test(test_samples_ignore_the_batch),
+        cmocka_unit_test(test_sampling_can_be_stopped),
+        cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_ema_decay),
+        cmocka_unit_test(test_initial_weights),
+        cmocka_unit_test(test_training_learns),
+        cmocka_unit_test(test_resumed_training_is_the_same),
+        cmocka_unit_test(test_capacity_must_be_positive),
+        cmocka_unit_test(test_sizes_must_halve),
+        cmocka_unit_test(test_batch_must_fit),
+        cmocka_unit_test(test_labels_must_be_given),
+        cmocka_unit_test(test_embedding_labels_must_exist),
+        cmocka_unit_test(test_timesteps_must_exist),
+        cmocka_unit_test(test_steps_must_exist),
+        cmocka_unit_test(test_training_needs_its_arrays),
+        cmocka_unit_test(test_wrong_configs),
+        cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_first_bad_node_is_named),
+        cmocka_unit_test(test_bad_pictures_are_refused),
+        cmocka_unit_test(test_bad_gradient_is_named),
+    };
+    return cmocka_run_group_tests_name("core", tests, NULL, NULL);
+}
