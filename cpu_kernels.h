@@ -167,7 +167,7 @@ static void CPU(pack)(int rows, int k, const float *from, size_t row, size_t col
 
 /* C[i][j] = sum_k a[i lda + k] b[j ldb + k]: both rows as they lie in memory, for so few columns that packing A would cost
  * more than the product. LANES partial sums, added in pairs at the end. */
-enum { DOT_ROWS = 4, CPU(DOT_COLUMNS) = LANES == 16 ? 6 : 2 };
+enum { CPU(DOT_COLUMNS) = LANES == 16 ? 6 : 2 };
 
 INLINE void CPU(dot_tile)(int k, const float *const *a, const float *const *b, float *c)
 {
@@ -226,3 +226,17 @@ static double CPU(sum)(const float *x, size_t count)
     }
     return total;
 }
+
+/* ---- 5. The table ------------------------------------------------------------------------------------------------ */
+
+static const cpu_kernels CPU(kernels) = {
+    .isa = ISA_NAME, .lanes = LANES, .rows = MR, .pack = CPU(pack), .product = CPU(product), .dot = CPU(dot), .sum = CPU(sum),
+};
+
+#undef VEC
+#undef EVEN
+#undef ODD
+#undef ZIP_LOW
+#undef ZIP_HIGH
+#undef NEXT
+#undef BEFORE

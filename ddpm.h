@@ -426,6 +426,7 @@ typedef struct ddpm_net {
     ddpm_model *model;
     ddpm_graph *graph;
     int channels, height, width; /* of a picture */
+    int out_channels;            /* of the prediction and the noise; training and sampling need the same as channels */
     ddpm_tensor *sample;         /* x_t: what the UNet sees */
     ddpm_tensor *timestep;       /* (N,1,1,1), real */
     ddpm_tensor *labels;         /* (N,L,1,1), L = ddpm_label_width(); NULL for an unconditional model */

@@ -1192,7 +1192,7 @@ static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int t
     net->sample = ddpm_input(g, "sample", channels, height, width, 0);
     net->timestep = ddpm_input(g, "timestep", 1, 1, 1, 0);
     net->labels = labels ? ddpm_input(g, "labels", labels, 1, 1, 0) : NULL;
-    net->noise = ddpm_input(g, "noise", channels, height, width, 0);
+    net->noise = ddpm_input(g, "noise", net->out_channels, height, width, 0);
     net->image = ddpm_input(g, "image", channels, height, width, 0);
     net->coefficients = ddpm_input(g, "coefficients", 4, 1, 1, 0);
     ddpm_tensor *x = net->sample,
@@ -1207,12 +1207,11 @@ static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int t
 static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)
 {
     int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1, multiple = factor << (c->unet.levels - 1);
-    if (c->unet.in_channels % (factor * factor) || c->unet.in_channels != c->unet.out_channels)
-        return ddpm_fail(DDPM_ERR_SHAPE,
-                         "in_channels %d and out_channels %d: a diffusion model predicts the noise of each of its "
-                         "channels, and pixel_unshuffle %d needs a multiple of %d",
+    if (c->unet.in_channels % (factor * factor) || c->unet.out_channels % (factor * factor))
+        return ddpm_fail(DDPM_ERR_SHAPE, "in_channels %d and out_channels %d: pixel_unshuffle %d needs multiples of %d",
                          c->unet.in_channels, c->unet.out_channels, factor, factor * factor);
     net->channels = c->unet.in_channels / (factor * factor);
+    net->out_channels = c->unet.out_channels / (factor * factor);
     net->height = height ? height : c->unet.sample_size[0] * factor;
     net->width = width ? width : c->unet.sample_size[1] * factor;
     if (!net->height) net->height = net->width = multiple;
@@ -1347,6 +1346,16 @@ double ddpm_ema_decay(uint64_t step, double max_decay)
     return decay < max_decay ? decay : max_decay;
 }
 
+/* The noise of a picture has the picture's channels: a network whose output has others can predict, but not this. */
+static ddpm_result predicts_noise(const ddpm_net *net)
+{
+    if (net->channels == net->out_channels) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_SHAPE,
+                     "in_channels %d and out_channels %d differ: such a network cannot be trained or sampled "
+                     "as a diffusion model\n      hint: ddpm predict runs it once",
+                     net->channels, net->out_channels);
+}
+
 ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                               const ddpm_train_config *config)
 {
@@ -1354,6 +1363,7 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
     if (!net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
+    TRY(predicts_noise(net));
     for (int i = 0; i < DDPM_EMA; i++)
         if (!net->model->array[i])
             return ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no room for gradients and moments\n"
@@ -1490,6 +1500,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     ddpm_sample_config c = config ? *config : ddpm_sample_default();
     ddpm_graph *g = net->graph;
     int steps = c.steps ? c.steps : s->config.num_train_timesteps;
+    TRY(predicts_noise(net));
     if (n < 1 || n > g->capacity)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
@@ -2937,8 +2948,9 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
                                 const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction, double *loss)
 {
     ddpm_graph *g = net->graph;
-    size_t picture = ddpm_elements(net->sample, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
-    double elements = (double)n * (double)picture, total = 0;
+    size_t picture = ddpm_elements(net->sample, 1), output = ddpm_elements(net->prediction, 1),
+           width = net->labels ? ddpm_elements(net->labels, 1) : 0;
+    double elements = (double)n * (double)output, total = 0;
     if (n < 1 || !net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "gradients need pictures, and a network created for training");
     if (width && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
@@ -2946,9 +2958,9 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     TRY(ddpm_graph_alloc(g));
     for (int first = 0; first < n; first += g->capacity) {
         int count = n - first < g->capacity ? n - first : g->capacity;
-        size_t at = (size_t)first * picture;
+        size_t at = (size_t)first * output;
         g->step.first_picture = (uint64_t)first;
-        TRY(ddpm_upload(g->device, net->sample, DDPM_DATA, count, sample + at));
+        TRY(ddpm_upload(g->device, net->sample, DDPM_DATA, count, sample + (size_t)first * picture));
         TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, count, timestep + first));
         TRY(ddpm_upload(g->device, net->noise, DDPM_DATA, count, target + at));
         if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));

@@ -36,7 +36,7 @@ static const cli_option options[] = {
 typedef struct prediction {
     cli_model model;
     ddpm_net *net;
-    int n, channels, height, width;
+    int n, out_channels, height, width;
     ddpm_real *sample, *timestep, *labels, *target, *out; /* host; labels NULL if the model takes none */
     ddpm_real *grads;                                     /* of all parameters, one after the other */
     double loss;
@@ -90,10 +90,11 @@ static ddpm_result read_input(prediction *p)
         memcpy(shape, io_safetensors_find(&file, "sample")->shape, sizeof shape);
         if (shape[0] > 65536 || shape[2] > 65536 || shape[3] > 65536)
             result = ddpm_fail(DDPM_ERR_SHAPE, "%s: tensor 'sample' is too large for a batch of pictures", set.in);
-        p->n = (int)shape[0], p->channels = (int)shape[1], p->height = (int)shape[2], p->width = (int)shape[3];
+        p->n = (int)shape[0], p->height = (int)shape[2], p->width = (int)shape[3];
     }
     if (result == DDPM_OK) result = read_tensor(&file, "timestep", 1, shape, &p->timestep);
     if (result == DDPM_OK) result = read_labels(&file, config, p);
+    shape[1] = p->out_channels = config->unet.out_channels / (factor * factor);
     if (result == DDPM_OK && set.grad) result = read_tensor(&file, "target", 4, shape, &p->target);
     io_safetensors_close(&file);
     return result;
@@ -131,7 +132,7 @@ static ddpm_result describe_gradients(prediction *p, ddpm_arena *arena, io_tenso
 static ddpm_result write_output(prediction *p)
 {
     ddpm_arena arena = {0};
-    int64_t shape[4] = {p->n, p->channels, p->height, p->width};
+    int64_t shape[4] = {p->n, p->out_channels, p->height, p->width};
     ddpm_real loss = (ddpm_real)p->loss;
     static char prediction_name[] = "prediction", loss_name[] = "loss";
     int count = 0;
@@ -155,7 +156,8 @@ static ddpm_result write_output(prediction *p)
 
 static ddpm_result compute(prediction *p)
 {
-    size_t picture = (size_t)p->channels * (size_t)p->height * (size_t)p->width;
+    size_t picture = (size_t)p->out_channels * (size_t)p->height * (size_t)p->width;
+    p->model.model->config.unet.dropout = 0; /* as in module.eval(): gradients of the network that sampling uses */
     ddpm_result result = ddpm_net_create(&p->net, p->model.model, p->height, p->width, p->n, set.grad);
     if (result != DDPM_OK) return result;
     if ((p->out = cli_alloc((size_t)p->n * picture, sizeof *p->out)) == NULL ||

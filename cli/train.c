@@ -384,7 +384,8 @@ static ddpm_result keep_point(training *t, double epochs, double loss)
 static ddpm_result draw_curve(const training *t)
 {
     io_picture picture = {0};
-    io_series loss = {.x = t->x, .y = t->y, .count = t->points, .smooth = 0.95};
+    double window = t->points < 1000 ? t->points / 20.0 : 50; /* steps */
+    io_series loss = {.x = t->x, .y = t->y, .count = t->points, .smooth = window / (1 + window)};
     io_plot plot = {.title = set.out, .x_label = "epochs", .y_label = "loss", .series = &loss, .count = 1, .log_y = 1};
     char *path = io_join(set.out, "loss.png");
     ddpm_result result = path != NULL ? io_plot_draw(&plot, &picture) : DDPM_ERR_MEMORY;

@@ -281,7 +281,6 @@ static int make_folder(void **state)
     (void)state;
     const char *base = getenv("TMPDIR");
     find_program();
-    setenv("OMP_WAIT_POLICY", "passive", 1); /* the machine may be busy with other tests */
     unsetenv("DDPM_MEMORY_LIMIT");
     snprintf(folder, sizeof folder, "%.150s/test_cli_XXXXXX", base && *base ? base : "/tmp");
     return mkdtemp(folder) ? 0 : -1;

@@ -508,7 +508,7 @@ static void note_ready(void *user, ddpm_tensor *param)
 static void test_gradients_are_reported_when_final(void **state)
 {
     (void)state;
-    kit *k = open_kit(2, 1, 0);
+    kit *k = open_kit(2, 1, 1);
     readiness r = {.model = k->model, .gradient = calloc(k->model->elements, sizeof(float))};
     assert_non_null(r.gradient);
     assert_true(k->model->params <= 256);
@@ -606,7 +606,7 @@ static void test_micro_batches_add_up(void **state)
     float *whole = NULL, first_out[N * PICTURE], out[N * PICTURE];
     double whole_loss = 0, loss, all = 0;
     for (size_t c = 0; c < sizeof capacities / sizeof *capacities; c++) {
-        kit *k = open_kit(capacities[c], 1, 0);
+        kit *k = open_kit(capacities[c], 1, 1);
         OK(ddpm_loss_gradients(k->net, N, k->picture, k->t, k->labels, k->noise, out, &loss));
         const float *grad = k->model->array[DDPM_GRAD];
         if (c == 0) {
@@ -645,7 +645,7 @@ static void test_training_noise_ignores_capacity(void **state)
     (void)state;
     double loss[3];
     for (int c = 0; c < 3; c++) {
-        kit *k = open_kit(c == 0 ? 5 : c, 1, 0);
+        kit *k = open_kit(c == 0 ? 5 : c, 1, 1);
         OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 5, 1e-3, &loss[c]));
         assert_int_equal(k->trainer.step, 1);
         assert_int_equal(k->trainer.picture, 5);
@@ -662,11 +662,11 @@ static void test_samples_ignore_the_batch(void **state)
     for (int sampler = 0; sampler < 2; sampler++) {
         ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000};
         float together[4 * PICTURE], alone[PICTURE];
-        kit *k = open_kit(4, 0, 0);
+        kit *k = open_kit(4, 0, 1);
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 4, together, NULL, NULL));
         close_kit(k);
         for (size_t c = 0; c < 2; c++) {
-            k = open_kit(capacities[c], 0, 0);
+            k = open_kit(capacities[c], 0, 1);
             for (int i = 0; i < 4; i++) {
                 config.first_picture = 1000 + (uint64_t)i;
                 OK(ddpm_sample(k->net, &k->schedule, &config, k->labels + i * CLASSES, 1, alone, NULL, NULL));
@@ -692,7 +692,7 @@ static ddpm_result count_calls(void *user, ddpm_net *net, int done, int steps)
 static void test_sampling_can_be_stopped(void **state)
 {
     (void)state;
-    kit *k = open_kit(1, 0, 0);
+    kit *k = open_kit(1, 0, 1);
     ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0};
     float out[PICTURE] = {9};
     int calls = 0;
@@ -732,7 +732,7 @@ static void test_ema_decay(void **state)
 static void test_initial_weights(void **state)
 {
     (void)state;
-    kit *k = open_kit(1, 1, 0);
+    kit *k = open_kit(1, 1, 1);
     const ddpm_tensor *conv = ddpm_model_find(k->model, "down_blocks.0.resnets.0.conv1.weight");
     const ddpm_tensor *weight = ddpm_model_find(k->model, "conv_norm_out.weight"), *bias = ddpm_model_find(k->model, "conv_norm_out.bias");
     assert_non_null(conv);
@@ -765,7 +765,7 @@ static void test_training_learns(void **state)
 {
     (void)state;
     enum { STEPS = 80 };
-    kit *k = open_kit(8, 1, 0);
+    kit *k = open_kit(8, 1, 1);
     double loss, early = 0, late = 0;
     for (int step = 0; step < STEPS; step++) {
         OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 8, 4e-3, &loss));
@@ -784,10 +784,10 @@ static void test_resumed_training_is_the_same(void **state)
     (void)state;
     record r[2] = {{NULL, 0}, {NULL, 0}};
     for (int stopped = 0; stopped < 2; stopped++) {
-        kit *k = open_kit(4, 1, 0);
+        kit *k = open_kit(4, 1, 1);
         for (int step = 0; step < 4; step++) {
             if (stopped && step == 2) {
-                kit *next = open_kit(3, 1, 0); /* the capacity may even differ: it holds no history */
+                kit *next = open_kit(3, 1, 1); /* the capacity may even differ: it holds no history */
                 ddpm_net_free(next->net);
                 OK(ddpm_net_create(&next->net, next->model, 0, 0, 4, 1));
                 OK(ddpm_trainer_init(&next->trainer, next->net, &next->schedule, NULL));
@@ -822,7 +822,7 @@ static void test_capacity_must_be_positive(void **state)
     ddpm_graph *g;
     check_failure(ddpm_graph_create(&g, NULL, 0, 0), DDPM_ERR_ARGUMENT, "capacity");
     assert_null(g);
-    kit *k = open_kit(1, 0, 0);
+    kit *k = open_kit(1, 0, 1);
     ddpm_net *net;
     check_failure(ddpm_net_create(&net, k->model, 0, 0, 0, 0), DDPM_ERR_ARGUMENT, "capacity");
     assert_null(net);
@@ -834,7 +834,7 @@ static void test_sizes_must_halve(void **state)
 {
     (void)state;
     static const int wrong[][2] = {{7, 8}, {8, 9}, {-2, 8}, {1, 1}};
-    kit *k = open_kit(1, 0, 0);
+    kit *k = open_kit(1, 0, 1);
     ddpm_net *net;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         check_failure(ddpm_net_create(&net, k->model, wrong[i][0], wrong[i][1], 1, 0), DDPM_ERR_SHAPE, "halved");
@@ -850,7 +850,7 @@ static void test_sizes_must_halve(void **state)
 static void test_batch_must_fit(void **state)
 {
     (void)state;
-    kit *k = open_kit(2, 1, 0);
+    kit *k = open_kit(2, 1, 1);
     float out[3 * PICTURE];
     static const int wrong[] = {-1, 0, 3};
     for (int i = 0; i < 3; i++) {
@@ -868,7 +868,7 @@ static void test_batch_must_fit(void **state)
 static void test_labels_must_be_given(void **state)
 {
     (void)state;
-    kit *k = open_kit(2, 1, 0);
+    kit *k = open_kit(2, 1, 1);
     float out[2 * PICTURE];
     check_failure(ddpm_predict(k->net, 2, k->noise, k->t, NULL, out), DDPM_ERR_ARGUMENT, "labels");
     check_failure(ddpm_sample(k->net, &k->schedule, NULL, NULL, 2, out, NULL, NULL), DDPM_ERR_ARGUMENT, "labels");
@@ -886,7 +886,7 @@ static void test_embedding_labels_must_exist(void **state)
     config.unet.num_class_embeds = 3;
     kit *k = calloc(1, sizeof *k);
     assert_non_null(k);
-    open_config(k, &config, 2, 0, 0);
+    open_config(k, &config, 2, 0, 1);
     assert_int_equal(ddpm_label_width(&config), 1);
     float out[2 * PICTURE];
     const float right[2] = {0, 2}, wrong[][2] = {{0, 3}, {-1, 0}, {0, 0.5f}, {NAN, 0}, {INFINITY, 0}, {1e20f, 0}};
@@ -899,7 +899,7 @@ static void test_embedding_labels_must_exist(void **state)
 static void test_timesteps_must_exist(void **state)
 {
     (void)state;
-    kit *k = open_kit(2, 1, 0);
+    kit *k = open_kit(2, 1, 1);
     float before[2 * PICTURE], after[2 * PICTURE];
     OK(ddpm_graph_alloc(k->net->graph));
     OK(ddpm_upload(&k->device, k->net->sample, DDPM_DATA, 2, k->noise));
@@ -916,7 +916,7 @@ static void test_timesteps_must_exist(void **state)
 static void test_steps_must_exist(void **state)
 {
     (void)state;
-    kit *k = open_kit(1, 0, 0);
+    kit *k = open_kit(1, 0, 1);
     int t[1000];
     float out[PICTURE];
     static const int wrong[] = {0, -1, 1001};
@@ -941,7 +941,7 @@ static void test_steps_must_exist(void **state)
 static void test_training_needs_its_arrays(void **state)
 {
     (void)state;
-    kit *k = open_kit(1, 0, 0);
+    kit *k = open_kit(1, 0, 1);
     ddpm_trainer trainer;
     ddpm_net *net;
     float out[PICTURE], value[PICTURE];
@@ -1100,7 +1100,7 @@ static void test_first_bad_node_is_named(void **state)
         {"label_encoder.1.weight", "'label_encoder.1' (linear)", NAN},
     };
     for (size_t i = 0; i < sizeof planted / sizeof *planted; i++) {
-        kit *k = open_kit(3, 1, 0);
+        kit *k = open_kit(3, 1, 1);
         OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 4, 1e-3, NULL)); /* so that there are moments */
         set_all(k, planted[i].weight, planted[i].value, NAN, -1);
         check_step_refused(k, planted[i].node);
@@ -1111,7 +1111,7 @@ static void test_first_bad_node_is_named(void **state)
 static void test_bad_pictures_are_refused(void **state)
 {
     (void)state;
-    kit *k = open_kit(3, 1, 0);
+    kit *k = open_kit(3, 1, 1);
     k->picture[PICTURE + 5] = NAN;
     check_step_refused(k, "conv_in");
     check_step_refused(k, "picture 1");
@@ -1125,7 +1125,7 @@ static void test_bad_pictures_are_refused(void **state)
 static void test_bad_gradient_is_named(void **state)
 {
     (void)state;
-    kit *k = open_kit(4, 1, 0);
+    kit *k = open_kit(4, 1, 1);
     set_all(k, "conv_out.bias", 1e18f, 0, 0);
     set_all(k, "conv_norm_out.bias", 1e30f, NAN, 2);
     set_all(k, "conv_out.weight", 0, NAN, -1);
