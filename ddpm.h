@@ -320,6 +320,7 @@ typedef struct ddpm_backend {
     ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp);
     ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i gets ddpm_normals at first + i */
     ddpm_result (*update)(ddpm_model *model, ddpm_step *step);                /* norm, clip, Adam, EMA over the flat arrays */
+    const char *(*isa)(const void *state);       /* the instruction set in use, for people: "avx512" */
 } ddpm_backend;
 
 DDPM_API const ddpm_backend *ddpm_reference(void);
@@ -327,6 +328,7 @@ DDPM_API const ddpm_backend *ddpm_reference(void);
  * isa: NULL, or a backend's name for an instruction set. */
 DDPM_API ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa);
 DDPM_API void ddpm_device_close(ddpm_device *device);
+DDPM_API const char *ddpm_device_isa(const ddpm_device *device); /* "avx512", ...; "" if the backend does not say */
 
 /* ---- 5. Model: diffusers' UNet2DModel, with the label encoder of the lab ---------------------------------------- */
 

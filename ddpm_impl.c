@@ -32,6 +32,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) &&                \
     defined(__OPTIMIZE__)
 #define DDPM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define DDPM_CLONES_PICK
 #else
 #define DDPM_CLONES
 #endif
@@ -1816,6 +1817,16 @@ static ddpm_result host_open(void **state, int threads, const char *isa)
     return DDPM_OK;
 }
 
+static const char *host_isa(const void *state)
+{
+    (void)state;
+#ifdef DDPM_CLONES_PICK /* what target_clones picks by */
+    return __builtin_cpu_supports("avx512f") ? "avx512" : __builtin_cpu_supports("avx2") ? "avx2" : "baseline";
+#else
+    return "baseline";
+#endif
+}
+
 const ddpm_backend *ddpm_reference(void)
 {
     static const ddpm_backend reference = {
@@ -1825,6 +1836,7 @@ const ddpm_backend *ddpm_reference(void)
         .lincomb = host_lincomb,
         .normal = host_normal,
         .update = host_update,
+        .isa = host_isa,
     };
     return &reference;
 }
@@ -1866,6 +1878,11 @@ ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, i
     device->threads = 1;
 #endif
     return device->backend->open ? device->backend->open(&device->state, device->threads, isa) : DDPM_OK;
+}
+
+const char *ddpm_device_isa(const ddpm_device *device)
+{
+    return backend_of(device)->isa ? backend_of(device)->isa(device->state) : "";
 }
 
 void ddpm_device_close(ddpm_device *device)

@@ -126,7 +126,7 @@ static int run_command(const cli_command *command, int argc, char **argv)
     ddpm_result result = open_backend(&context.device);
     if (result == DDPM_OK) {
         cli_note("ddpm %s: backend %s, %d thread%s, %s", cli_version(), backends[global.backend].name,
-                 context.device.threads, context.device.threads == 1 ? "" : "s", cli_compiled_isa());
+                 context.device.threads, context.device.threads == 1 ? "" : "s", ddpm_device_isa(&context.device));
         status = command->run(&context);
         ddpm_device_close(&context.device);
     } else {

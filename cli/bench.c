@@ -158,7 +158,7 @@ static ddpm_result print_json(const cli_context *context, const bench_machine *m
     if (all == NULL || cJSON_AddNumberToObject(all, "peak_gflops", machine->peak_gflops) == NULL ||
         cJSON_AddNumberToObject(all, "bandwidth_gbs", machine->bandwidth_gbs) == NULL ||
         cJSON_AddNumberToObject(all, "threads", context->device.threads) == NULL ||
-        cJSON_AddStringToObject(all, "isa", cli_compiled_isa()) == NULL ||
+        cJSON_AddStringToObject(all, "isa", ddpm_device_isa(&context->device)) == NULL ||
         (list = cJSON_AddObjectToObject(all, "work")) == NULL)
         return out_of_memory();
     for (int i = 0; i < WORKS; i++) {

@@ -62,8 +62,6 @@ typedef char cli_short[32];
 const char *cli_bytes(double bytes, cli_short out);      /* "1.7 GiB" */
 const char *cli_duration(double seconds, cli_short out); /* "3 min 20 s" */
 const char *cli_count(double count, cli_short out);      /* "113,673,219" */
-/* The instruction set this program was compiled for: what the reference backend runs on. */
-const char *cli_compiled_isa(void);
 /* Bytes of memory that a run may use: DDPM_MEMORY_LIMIT from the environment, else what the system has available;
  * 0: unknown. */
 double cli_memory_available(void);

@@ -166,23 +166,6 @@ const char *cli_count(double count, cli_short out)
 
 /* ---- 4. The machine ------------------------------------------------------------------------------------------ */
 
-const char *cli_compiled_isa(void)
-{
-#if defined(__AVX512F__)
-    return "avx512";
-#elif defined(__AVX2__)
-    return "avx2";
-#elif defined(__AVX__)
-    return "avx";
-#elif defined(__x86_64__)
-    return "sse2";
-#elif defined(__aarch64__)
-    return "neon";
-#else
-    return "generic";
-#endif
-}
-
 double cli_memory_available(void)
 {
     const char *limit = getenv("DDPM_MEMORY_LIMIT");

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "cpu_backend.h"
 #include "ddpm.h"
 #include "io/config.h"
 #include "tests/shadow_backend.h"
@@ -31,7 +32,7 @@
 
 static const struct {
     const ddpm_backend *(*backend)(void);
-} backends[] = {{ddpm_reference}, {shadow_backend}};
+} backends[] = {{ddpm_reference}, {shadow_backend}, {ddpm_cpu}};
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
 /* What one test runs: a backend, and an operation or the name of a network, of a sampler, of an optimiser. */
