@@ -1495,6 +1495,21 @@ static ddpm_result sampling_step(ddpm_net *net, const ddpm_step_terms *terms, dd
     return combine(net, net->sample, count, x, c, 0, 0);
 }
 
+/* Forward as in module.eval(), also on a network built for training: no dropout, running statistics. */
+static ddpm_result forward_eval(ddpm_net *net, int n)
+{
+    ddpm_graph *g = net->graph;
+    if (!net->model->array[net->model->in_use])
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "the model holds no weights\n      hint: ddpm_model_alloc, then ddpm_model_init "
+                         "or load a file");
+    int training = g->training;
+    g->training = 0;
+    ddpm_result result = ddpm_graph_forward(g, n);
+    g->training = training;
+    return result;
+}
+
 ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
                         const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user)
 {
@@ -1524,7 +1539,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t[i], previous, c.eta);
         noise.step = (uint32_t)i;
         result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
-        if (result == DDPM_OK) result = ddpm_graph_forward(g, n);
+        if (result == DDPM_OK) result = forward_eval(net, n);
         if (result == DDPM_OK) result = sampling_step(net, &terms, noise);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
@@ -2533,7 +2548,7 @@ ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p)
 static void dropout_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_real *from, ddpm_real *to)
 {
     size_t picture = ddpm_elements(node->out, 1);
-    double p = node->attr.affine.scale;
+    double p = g->training ? node->attr.affine.scale : 0; /* a training graph that is sampled from: nothing dropped */
     ddpm_real scale = p < 1 ? (ddpm_real)(1 / (1 - p)) : 0;
 #pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
@@ -2806,8 +2821,10 @@ static ddpm_tensor *class_embedding(const builder *b, ddpm_tensor *labels, int d
     if (b->config->class_embed_type == DDPM_CLASS_TIMESTEP)
         return timestep_embedding(b, "class_embedding", time_projection(b, labels), dim);
     const int shape[2] = {b->config->num_class_embeds, dim};
-    return ddpm_embedding(b->g, labels,
-                          ddpm_param(b->g, b->model, "class_embedding.weight", 2, shape, DDPM_INIT_NORMAL, 1, 1));
+    size_t mark = ddpm_enter(b->g, "class_embedding");
+    labels = ddpm_embedding(b->g, labels, ddpm_param(b->g, b->model, "weight", 2, shape, DDPM_INIT_NORMAL, 1, 1));
+    ddpm_leave(b->g, mark);
+    return labels;
 }
 
 static ddpm_result check_config(const ddpm_model_config *config)
@@ -2957,7 +2974,7 @@ ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const dd
     TRY(ddpm_upload(g->device, net->sample, DDPM_DATA, n, sample));
     TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, n, timestep));
     if (net->labels) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels));
-    TRY(ddpm_graph_forward(g, n));
+    TRY(forward_eval(net, n));
     return prediction ? ddpm_download(g->device, net->prediction, DDPM_DATA, n, prediction) : DDPM_OK;
 }
 

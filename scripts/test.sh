@@ -4,6 +4,8 @@
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}"
 . scripts/report.sh
+# Threads that wait sleep: on a busy machine spinning ones make each other several times slower.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 build() { # make with all processors, going on after an error so that the rest is tested too
     "$MAKE" --no-print-directory -k $jobs "$@"
 }
