@@ -227,13 +227,320 @@ static double CPU(sum)(const float *x, size_t count)
     return total;
 }
 
+/* ---- 3. Winograd transforms -----------------------------------------------------------------------------------------
+ * A 4x4 tile Y of a 3x3 convolution from the 6x6 patch X under it (Winograd 1980; Lavin & Gray 2016):
+ *     Y = A^T [ (G w G^T) o (B^T X B) ] A,        o: element by element, summed over input channels
+ * and its adjoints, with the interpolation points 0, a, -a, b, -b and infinity, a = 1/sqrt 2, b = sqrt 2: then a^2 + b^2 = 5/2,
+ * a^2 b^2 = 1, and errors are a quarter of those of the usual points 1 and 2.
+ *
+ *        | 1   0  -5/2  0   1  0 |         |  1      0       0   |           | 1  1   1  1   1   0 |
+ *        | 0  -2a  -2   a   1  0 |         | -2/3 -2a/3   -1/3   |           | 0  a  -a  b  -b   0 |
+ *   B^T= | 0   2a  -2  -a   1  0 |     G = | -2/3  2a/3   -1/3   |     A^T = | 0 1/2 1/2 2   2   0 |
+ *        | 0 -b/2 -1/2  b   1  0 |         |  1/6   b/6    1/3   |           | 0 a/2-a/2 2b -2b  1 |
+ *        | 0  b/2 -1/2 -b   1  0 |         |  1/6  -b/6    1/3   |
+ *        | 0   1   0  -5/2  0  1 |         |  0      0       1   |
+ *
+ * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a patch
+ * are every fourth pixel: LANES tiles are read as four vectors and separated by two rounds of even and odd lanes. */
+
+static const float CPU(zeros)[4 * LANES]; /* rows outside the picture */
+
+#define POINT_A 0.70710678118654752f
+#define POINT_B 1.41421356237309505f
+#define SCALED(c, x) (BROADCAST(c) * (x))
+#define PLUS(a, c, x) FMA(BROADCAST(c), x, a) /* a + c x */
+
+/* o = B^T d; o[i] at o + i step */
+INLINE void CPU(bt)(const VEC *d, VEC *o, int step)
+{
+    VEC e = PLUS(d[4], -2.0f, d[2]), f = PLUS(d[3], -2.0f, d[1]);
+    o[0] = PLUS(d[0] + d[4], -2.5f, d[2]);
+    o[step] = PLUS(e, POINT_A, f);
+    o[2 * step] = PLUS(e, -POINT_A, f);
+    e = PLUS(d[4], -0.5f, d[2]);
+    f = PLUS(d[3], -0.5f, d[1]);
+    o[3 * step] = PLUS(e, POINT_B, f);
+    o[4 * step] = PLUS(e, -POINT_B, f);
+    o[5 * step] = PLUS(d[1] + d[5], -2.5f, d[3]);
+}
+
+/* y = A^T m */
+INLINE void CPU(at)(VEC m0, VEC m1, VEC m2, VEC m3, VEC m4, VEC m5, VEC *y, int step)
+{
+    VEC p = m1 + m2, q = m1 - m2, r = m3 + m4, s = m3 - m4;
+    y[0] = m0 + p + r;
+    y[step] = PLUS(SCALED(POINT_A, q), POINT_B, s);
+    y[2 * step] = PLUS(SCALED(0.5f, p), 2.0f, r);
+    y[3 * step] = PLUS(PLUS(m5, 0.5f * POINT_A, q), 2.0f * POINT_B, s);
+}
+
+/* o = A y */
+INLINE void CPU(a)(const VEC *y, VEC *o, int step)
+{
+    VEC e = PLUS(y[0], 0.5f, y[2]), f = PLUS(y[1], 0.5f, y[3]);
+    o[0] = y[0];
+    o[step] = PLUS(e, POINT_A, f);
+    o[2 * step] = PLUS(e, -POINT_A, f);
+    e = PLUS(y[0], 2.0f, y[2]);
+    f = PLUS(y[1], 2.0f, y[3]);
+    o[3 * step] = PLUS(e, POINT_B, f);
+    o[4 * step] = PLUS(e, -POINT_B, f);
+    o[5 * step] = y[3];
+}
+
+/* o = G g */
+INLINE void CPU(g)(VEC g0, VEC g1, VEC g2, VEC *o, int step)
+{
+    VEC e = PLUS(SCALED(-2.0f / 3, g0), -1.0f / 3, g2), f = SCALED(-2.0f / 3 * POINT_A, g1);
+    o[0] = g0;
+    o[step] = e + f;
+    o[2 * step] = e - f;
+    e = PLUS(SCALED(1.0f / 6, g0), 1.0f / 3, g2);
+    f = SCALED(POINT_B / 6, g1);
+    o[3 * step] = e + f;
+    o[4 * step] = e - f;
+    o[5 * step] = g2;
+}
+
+/* o = G^T u */
+INLINE void CPU(gt)(VEC u0, VEC u1, VEC u2, VEC u3, VEC u4, VEC u5, VEC *o, int step)
+{
+    VEC p = u1 + u2, q = u1 - u2, r = u3 + u4, s = u3 - u4;
+    o[0] = PLUS(PLUS(u0, -2.0f / 3, p), 1.0f / 6, r);
+    o[step] = PLUS(SCALED(-2.0f / 3 * POINT_A, q), POINT_B / 6, s);
+    o[2 * step] = PLUS(PLUS(u5, -1.0f / 3, p), 1.0f / 3, r);
+}
+
+/* Where LANES tiles lie: `parts` stretches of rows, each `tiles` tiles long. */
+typedef struct CPU(group) {
+    int parts;
+    float *row[8][6]; /* channel 0's row under patch row i of part s: NULL outside the picture and beyond the last tile */
+    int first_row;    /* patch row 0 is this row of the tile: -1 for the patch of X, 0 for the tile of Y */
+    int left, right;  /* is there a pixel to the left of the first tile, to the right of the last? */
+    size_t plane;
+    CPU(ivec) inner_left, inner_right; /* all bits where the lane's left, right neighbour is in the same row */
+} CPU(group);
+
+static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows, int first_row)
+{
+    int across = p->w / 4, down = (p->h + 3) / 4, tiles = across < LANES ? across : LANES;
+    CPU(group) g = {.parts = LANES / tiles, .first_row = first_row, .plane = (size_t)p->h * (size_t)p->w};
+    int32_t left[LANES], right[LANES];
+    for (int s = 0; s < g.parts; s++) {
+        size_t tile = first + (size_t)(s * tiles), n = tile / (size_t)(across * down);
+        int tx = (int)(tile % (size_t)across), ty = (int)(tile / (size_t)across % (size_t)down);
+        if (n >= (size_t)p->n) continue;
+        for (int i = 0; i < rows; i++) {
+            int y = 4 * ty + i + first_row;
+            if (y >= 0 && y < p->h)
+                g.row[s][i] = p->data + n * (size_t)p->channels * g.plane + (size_t)y * (size_t)p->w + 4 * tx;
+        }
+        g.left = tx > 0;
+        g.right = tx + tiles < across;
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        left[lane] = lane % tiles != 0 || g.left ? -1 : 0;
+        right[lane] = lane % tiles != tiles - 1 || g.right ? -1 : 0;
+    }
+    memcpy(&g.inner_left, left, sizeof left);
+    memcpy(&g.inner_right, right, sizeof right);
+    return g;
+}
+
+/* Patch row i of channel c, columns apart: column[k] is pixel k of every tile, -1 <= k <= 4, at column[1 + k]. */
+INLINE void CPU(load_row)(const CPU(group) *g, int i, int c, VEC *column, int neighbours)
+{
+    float buffer[4 * LANES];
+    const float *from[4];
+    if (g->parts <= 4) {
+        for (int v = 0; v < 4; v++) {
+            const float *row = g->row[v * g->parts / 4][i];
+            from[v] = row ? row + (size_t)c * g->plane + v % (4 / g->parts) * LANES : CPU(zeros);
+        }
+    } else {
+        for (int s = 0; s < g->parts; s++) { /* eight parts of two tiles */
+            const float *row = g->row[s][i];
+            memcpy(buffer + 8 * s, row ? row + (size_t)c * g->plane : CPU(zeros), 8 * sizeof *buffer);
+        }
+        for (int v = 0; v < 4; v++)
+            from[v] = buffer + v * LANES;
+    }
+    VEC v0 = CPU(load)(from[0]), v1 = CPU(load)(from[1]), v2 = CPU(load)(from[2]), v3 = CPU(load)(from[3]);
+    VEC even0 = SHUFFLE(v0, v1, EVEN), even1 = SHUFFLE(v2, v3, EVEN), odd0 = SHUFFLE(v0, v1, ODD), odd1 = SHUFFLE(v2, v3, ODD);
+    column[1] = SHUFFLE(even0, even1, EVEN);
+    column[2] = SHUFFLE(odd0, odd1, EVEN);
+    column[3] = SHUFFLE(even0, even1, ODD);
+    column[4] = SHUFFLE(odd0, odd1, ODD);
+    if (!neighbours) return;
+    VEC left = {0}, right = {0};
+    if (g->left && g->row[0][i]) left[LANES - 1] = from[0][-1];
+    if (g->right && g->row[0][i]) right[0] = from[3][LANES];
+    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[4], BEFORE) & g->inner_left);
+    column[5] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
+}
+
+/* v = B^T X B of LANES tiles of one channel: 36 vectors at v + f step */
+INLINE void CPU(transform_x)(const CPU(group) *g, int c, VEC *v)
+{
+    VEC t[36], row[6];
+    for (int i = 0; i < 6; i++) {
+        CPU(load_row)(g, i, c, row, 1);
+        CPU(bt)(row, t + i, 6); /* t[column][row] */
+    }
+    EACH(j, 6) CPU(bt)(t + 6 * j, v + j, 6);
+}
+
+/* v = A Y A^T */
+INLINE void CPU(transform_dy)(const CPU(group) *g, int c, VEC *v)
+{
+    VEC t[24], row[6];
+    for (int i = 0; i < 4; i++) {
+        CPU(load_row)(g, i, c, row, 0);
+        CPU(a)(row + 1, t + i, 4);
+    }
+    EACH(j, 6) CPU(a)(t + 4 * j, v + j, 6);
+}
+
+/* V[f][channel][tile] of LANES tiles from `first` on: v + f plane + channel width, for all channels */
+static void CPU(input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width)
+{
+    CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
+    for (int c = 0; c < p->channels; c++) {
+        VEC out[36];
+        CPU(transform_x)(&g, c, out);
+        EACH(f, 36) CPU(store)(v + (size_t)f * plane + (size_t)c * width, out[f]);
+    }
+}
+
+/* y = A^T M A (+ bias) of LANES tiles and outputs from ... to - 1, M laid out as V; added to y if accumulate */
+static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
+                        const float *bias, int accumulate)
+{
+    CPU(group) g = CPU(find_tiles)(p, first, 4, 0);
+    for (int c = from; c < to; c++) {
+        const float *in = m + (size_t)c * width;
+        VEC t[24], y[16];
+        EACH(i, 6)
+        {
+            const float *row = in + (size_t)(6 * i) * plane;
+            CPU(at)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
+                    CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 4 * i, 1);
+        }
+        EACH(j, 4) CPU(at)(t[j], t[4 + j], t[8 + j], t[12 + j], t[16 + j], t[20 + j], y + j, 4);
+        VEC b = BROADCAST(bias ? bias[c] : 0.0f);
+        for (int i = 0; i < 4; i++) {
+            VEC *q = y + 4 * i;
+            VEC a0 = SHUFFLE(q[0], q[2], ZIP_LOW), a1 = SHUFFLE(q[0], q[2], ZIP_HIGH), b0 = SHUFFLE(q[1], q[3], ZIP_LOW),
+                b1 = SHUFFLE(q[1], q[3], ZIP_HIGH);
+            VEC v[4] = {SHUFFLE(a0, b0, ZIP_LOW) + b, SHUFFLE(a0, b0, ZIP_HIGH) + b, SHUFFLE(a1, b1, ZIP_LOW) + b,
+                        SHUFFLE(a1, b1, ZIP_HIGH) + b};
+            if (g.parts <= 4) {
+                EACH(k, 4)
+                {
+                    float *row = g.row[k * g.parts / 4][i];
+                    if (!row) continue;
+                    row += (size_t)c * g.plane + k % (4 / g.parts) * LANES;
+                    CPU(store)(row, accumulate ? CPU(load)(row) + v[k] : v[k]);
+                }
+                continue;
+            }
+            float buffer[4 * LANES];
+            EACH(k, 4) CPU(store)(buffer + k * LANES, v[k]);
+            for (int s = 0; s < g.parts; s++) {
+                if (!g.row[s][i]) continue;
+                float *row = g.row[s][i] + (size_t)c * g.plane;
+                for (int k = 0; k < 8; k++)
+                    row[k] = (accumulate ? row[k] : 0) + buffer[8 * s + k];
+            }
+        }
+    }
+}
+
+/* The same two, tiles by channels: for LANES tiles and channels c ... c + LANES - 1,
+ *     gradient 0: B^T X B to v + f plane + tile width + channel;   1: A Y A^T in panels, [f][channel / MR][tile][MR],
+ * a panel having `width` tiles. v points at tile 0 of channel 0, `tile` is the first one's place in it. */
+static void CPU(turned)(const cpu_pictures *p, size_t first, int c, int gradient, float *v, size_t plane, size_t width,
+                        size_t tile)
+{
+    CPU(group) g = gradient ? CPU(find_tiles)(p, first, 4, 0) : CPU(find_tiles)(p, first, 6, -1);
+    VEC all[LANES][36];
+    for (int k = 0; k < LANES; k++) {
+        if (gradient)
+            CPU(transform_dy)(&g, c + k, all[k]);
+        else
+            CPU(transform_x)(&g, c + k, all[k]);
+    }
+    for (int f = 0; f < 36; f++, v += plane) {
+        VEC block[LANES];
+        EACH(k, LANES) block[k] = all[k][f];
+        CPU(transpose)(block);
+        for (int k = 0; k < LANES; k++) {
+            if (!gradient) {
+                CPU(store)(v + (tile + (size_t)k) * width + (size_t)c, block[k]);
+                continue;
+            }
+            enum { PIECE = MR < LANES ? MR : LANES };
+            for (int o = c; o < c + LANES; o += PIECE)
+                memcpy(v + ((size_t)(o / MR) * width + tile + (size_t)k) * MR + o % MR, (float *)&block[k] + (o - c),
+                       PIECE * sizeof *v);
+        }
+    }
+}
+
+/* U = G w G^T for outputs o ... o + LANES - 1 and inputs from ... to - 1, in panels: u[f plane + ((o / MR) ci + i) MR + o % MR].
+ * weight of (o, i, tap) at w + o w_out + i w_in + tap w_tap. */
+static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap, float *u,
+                         size_t plane)
+{
+    for (int i = from; i < to; i++) {
+        VEC t[18], v[36], tap[9];
+        float gathered[9][LANES];
+        const float *at = w + (size_t)o * w_out + (size_t)i * w_in;
+        for (int k = 0; k < LANES; k++)
+            for (int s = 0; s < 9; s++)
+                gathered[s][k] = at[(ptrdiff_t)((size_t)k * w_out) + s * w_tap];
+        EACH(s, 9) tap[s] = CPU(load)(gathered[s]);
+        EACH(j, 3) CPU(g)(tap[j], tap[3 + j], tap[6 + j], t + j, 3);
+        EACH(k, 6) CPU(g)(t[3 * k], t[3 * k + 1], t[3 * k + 2], v + 6 * k, 1);
+        enum { PIECE = MR < LANES ? MR : LANES };
+        EACH(f, 36) for (int k = 0; k < LANES; k += PIECE)
+            memcpy(u + (size_t)f * plane + ((size_t)((o + k) / MR) * (size_t)ci + (size_t)i) * MR + (o + k) % MR,
+                   (float *)&v[f] + k, PIECE * sizeof *u);
+    }
+}
+
+/* dw += G^T dU G for one output and inputs i ... i + LANES - 1: dU[f] at du + f plane, dw (inputs,9) */
+static void CPU(weight_gradient)(const float *du, size_t plane, float *dw)
+{
+    VEC t[18], g[9];
+    float tap[9][LANES];
+    EACH(i, 6)
+    {
+        const float *row = du + (size_t)(6 * i) * plane;
+        CPU(gt)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
+                CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 3 * i, 1);
+    }
+    EACH(j, 3) CPU(gt)(t[j], t[3 + j], t[6 + j], t[9 + j], t[12 + j], t[15 + j], g + j, 3);
+    EACH(s, 9) CPU(store)(tap[s], g[s]);
+    for (int k = 0; k < LANES; k++)
+        for (int s = 0; s < 9; s++)
+            dw[9 * k + s] += tap[s][k];
+}
+
 /* ---- 5. The table ------------------------------------------------------------------------------------------------ */
 
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR, .pack = CPU(pack), .product = CPU(product), .dot = CPU(dot), .sum = CPU(sum),
+    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .weights = CPU(weights),
+    .weight_gradient = CPU(weight_gradient),
 };
 
 #undef VEC
+#undef POINT_A
+#undef POINT_B
+#undef SCALED
+#undef PLUS
+#undef SHUFFLE
 #undef EVEN
 #undef ODD
 #undef ZIP_LOW

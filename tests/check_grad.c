@@ -1,20 +1,26 @@
-/* tests/check_grad.c - see check_grad.h. The core is compiled here a second time with ddpm_real = double, all of it static.
+/* tests/check_grad.c - see check_grad.h. The core is compiled here a second time with ddpm_real = double, all of it
+ * static.
  *
  * A case builds a graph; its loss is L = sum_i c_i y_i over the output with fixed random c, g is dL/dx by
  * ddpm_graph_backward, and r the same by differences along a line x + s v:
- *     r = (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h,   v an axis, or (+-1,...,+-1)/sqrt(count) to touch every element.
- * Passed: |g - r| <= BOUND max(|r|, floor), BOUND = 1e-6, floor = 1e-3 of the root mean square of all r of the case, so that
+ *     r = (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h,   v an axis, or (+-1,...,+-1)/sqrt(count) to touch every
+  * element.
+ * Passed: |g - r| <= BOUND max(|r|, floor), BOUND = 1e-6, floor = 1e-3 of the root mean square of all r of the case,
+  * so that
  * a gradient that is exactly zero (to_k.bias, a convolution's bias before a norm) is judged by the size of the others.
  *
  * Why a right gradient passes. With h = 2^-10, r differs from dL/ds by at most
  *     truncation   h^4 |L^(5)| / 30             = 3e-14 |L^(5)|
- *     rounding     (8 + 8 + 1 + 1)/12 k u M / h = 2e-13 k M     u = 2^-53, M = sum |c_i y_i|, k u a y_i's relative error
+ *     rounding     (8 + 8 + 1 + 1)/12 k u M / h = 2e-13 k M     u = 2^-53, M = sum |c_i y_i|, k u a y_i's relative
+  * error
  * Against BOUND |r| that leaves a factor of a million; against the worst case, BOUND floor = 1e-9 rms, it asks for
  * |L^(5)| < 3e4 rms and k M < 5e3 rms: true of networks whose weights and activations are of order one.
  * Why a wrong one fails: a sign, a factor or a missing term changes g by about rms, a million times the bound.
  *
- * So that nothing is right by luck: the graph has room for one picture more than is used, and that one is NaN; so is the
- * graph's memory at first; backward runs twice and the second result counts, so that what should be stored must not be added.
+ * So that nothing is right by luck: the graph has room for one picture more than is used, and that one is NaN; so is
+  * the
+ * graph's memory at first; backward runs twice and the second result counts, so that what should be stored must not
+  * be added.
  *
  * Contents: 1 the core  2 a case and its values  3 operations  4 uses of the graph  5 blocks  6 networks
  *           7 the list of cases  8 differences  9 running */
@@ -121,7 +127,8 @@ static void fill_input(const rig *r, int which)
         case HOT: *value = uniform < 0.5; break;
         }
     }
-    for (size_t i = used; i < all; i++) x->data[i] = (double)NAN;
+    for (size_t i = used; i < all; i++)
+        x->data[i] = (double)NAN;
 }
 
 /* Parameters as training finds them: none is just 0 or 1. */
@@ -136,7 +143,8 @@ static ddpm_result fill_parameters(ddpm_model *model)
         double *shift = ddpm_arena_alloc(&model->arena, count * sizeof *shift);
         if (!shift) return DDPM_ERR_MEMORY;
         ddpm_normals(address, count, shift);
-        for (size_t i = 0; i < count; i++) x->data[i] += 0.1 * shift[i];
+        for (size_t i = 0; i < count; i++)
+            x->data[i] += 0.1 * shift[i];
     }
     return DDPM_OK;
 }
@@ -188,8 +196,10 @@ static ddpm_tensor *attention_case(rig *r, const int *setting)
 static ddpm_tensor *add_case(rig *r, const int *setting)
 {
     ddpm_tensor *a = variable(r, "a", 3, setting[0], setting[1], NORMAL), *b = a;
-    if (setting[2]) b = variable(r, "b", 3, 1, 1, NORMAL);
-    else if (!setting[3]) b = variable(r, "b", 3, setting[0], setting[1], NORMAL);
+    if (setting[2])
+        b = variable(r, "b", 3, 1, 1, NORMAL);
+    else if (!setting[3])
+        b = variable(r, "b", 3, setting[0], setting[1], NORMAL);
     return ddpm_add(r->g, a, b, 0.7);
 }
 
@@ -294,7 +304,8 @@ static ddpm_tensor *fourier_embedding_case(rig *r, const int *setting)
 {
     ddpm_tensor *t = (setting[0] ? variable : constant)(r, "t", 1, 1, 1, TIME);
     int c = 4;
-    return ddpm_fourier_embedding(r->g, t, ddpm_param(r->g, r->model, "weight", 1, &c, DDPM_INIT_NORMAL, 16, !setting[0]));
+    return ddpm_fourier_embedding(r->g, t,
+                                  ddpm_param(r->g, r->model, "weight", 1, &c, DDPM_INIT_NORMAL, 16, !setting[0]));
 }
 
 /* ---- 4. Uses of the graph: who stores, who adds, what is left out ---- */
@@ -566,8 +577,8 @@ const char *check_grad_names(int i)
 #define BOUND 1e-6
 static const double h = 0x1p-10, floor_share = 1e-3;
 
-/* The elements of one tensor that are checked: all, or `most` at random and, as the element after the last, the direction
- * that has all of them. */
+/* The elements of one tensor that are checked: all, or `most` at random and, as the element after the last, the
+ * direction that has all of them. */
 typedef struct probe {
     ddpm_tensor *x;
     double *kept, *gradient, *direction; /* (count): values to return to; by backward; +-1/sqrt(count) */
@@ -579,12 +590,13 @@ static void displace(const probe *p, size_t element, double s)
 {
     memcpy(p->x->data, p->kept, p->count * sizeof *p->kept);
     if (element < p->count) p->x->data[element] += s;
-    for (size_t i = 0; element == p->count && i < p->count; i++) p->x->data[i] += s * p->direction[i];
+    for (size_t i = 0; element == p->count && i < p->count; i++)
+        p->x->data[i] += s * p->direction[i];
 }
 
 /* g and r along one line. c: weights of the output; total: room for as many values. */
-static ddpm_result compare_line(ddpm_graph *g, const probe *p, size_t element, const double *c, double *total, double *by_backward,
-                                double *by_differences)
+static ddpm_result compare_line(ddpm_graph *g, const probe *p, size_t element, const double *c, double *total,
+                                double *by_backward, double *by_differences)
 {
     static const double at[4] = {1, -1, 2, -2}, factor[4] = {8, -8, -1, 1};
     size_t outputs = ddpm_elements(g->root, USED);
@@ -592,13 +604,16 @@ static ddpm_result compare_line(ddpm_graph *g, const probe *p, size_t element, c
     for (int k = 0; k < 4; k++) {
         displace(p, element, at[k] * h);
         TRY(ddpm_graph_forward(g, USED));
-        for (size_t i = 0; i < outputs; i++) total[i] += factor[k] * g->root->data[i];
+        for (size_t i = 0; i < outputs; i++)
+            total[i] += factor[k] * g->root->data[i];
     }
     displace(p, element, 0);
     *by_differences = *by_backward = 0;
-    for (size_t i = 0; i < outputs; i++) *by_differences += c[i] * total[i] / (12 * h);
+    for (size_t i = 0; i < outputs; i++)
+        *by_differences += c[i] * total[i] / (12 * h);
     if (element < p->count) *by_backward = p->gradient[element];
-    for (size_t i = 0; element == p->count && i < p->count; i++) *by_backward += p->gradient[i] * p->direction[i];
+    for (size_t i = 0; element == p->count && i < p->count; i++)
+        *by_backward += p->gradient[i] * p->direction[i];
     return DDPM_OK;
 }
 
@@ -657,8 +672,10 @@ static ddpm_result open_case(const grad_case *c, rig *r)
 
 static void close_case(rig *r)
 {
-    if (r->net) ddpm_net_free(r->net);
-    else ddpm_graph_free(r->g);
+    if (r->net)
+        ddpm_net_free(r->net);
+    else
+        ddpm_graph_free(r->g);
     ddpm_model_free(r->model);
 }
 
@@ -667,7 +684,8 @@ static ddpm_result fill_case(rig *r)
     TRY(fill_parameters(r->model));
     TRY(ddpm_graph_alloc(r->g));
     memset(r->g->memory, 0xFF, r->g->bytes); /* NaN */
-    for (int i = 0; i < r->inputs; i++) fill_input(r, i);
+    for (int i = 0; i < r->inputs; i++)
+        fill_input(r, i);
     r->g->step.seed = 529;
     r->g->step.first_picture = 7;
     return DDPM_OK;
@@ -677,13 +695,15 @@ static ddpm_result fill_case(rig *r)
 static int exercised(const rig *r, const char *name)
 {
     int known = 0;
-    for (int op = 0; op < DDPM_OP_COUNT; op++) known |= !strcmp(ddpm_op_name((ddpm_op)op), name);
+    for (int op = 0; op < DDPM_OP_COUNT; op++)
+        known |= !strcmp(ddpm_op_name((ddpm_op)op), name);
     for (int i = 0; i < r->g->nodes && known; i++)
         if (!strcmp(ddpm_op_name(r->g->node[i]->op), name) && r->g->node[i]->wants) return 1;
     return !known;
 }
 
-/* Every tensor that wants a gradient: inputs, then parameters. Their gradients are copied: forward may reuse the memory. */
+/* Every tensor that wants a gradient: inputs, then parameters. Their gradients are copied: forward may reuse the
+ * memory. */
 static ddpm_result make_probes(rig *r, probe *list, int *probes)
 {
     *probes = 0;
@@ -696,7 +716,8 @@ static ddpm_result make_probes(rig *r, probe *list, int *probes)
         p.direction = ddpm_arena_alloc(&r->g->arena, p.count * sizeof *p.direction);
         if (!p.kept || !p.gradient || !p.direction) return DDPM_ERR_MEMORY;
         ddpm_normals((ddpm_address){529, (uint64_t)i, 2, DDPM_RANDOM_USER}, p.count, p.direction);
-        for (size_t k = 0; k < p.count; k++) p.direction[k] = copysign(1 / sqrt((double)p.count), p.direction[k]);
+        for (size_t k = 0; k < p.count; k++)
+            p.direction[k] = copysign(1 / sqrt((double)p.count), p.direction[k]);
         memcpy(p.kept, x->data, p.count * sizeof *p.kept);
         memcpy(p.gradient, x->grad, p.count * sizeof *p.gradient);
         list[(*probes)++] = p;
@@ -704,7 +725,8 @@ static ddpm_result make_probes(rig *r, probe *list, int *probes)
     return DDPM_OK;
 }
 
-/* Compares all lines of all tensors; pair[line] = g, r. A case of many tensors reports those that failed, and all as one. */
+/* Compares all lines of all tensors; pair[line] = g, r. A case of many tensors reports those that failed, and all as
+ * one. */
 static ddpm_result compare_case(job *j, const grad_case *c, rig *r, const double *weight, double *total)
 {
     enum { MANY = 6 };
@@ -713,7 +735,8 @@ static ddpm_result compare_case(job *j, const grad_case *c, rig *r, const double
     if (!list) return DDPM_ERR_MEMORY;
     TRY(make_probes(r, list, &probes));
     size_t all = 0, at = 0;
-    for (int p = 0; p < probes; p++) all += lines(&list[p]);
+    for (int p = 0; p < probes; p++)
+        all += lines(&list[p]);
     double(*pair)[2] = ddpm_arena_alloc(&r->g->arena, (all + 1) * sizeof *pair), square = 0, largest = 0;
     if (!pair) return DDPM_ERR_MEMORY;
     for (int p = 0; p < probes; p++)
@@ -726,11 +749,14 @@ static ddpm_result compare_case(job *j, const grad_case *c, rig *r, const double
     for (int p = 0; p < probes; p++) {
         double error = 0;
         for (size_t k = 0; k < lines(&list[p]); k++, at++) {
-            double size = fabs(pair[at][1]) > floor ? fabs(pair[at][1]) : floor, here = fabs(pair[at][0] - pair[at][1]) / size;
+            double size = fabs(pair[at][1]) > floor ? fabs(pair[at][1]) : floor,
+                   here = fabs(pair[at][0] - pair[at][1]) / size;
             if (!(here <= error) && !isnan(error)) error = here; /* once NaN, always NaN */
         }
-        if (probes <= MANY || !(error <= BOUND)) report(j, c, list[p].x->name, error);
-        else if (error > largest) largest = error;
+        if (probes <= MANY || !(error <= BOUND))
+            report(j, c, list[p].x->name, error);
+        else if (error > largest)
+            largest = error;
     }
     char text[48];
     snprintf(text, sizeof text, "%d tensors", probes);
@@ -743,8 +769,10 @@ static ddpm_result run_case(job *j, const grad_case *c, rig *r)
 {
     ddpm_result result = open_case(c, r);
     if (c->refused) {
-        if (result == DDPM_ERR_UNSUPPORTED) report(j, c, "refused", 0);
-        else return ddpm_fail(DDPM_ERR_ARGUMENT, "a gradient that does not exist was not refused");
+        if (result == DDPM_ERR_UNSUPPORTED)
+            report(j, c, "refused", 0);
+        else
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "a gradient that does not exist was not refused");
         return DDPM_OK;
     }
     TRY(result);

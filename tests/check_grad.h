@@ -1,12 +1,13 @@
-/* tests/check_grad.h - gradients by backpropagation against central differences, in a private core of double precision that
- * links beside the float one: for every operation of the table, every block and whole small networks.
+/* tests/check_grad.h - gradients by backpropagation against central differences, in a private core of double
+ * precision that links beside the float one: for every operation of the table, every block and whole small networks.
  * `ddpm check-grad` prints its rows, tests/test_check_grad.c wants them all to pass. Contents: two functions. */
 #ifndef TESTS_CHECK_GRAD_H
 #define TESTS_CHECK_GRAD_H
 
 /* One gradient, as check_grad_run reports it.
  *   name, input    what was checked ("conv2d 3x3 stride 2") and with respect to what ("weight", or how many tensors)
- *   largest_error  the largest |g - r| / max(|r|, floor) of its elements; NaN if something failed, then `input` says what
+ *   largest_error  the largest |g - r| / max(|r|, floor) of its elements; NaN if something failed, then `input` says
+  * what
  *   bound          passed means largest_error <= bound; tests/check_grad.c derives it */
 typedef void check_grad_row(void *user, const char *name, const char *input, double largest_error, double bound,
                             int passed);

@@ -1,7 +1,8 @@
 #!/bin/sh
-# tests/planted.sh - plants a wrong sign in every backward of ddpm_impl.c, one gradient at a time, in a copy, and shows that
-# the checks of tests/check_grad.c catch each. Prints a line for each; the last is `N caught, M missed`. Fails if one is missed,
-# if an operation has none, or if a line of the list below no longer fits the source: then bring the list up to date.
+# tests/planted.sh - plants a wrong sign in every backward of ddpm_impl.c, one gradient at a time, in a copy, and
+# shows that the checks of tests/check_grad.c catch each. Prints a line for each; the last is `N caught, M missed`.
+# Fails if one is missed, if an operation has none, or if a line of the list below no longer fits the source: then
+# bring the list up to date.
 cd "$(dirname "$0")/.." || exit 2
 : "${CC:=cc}"
 work=$(mktemp -d "${TMPDIR:-/tmp}/ddpm-planted-XXXXXX") || exit 2

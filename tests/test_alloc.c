@@ -1,5 +1,6 @@
-/* tests/test_alloc.c - what only a private copy of the core can show (ddpm.h with its own DDPM_MALLOC): every allocation of a
- * whole life, from creating a model to sampling from it, is made to fail in turn; and log and sine of every argument.
+/* tests/test_alloc.c - what only a private copy of the core can show (ddpm.h with its own DDPM_MALLOC): every
+ * allocation of a whole life, from creating a model to sampling from it, is made to fail in turn; and log and sine of
+  * every argument.
  * Contents: 1 the core with an allocator that fails  2 every failure  3 log and sine  4 main */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -43,7 +44,8 @@ static void counting_free(void *memory)
 
 /* ---- 2. Every failure ---- */
 
-/* A backend with memory of its own and nothing else: every row, combination and update goes by way of copies on the host. */
+/* A backend with memory of its own and nothing else: every row, combination and update goes by way of copies on the
+ * host. */
 static ddpm_result distant_alloc(void *state, size_t bytes, void **out)
 {
     (void)state;
@@ -129,8 +131,8 @@ static ddpm_result live_through(life *l)
     return ddpm_sample(l->net, &l->schedule, &sample, labels, 2, l->picture, NULL, NULL);
 }
 
-/* The first k allocations succeed and the next one fails, for every k until none fails. The error is one of memory and has a
- * text, nothing stays allocated, and what the caller must free can be freed. */
+/* The first k allocations succeed and the next one fails, for every k until none fails. The error is one of memory
+ * and has a text, nothing stays allocated, and what the caller must free can be freed. */
 static void check_every_failure(const ddpm_backend *backend)
 {
     int failures = 0;
@@ -226,8 +228,10 @@ static void test_sine_of_everything(void **state)
         cos_sin_turn((float)i * 0x1p-24f, &cosine, &sine);
         double right[2] = {cos(turn * i * 0x1p-24), sin(turn * i * 0x1p-24)}, value[2] = {(double)cosine, (double)sine};
         for (int k = 0; k < 2; k++) {
-            if (fabs(right[k]) < 1e-12) assert_true(value[k] == 0); /* a quarter turn, exactly */
-            else if (!(fabs(value[k] / right[k] - 1) <= worst)) worst = fabs(value[k] / right[k] - 1);
+            if (fabs(right[k]) < 1e-12)
+                assert_true(value[k] == 0); /* a quarter turn, exactly */
+            else if (!(fabs(value[k] / right[k] - 1) <= worst))
+                worst = fabs(value[k] / right[k] - 1);
         }
         assert_true(fabs(value[0] * value[0] + value[1] * value[1] - 1) < 12 * 0x1p-24);
     }

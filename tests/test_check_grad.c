@@ -1,4 +1,5 @@
-/* tests/test_check_grad.c - backpropagation against central differences: tests/check_grad.c's rows, one test for each name.
+/* tests/test_check_grad.c - backpropagation against central differences: tests/check_grad.c's rows, one test for each
+ * name.
  * Contents: the rows, what must be among them, main. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,7 +40,8 @@ static void test_every_operation_is_there(void **state)
     (void)state;
     for (int op = 0; op < DDPM_OP_COUNT; op++) {
         int found = 0;
-        for (int i = 0; check_grad_names(i); i++) found |= !strcmp(check_grad_names(i), ddpm_op_name((ddpm_op)op));
+        for (int i = 0; check_grad_names(i); i++)
+            found |= !strcmp(check_grad_names(i), ddpm_op_name((ddpm_op)op));
         if (!found) fail_msg("operation %s has no case in tests/check_grad.c", ddpm_op_name((ddpm_op)op));
     }
 }
@@ -48,7 +50,8 @@ static void test_names_occur_once(void **state)
 {
     (void)state;
     for (int i = 0; check_grad_names(i); i++)
-        for (int k = 0; k < i; k++) assert_string_not_equal(check_grad_names(i), check_grad_names(k));
+        for (int k = 0; k < i; k++)
+            assert_string_not_equal(check_grad_names(i), check_grad_names(k));
 }
 
 static void test_unknown_name(void **state)
@@ -69,6 +72,7 @@ int main(void)
     };
     size_t tests = 3;
     for (int i = 0; check_grad_names(i) && tests < MOST; i++)
-        test[tests++] = (struct CMUnitTest){check_grad_names(i), test_name, NULL, NULL, (void *)(uintptr_t)check_grad_names(i)};
+        test[tests++] =
+            (struct CMUnitTest){check_grad_names(i), test_name, NULL, NULL, (void *)(uintptr_t)check_grad_names(i)};
     return _cmocka_run_group_tests("check_grad", test, tests, NULL, NULL);
 }
