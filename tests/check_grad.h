@@ -6,8 +6,7 @@
 
 /* One gradient, as check_grad_run reports it.
  *   name, input    what was checked ("conv2d 3x3 stride 2") and with respect to what ("weight", or how many tensors)
- *   largest_error  the largest |g - r| / max(|r|, floor) of its elements; NaN if something failed, then `input` says
-  * what
+ *   largest_error  the largest |g - r| / max(|r|, floor) of its elements; NaN if something failed: `input` says what
  *   bound          passed means largest_error <= bound; tests/check_grad.c derives it */
 typedef void check_grad_row(void *user, const char *name, const char *input, double largest_error, double bound,
                             int passed);

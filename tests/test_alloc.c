@@ -1,6 +1,6 @@
 /* tests/test_alloc.c - what only a private copy of the core can show (ddpm.h with its own DDPM_MALLOC): every
- * allocation of a whole life, from creating a model to sampling from it, is made to fail in turn; and log and sine of
-  * every argument.
+ * allocation of a whole life, from creating a model to sampling from it, is made to fail in turn; and log and sine
+ * of every argument.
  * Contents: 1 the core with an allocator that fails  2 every failure  3 log and sine  4 main */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,5 @@
-/* tests/test_check_grad.c - backpropagation against central differences: tests/check_grad.c's rows, one test for each
- * name.
- * Contents: the rows, what must be among them, main. */
+/* tests/test_check_grad.c - backpropagation against central differences: tests/check_grad.c's rows, one test for
+ * each name. Contents: the rows, what must be among them, main. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

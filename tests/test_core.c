@@ -620,15 +620,13 @@ static void test_threads_do_not_matter(void **state)
 
 /* ---- 6. Batches ---- */
 
-/* A batch of 7 in parts of at most `capacity`: prediction and loss have the whole batch's bits, since a picture does
- * not see its neighbours; gradients are sums over M = 7 * 64 pictures and pixels in another order. With u = 2^-24
-  * each way of summing errs
- * by at most M u S, S the sum of the magnitudes, which for terms of any sign is about sqrt(M) times their sum's usual
-  * size: hence
- *     |g - r| <= 2 M u sqrt(M) rms = 1.2e-3 rms,   rms of the tensor, but at least a hundredth of that of all (a
-  * gradient that
- * cancels to zero is as uncertain as its terms are large). A picture lost or counted twice changes g by about rms /
-  * sqrt(7). */
+/* A batch of 7 in parts of at most `capacity`. Prediction and loss have the whole batch's bits, since a picture does not
+ * see its neighbours. Gradients are sums over M = 7 * 64 pictures and pixels in another order. With u = 2^-24 each way
+ * of summing errs by at most M u S, S the sum of the magnitudes, which for terms of any sign is about sqrt(M) times
+ * their sum's usual size: hence
+ *     |g - r| <= 2 M u sqrt(M) rms = 1.2e-3 rms
+ * with rms of the tensor, but at least a hundredth of that of all: a gradient that cancels to zero is as uncertain as
+ * its terms are large. A picture lost or counted twice changes g by about rms / sqrt(7). */
 static void test_micro_batches_add_up(void **state)
 {
     (void)state;
