@@ -133,8 +133,8 @@ clean: ## removes what was built (not build/deps and build/venv, which were down
 	@[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name deps ! -name venv -exec rm -rf {} +
 	@rm -f ddpm
 
-# For the scripts above: the test programs, the fuzz programs, every object.
-tests: $(call binary,$(TESTS))
+# For the scripts above: the test programs (one of them runs ddpm), the fuzz programs, every object.
+tests: $(call binary,$(TESTS)) $(OBJ)/ddpm
 fuzzers: $(call binary,$(FUZZ))
 objects: $(call object,$(MAIN) $(ROOM) $(SHARED) $(TESTS) $(FUZZ))
 flags: $(OBJ)/flags

@@ -40,6 +40,7 @@ fi
 
 if command -v clang > /dev/null; then
     heading "Tests and fuzzers (clang, sanitizers)"
+    export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
     check "builds with clang and sanitizers" build CC=clang VARIANT=sanitize tests
     for source in $sources; do
         run_tests "clang sanitized" "$BUILD/clang-sanitize/${source%.c}"
