@@ -32,6 +32,9 @@ export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
+ifeq ($(MAKELEVEL)$(filter -j% --jobserver%,$(MAKEFLAGS)),0)
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+endif
 
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
@@ -113,7 +116,7 @@ check-long: ## the slow checks: libFuzzer, races, valgrind, planted gradient err
 	+@scripts/check_long.sh
 
 lint: flags ## warnings, clang-tidy, cppcheck, clang-format, who includes whom, the length of Part I
-	@scripts/lint.sh $(OBJ)/flags
+	+@scripts/lint.sh $(OBJ)/flags
 
 bench: program ## GFLOP/s of every operation and whole step beside the machine's measured peak
 	$(PROGRAM) bench

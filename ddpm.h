@@ -2,7 +2,7 @@
  *
  * Usage, complete (examples/embed.c is this as a program; in ONE source file define DDPM_IMPLEMENTATION first):
  *
- *     ddpm_model_config config = ddpm_model_preset("tiny", 24);            // a UNet, and a label encoder for 24 classes
+ *     ddpm_model_config config = ddpm_model_preset("tiny", 24);            // a UNet, a label encoder for 24 classes
  *     ddpm_model *model;       ddpm_model_create(&model, &config, NULL);   // NULL: the reference backend, all threads
  *     ddpm_model_alloc(model, DDPM_FOR_TRAINING);  ddpm_model_init(model, 529);
  *     ddpm_schedule schedule;  ddpm_schedule_create(&schedule, NULL);      // T = 1000, squaredcos_cap_v2
@@ -14,8 +14,8 @@
  *     ddpm_net_free(net);  ddpm_schedule_free(&schedule);  ddpm_model_free(model);
  *
  * Every function that can fail returns a ddpm_result; ddpm_error() then says what, where and what to do about it.
- * Nothing here prints, exits or keeps global state (the error text is thread-local). Functions that take a model, net or
- * graph are not to be called on the same one from two threads at once; inside, they use OpenMP's threads.
+ * Nothing here prints, exits or keeps global state (the error text is thread-local). Functions that take a model, net
+ * or graph are not to be called on the same one from two threads at once; inside, they use OpenMP's threads.
  *
  * What it does not do: half precision, text conditioning, latents. Files, pictures and data sets are in io/ and lab/.
  *
@@ -40,7 +40,7 @@ extern "C" {
 #endif
 typedef DDPM_REAL ddpm_real;
 
-/* ---- 1. Errors and memory ------------------------------------------------------------------------------------- */
+/* ---- 1. Errors and memory ---------------------------------------------------------------------------------------- */
 
 typedef enum ddpm_result {
     DDPM_OK,
@@ -73,7 +73,7 @@ DDPM_API void *ddpm_arena_alloc(ddpm_arena *arena, size_t bytes); /* zeroed, 64-
 DDPM_API char *ddpm_arena_string(ddpm_arena *arena, const char *text);
 DDPM_API void ddpm_arena_free(ddpm_arena *arena);
 
-/* ---- 2. Random numbers ------------------------------------------------------------------------------------------
+/* ---- 2. Random numbers ----------------------------------------------------------------------------------------------
  * Counter-based (Philox 4x32-10, Salmon et al. 2011): a number has an address instead of a history, so that batch size,
  * micro-batches, threads, ranks and a resumed run all see the same noise. */
 
@@ -97,17 +97,17 @@ typedef struct ddpm_address {
 
 /* Four 32-bit words: block number `block` of the stream at `address`. */
 DDPM_API void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4]);
-/* `count` standard normals of one picture's stream, computed in float by Box-Muller with our own log and sincos (explicit
- * fma): the same bits on every processor. |value| < 5.8; relative error of a value below 1e-6. */
+/* `count` standard normals of one picture's stream, computed in float by Box-Muller with our own log and sincos
+ * (explicit fma): the same bits on every processor. |value| < 5.8; relative error of a value below 1e-6. */
 DDPM_API void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out);
 /* Uniform integer in [0, range), range <= 2^32: floor(word * range / 2^32). */
 DDPM_API uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range);
 /* A permutation of 0..count-1 (Fisher-Yates) for `address`. */
 DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order);
 
-/* ---- 3. Tensors, operations, graph ------------------------------------------------------------------------------
- * A graph is a list of nodes in execution order. It is built for a capacity of N pictures and run for any n <= N. Shapes
- * are checked while building; memory is known after ddpm_graph_plan, before anything is allocated. */
+/* ---- 3. Tensors, operations, graph ----------------------------------------------------------------------------------
+ * A graph is a list of nodes in execution order. It is built for a capacity of N pictures and run for any n <= N.
+ * Shapes are checked while building; memory is known after ddpm_graph_plan, before anything is allocated. */
 
 /* The operation table: one line an operation makes its enumerator, its name and its row. The last column says what its
  * backward reads, which decides how long a tensor is kept: inputs 0..2 and the auxiliary output. */
@@ -158,7 +158,7 @@ typedef struct ddpm_node { /* constant once planned: what varies from step to st
     const char *name; /* where in the network: "down_blocks.0.resnets.1.conv1" */
     ddpm_tensor *in[DDPM_MAX_INPUTS], *out, *aux;
     union {
-        struct { int stride, pad_start, pad_end; } conv;        /* padding before (top, left) and after (bottom, right) */
+        struct { int stride, pad_start, pad_end; } conv;
         struct { int groups; double eps, momentum; } norm;
         struct { int heads; } attention;
         struct { int kind, kernel, stride, pad; } pool;
@@ -175,7 +175,8 @@ typedef struct ddpm_node { /* constant once planned: what varies from step to st
     void *plan;                   /* a backend's own */
 } ddpm_node;
 
-/* What changes from step to step: rows and the update read it through graph->step, so that a step can be captured once. */
+/* What changes from step to step: rows and the update read it through graph->step, so that a step can be captured
+ * once. */
 typedef struct ddpm_step {
     uint64_t seed, first_picture;       /* address of the batch's first picture, for dropout */
     double lr, beta1, beta2, eps;       /* Adam */
@@ -207,7 +208,8 @@ typedef struct ddpm_graph {
     int node_room, tensor_room;
 } ddpm_graph;
 
-/* An empty graph on `device` (NULL: reference). training 1: rows behave as in module.train() and parameters get gradients. */
+/* An empty graph on `device` (NULL: reference). training 1: rows behave as in module.train() and parameters get
+ * gradients. */
 DDPM_API ddpm_result ddpm_graph_create(ddpm_graph **out, const struct ddpm_device *device, int capacity, int training);
 DDPM_API void ddpm_graph_free(ddpm_graph *g);
 
@@ -218,45 +220,60 @@ __attribute__((format(printf, 2, 3)))
 DDPM_API size_t ddpm_enter(ddpm_graph *g, const char *format, ...);
 DDPM_API void ddpm_leave(ddpm_graph *g, size_t mark);
 
-/* Builders. x is (N,C,H,W); a vector a picture is (N,C,1,1). They return the output, or NULL after a failure: the first one
- * is kept in the graph, later builders pass NULL on, ddpm_graph_plan returns it. So network code needs no checks.
- * Torch's module or function is named at the right. */
+/* Builders. x is (N,C,H,W); a vector a picture is (N,C,1,1). They return the output, or NULL after a failure: the
+ * first one is kept in the graph, later builders pass NULL on, ddpm_graph_plan returns it. So network code needs no
+ * checks. The comments name torch's module or function. */
 DDPM_API ddpm_tensor *ddpm_input(ddpm_graph *g, const char *name, int c, int h, int w, int need_grad);
-DDPM_API ddpm_tensor *ddpm_conv2d(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, /* Conv2d */
-                                  int stride, int pad_start, int pad_end);  /* weight (Cout,Cin,k,k); bias (Cout) or NULL */
-DDPM_API ddpm_tensor *ddpm_linear(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias); /* Linear over C */
+
+/* Conv2d: weight (Cout,Cin,k,k), bias (Cout) or NULL; zeros before (top, left) and after (bottom, right), each < k. */
+DDPM_API ddpm_tensor *ddpm_conv2d(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int stride,
+                                  int pad_start, int pad_end);
+/* Linear over the channels of each pixel: weight (Cout,Cin), bias (Cout) or NULL. */
+DDPM_API ddpm_tensor *ddpm_linear(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias);
+/* GroupNorm: weight (C), bias (C); groups divides C. */
 DDPM_API ddpm_tensor *ddpm_group_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias, int groups,
-                                      double eps);                                                        /* GroupNorm */
+                                      double eps);
+/* SiLU, ReLU, Sigmoid. */
 enum { DDPM_SILU, DDPM_RELU, DDPM_SIGMOID };
-DDPM_API ddpm_tensor *ddpm_activation(ddpm_graph *g, ddpm_tensor *x, int kind);          /* SiLU, ReLU, Sigmoid */
+DDPM_API ddpm_tensor *ddpm_activation(ddpm_graph *g, ddpm_tensor *x, int kind);
+/* scaled_dot_product_attention over the H*W tokens of a picture; heads divides C. */
 DDPM_API ddpm_tensor *ddpm_attention(ddpm_graph *g, ddpm_tensor *q, ddpm_tensor *k, ddpm_tensor *v, int heads);
-                                                      /* scaled_dot_product_attention over the H*W tokens of a picture */
-DDPM_API ddpm_tensor *ddpm_add(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b, double scale); /* (a + b) * scale; b: (N,C,1,1) too */
-DDPM_API ddpm_tensor *ddpm_concat(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b);        /* cat(dim=1) */
-DDPM_API ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count);   /* x[:, start:start+count] */
-DDPM_API ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor);          /* interpolate(mode="nearest") */
-DDPM_API ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos, double freq_shift);
-                                                      /* diffusers' Timesteps: t (N,1,1,1), any real -> (N,dim,1,1) */
+/* (a + b) * scale; b like a, or (N,C,1,1) for every pixel. */
+DDPM_API ddpm_tensor *ddpm_add(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b, double scale);
+/* cat((a, b), dim=1), and x[:, start:start+count]. */
+DDPM_API ddpm_tensor *ddpm_concat(ddpm_graph *g, ddpm_tensor *a, ddpm_tensor *b);
+DDPM_API ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count);
+/* interpolate(scale_factor=factor, mode="nearest"). */
+DDPM_API ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor);
+/* diffusers' Timesteps: t (N,1,1,1), any real -> (N,dim,1,1). */
+DDPM_API ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos,
+                                          double freq_shift);
+/* diffusers' GaussianFourierProjection(log=True): t (N,1,1,1) > 0, weight (C) -> (N,2C,1,1). */
 DDPM_API ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight);
-                                                      /* GaussianFourierProjection(log=True): t > 0, weight (C) -> (N,2C,1,1) */
-DDPM_API ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table);       /* Embedding; (N,1,1,1) */
+/* Embedding: index (N,1,1,1), table (classes,dim) -> (N,dim,1,1); DDPM_ERR_RANGE when it runs, for an index outside. */
+DDPM_API ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table);
+/* x * (1 + scale) + shift; scale_shift (N,2C,1,1) holds scale, then shift. */
 DDPM_API ddpm_tensor *ddpm_modulate(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *scale_shift);
-                                                      /* x * (1 + scale) + shift; scale_shift (N,2C,1,1) holds both */
+/* MaxPool2d; AvgPool2d (padding counts as zeros in the mean). */
 enum { DDPM_POOL_MAX, DDPM_POOL_MEAN };
 DDPM_API ddpm_tensor *ddpm_pool(ddpm_graph *g, ddpm_tensor *x, int kind, int kernel, int stride, int pad);
-                                                      /* MaxPool2d; AvgPool2d (pad counts as zeros in the mean) */
-DDPM_API ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor);   /* PixelUnshuffle */
-DDPM_API ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor);     /* PixelShuffle */
-DDPM_API ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p);             /* Dropout; returns x when not training */
+/* PixelUnshuffle, PixelShuffle. */
+DDPM_API ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor);
+DDPM_API ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor);
+/* Dropout; returns x itself in a graph that is not for training. */
+DDPM_API ddpm_tensor *ddpm_dropout(ddpm_graph *g, ddpm_tensor *x, double p);
+/* scale * x / divisor[n] + shift; divisor (N,1,1,1), or NULL for 1. */
 DDPM_API ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift);
-                                                      /* scale * x / divisor[n] + shift; divisor (N,1,1,1) or NULL */
+/* BatchNorm2d, all vectors (C): batch statistics when training (running ones follow), running ones otherwise. */
 DDPM_API ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight, ddpm_tensor *bias,
-                                      ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps, double momentum);
-                                                      /* BatchNorm2d: batch statistics when training, running ones otherwise */
-DDPM_API ddpm_tensor *ddpm_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *target); /* (N,1,1,1): sum of squares a picture */
-DDPM_API ddpm_tensor *ddpm_bce(ddpm_graph *g, ddpm_tensor *p, ddpm_tensor *target); /* (N,1,1,1): BCELoss(reduction="sum") a picture */
+                                      ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps,
+                                      double momentum);
+/* Losses, summed over a picture's elements: (N,1,1,1). Squared error; BCELoss(reduction="sum") of probabilities. */
+DDPM_API ddpm_tensor *ddpm_mse(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *target);
+DDPM_API ddpm_tensor *ddpm_bce(ddpm_graph *g, ddpm_tensor *p, ddpm_tensor *target);
 
-/* Ends building: marks what needs a gradient, who stores and who adds, lets the backend plan, lays out memory by lifetime.
+/* Ends building: marks what needs a gradient, who stores and who adds, lets the backend plan, lays out memory by
+ * lifetime.
  *   root  where backward will start, or NULL (forward only). Tensors named in `keep` survive the whole run.
  *   Sets g->bytes; allocates nothing large. Returns the first failure of any builder, with its error text. */
 DDPM_API ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps);
@@ -270,22 +287,26 @@ typedef void (*ddpm_grad_ready)(void *user, ddpm_tensor *param);
  *   ready  called as each parameter's gradient becomes final (ranks then begin to reduce it); may be NULL
  *   Parameters' gradients are added to, all others are stored. */
 DDPM_API ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user);
-/* Runs forward again, node by node: DDPM_ERR_NONFINITE naming the first node whose output has a NaN or infinity and that
- * picture, or DDPM_OK. For finding out why a loss went wrong. */
+/* Runs forward again, node by node: DDPM_ERR_NONFINITE naming the first node whose output has a NaN or infinity and
+ * that picture, or DDPM_OK. For finding out why a loss went wrong. */
 DDPM_API ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g);
 
 /* Copies between host memory (contiguous NCHW) and a tensor, first n pictures; n is ignored for parameters. */
 enum { DDPM_DATA, DDPM_GRADIENT };
-DDPM_API ddpm_result ddpm_upload(const struct ddpm_device *device, ddpm_tensor *x, int which, int n, const ddpm_real *host);
-DDPM_API ddpm_result ddpm_download(const struct ddpm_device *device, const ddpm_tensor *x, int which, int n, ddpm_real *host);
+DDPM_API ddpm_result ddpm_upload(const struct ddpm_device *device, ddpm_tensor *x, int which, int n,
+                                 const ddpm_real *host);
+DDPM_API ddpm_result ddpm_download(const struct ddpm_device *device, const ddpm_tensor *x, int which, int n,
+                                   ddpm_real *host);
 
 DDPM_API size_t ddpm_elements(const ddpm_tensor *x, int n);  /* n pictures' elements; all of a parameter's */
-/* Floating-point operations of a node for n pictures, a multiply-add as two; direct convolution. backward: of its wants. */
+/* Floating-point operations of a node for n pictures, a multiply-add as two; direct convolution. backward: of its
+ * wants. */
 DDPM_API double ddpm_node_flops(const ddpm_node *node, int n, int backward);
 
-/* ---- 4. Backends ------------------------------------------------------------------------------------------------
- * A backend fills the operation table again. Rows it leaves NULL run as download, reference row, upload, so that it can be
- * written row by row. Nothing above this table knows which backend runs. CONTRIBUTING.md tells how to add one. */
+/* ---- 4. Backends ----------------------------------------------------------------------------------------------------
+ * A backend fills the operation table again. Rows it leaves NULL run as download, reference row, upload, so that it
+ * can be written row by row. Nothing above this table knows which backend runs. CONTRIBUTING.md tells how to add
+ * one. */
 
 typedef ddpm_result (*ddpm_row_fn)(const ddpm_graph *g, const ddpm_node *node);
 typedef struct ddpm_row {
@@ -301,14 +322,16 @@ typedef struct ddpm_device { /* an opened backend */
 typedef enum ddpm_array { DDPM_WEIGHT, DDPM_GRAD, DDPM_MOMENT1, DDPM_MOMENT2, DDPM_EMA, DDPM_ARRAYS } ddpm_array;
 typedef struct ddpm_model ddpm_model;
 
-/* Entries from plan on may be NULL: then memory is the host's, tensors are plain NCHW, and the reference's code serves. */
+/* Entries from plan on may be NULL: then memory is the host's, tensors are plain NCHW, and the reference's code
+ * serves. */
 typedef struct ddpm_backend {
     const char *name;
     const ddpm_row *rows; /* DDPM_OP_COUNT rows */
     ddpm_result (*open)(void **state, int threads, const char *isa);
     void (*close)(void *state);
-    ddpm_result (*plan)(ddpm_graph *g);          /* layouts, algorithms, fusion, aliasing: may set data offsets and g->bytes */
-    void (*unplan)(ddpm_graph *g);               /* frees what plan made */
+    /* Layouts, algorithms, fusion, aliasing; may raise g->scratch_elements. unplan frees what plan made. */
+    ddpm_result (*plan)(ddpm_graph *g);
+    void (*unplan)(ddpm_graph *g);
     ddpm_result (*alloc)(void *state, size_t bytes, void **out); /* zeroed */
     void (*free)(void *state, void *memory);
     ddpm_result (*zero)(void *state, void *memory, size_t bytes);
@@ -316,11 +339,13 @@ typedef struct ddpm_backend {
     ddpm_result (*download)(void *state, const ddpm_tensor *x, int which, int n, ddpm_real *host);
     ddpm_result (*sync)(void *state);
     /* y[n] = sum_k c[k * capacity + n] x_k[n], then clamped to [-clamp, clamp] if clamp > 0. y may be one of x.
-     * Serves add_noise, guidance and every sampler; not differentiable. c is a tensor (capacity,k_max,1,1) read as [k][n]. */
-    ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c, double clamp);
-    ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i gets ddpm_normals at first + i */
-    ddpm_result (*update)(ddpm_model *model, ddpm_step *step);                /* norm, clip, Adam, EMA over the flat arrays */
-    const char *(*isa)(const void *state);       /* the instruction set in use, for people: "avx512" */
+     * Serves add_noise, guidance and every sampler; not differentiable. c is a tensor (capacity,4,1,1) read as
+     * [k][n]. */
+    ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                           double clamp);
+    ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i: ddpm_normals at first + i */
+    ddpm_result (*update)(ddpm_model *model, ddpm_step *step); /* norm, clip, Adam, EMA over the flat arrays */
+    const char *(*isa)(const void *state);                     /* the instruction set in use, for people: "avx512" */
 } ddpm_backend;
 
 DDPM_API const ddpm_backend *ddpm_reference(void);
@@ -330,10 +355,10 @@ DDPM_API ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *b
 DDPM_API void ddpm_device_close(ddpm_device *device);
 DDPM_API const char *ddpm_device_isa(const ddpm_device *device); /* "avx512", ...; "" if the backend does not say */
 
-/* ---- 5. Model: diffusers' UNet2DModel, with the label encoder of the lab ---------------------------------------- */
+/* ---- 5. Model: diffusers' UNet2DModel, with the label encoder of the lab ----------------------------------------- */
 
 #define DDPM_MAX_LEVELS 8
-typedef enum ddpm_block_type { DDPM_PLAIN_BLOCK, DDPM_ATTN_BLOCK } ddpm_block_type;  /* (Down|Up)Block2D, Attn(Down|Up)Block2D */
+typedef enum ddpm_block_type { DDPM_PLAIN_BLOCK, DDPM_ATTN_BLOCK } ddpm_block_type; /* DownBlock2D, AttnDownBlock2D */
 typedef enum ddpm_resample_type { DDPM_RESAMPLE_CONV, DDPM_RESAMPLE_RESNET } ddpm_resample_type;
 typedef enum ddpm_time_type { DDPM_TIME_POSITIONAL, DDPM_TIME_FOURIER } ddpm_time_type;
 typedef enum ddpm_time_shift { DDPM_SHIFT_DEFAULT, DDPM_SHIFT_SCALE_SHIFT } ddpm_time_shift;
@@ -365,7 +390,7 @@ typedef struct ddpm_unet_config { /* the fields of UNet2DModel's config.json, wi
     int num_class_embeds;         /* with class_embed_type null: classes of an Embedding */
 } ddpm_unet_config;
 
-typedef struct ddpm_label_config { /* Linear(num_classes, hidden_dim), Linear(hidden_dim, embedding_dim) on a multi-hot vector */
+typedef struct ddpm_label_config { /* Linear(num_classes, hidden_dim), Linear(hidden_dim, embedding_dim) */
     int num_classes;               /* 0: no label encoder */
     int hidden_dim, embedding_dim; /* embedding_dim = the UNet's time embedding width */
 } ddpm_label_config;
@@ -378,9 +403,10 @@ typedef struct ddpm_model_config {
 
 /* diffusers' defaults for every field of UNet2DModel, no label encoder. */
 DDPM_API ddpm_model_config ddpm_model_default(void);
-/* "lab": (128,128,256,256,512,512), attention at the fifth level, 64x64. "small": (64,128,128,256), attention at the third,
- * 32x32. "tiny": (32,64), attention at the second, one layer a block, 16 groups, 32x32. classes > 0 adds the label encoder
- * (hidden_dim 64) with class_embed_type identity. An unknown name gives levels = 0, which ddpm_model_create refuses. */
+/* "lab": (128,128,256,256,512,512), attention at the fifth level, 64x64. "small": (64,128,128,256), attention at the
+ * third, 32x32. "tiny": (32,64), attention at the second, one layer a block, 16 groups, 32x32. classes > 0 adds the
+ * label encoder (hidden_dim 64) with class_embed_type identity. An unknown name gives levels = 0, which
+ * ddpm_model_create refuses. */
 DDPM_API ddpm_model_config ddpm_model_preset(const char *name, int classes);
 
 struct ddpm_model {
@@ -396,34 +422,36 @@ struct ddpm_model {
     ddpm_arena arena;
 };
 
-/* Checks the config (DDPM_ERR_ARGUMENT, _SHAPE or _UNSUPPORTED name the field) and declares all parameters; allocates no
- * arrays. device: NULL for the reference on all threads; else it must outlive the model. */
+/* Checks the config (DDPM_ERR_ARGUMENT, _SHAPE or _UNSUPPORTED name the field) and declares all parameters; allocates
+ * no arrays. device: NULL for the reference on all threads; else it must outlive the model. */
 DDPM_API ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device);
 DDPM_API void ddpm_model_free(ddpm_model *model);
 enum { DDPM_FOR_INFERENCE = 1 << DDPM_WEIGHT, DDPM_FOR_GRADIENTS = DDPM_FOR_INFERENCE | 1 << DDPM_GRAD,
        DDPM_FOR_TRAINING = (1 << DDPM_ARRAYS) - 1 };
 /* Allocates the arrays of the set that are missing, zeroed. Each has 4 (DDPM_REAL float) bytes an element. */
 DDPM_API ddpm_result ddpm_model_alloc(ddpm_model *model, unsigned arrays);
-/* PyTorch's initialisation: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, N(0,1) for embeddings, norms 1 and 0;
- * the EMA array, if there, becomes a copy. */
+/* PyTorch's initialisation: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, N(0,1) for embeddings, norms 1
+ * and 0; the EMA array, if there, becomes a copy. */
 DDPM_API ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed);
 /* Which array the networks compute with from now on: DDPM_WEIGHT or DDPM_EMA (DDPM_ERR_ARGUMENT if not allocated). */
 DDPM_API ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array);
 DDPM_API ddpm_tensor *ddpm_model_find(const ddpm_model *model, const char *name); /* NULL if there is none */
 /* One parameter's part of one array, to and from host memory in the parameter's shape. */
-DDPM_API ddpm_result ddpm_model_get(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param, ddpm_real *out);
-DDPM_API ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tensor *param, const ddpm_real *in);
+DDPM_API ddpm_result ddpm_model_get(const ddpm_model *model, ddpm_array array, const ddpm_tensor *param,
+                                    ddpm_real *out);
+DDPM_API ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tensor *param,
+                                    const ddpm_real *in);
 DDPM_API ddpm_result ddpm_model_zero_grad(ddpm_model *model);
 
-/* Finds parameter `name` (below the graph's current prefix) in the model, or declares it while the model is being created.
- * For code that builds networks of its own on the same table (an evaluator). shape has `dims` entries.
+/* Finds parameter `name` (below the graph's current prefix) in the model, or declares it while the model is being
+ * created. For code that builds networks of its own on the same table (an evaluator). shape has `dims` entries.
  * init: how ddpm_model_init fills it. */
 typedef enum ddpm_init { DDPM_INIT_UNIFORM, DDPM_INIT_NORMAL, DDPM_INIT_ONES, DDPM_INIT_ZEROS } ddpm_init;
 DDPM_API ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int dims, const int *shape,
                                  ddpm_init init, double scale, int trainable);
 
-/* A network: a model's graph at one picture size with its inputs, outputs and the tensors that training and sampling need.
- * All are (N,C,H,W) of the picture (before pixel_unshuffle) unless said otherwise. */
+/* A network: a model's graph at one picture size with its inputs, outputs and the tensors that training and sampling
+ * need. All are (N,C,H,W) of the picture (before pixel_unshuffle) unless said otherwise. */
 typedef struct ddpm_net {
     ddpm_model *model;
     ddpm_graph *graph;
@@ -439,17 +467,20 @@ typedef struct ddpm_net {
     ddpm_tensor *coefficients;   /* of lincomb */
 } ddpm_net;
 
-/* Builds and plans it. height and width 0: the config's sample_size. DDPM_ERR_SHAPE names a size the levels cannot halve. */
-DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity, int training);
+/* Builds and plans it. height and width 0: the config's sample_size. DDPM_ERR_SHAPE names a size the levels cannot
+ * halve. */
+DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity,
+                                     int training);
 DDPM_API void ddpm_net_free(ddpm_net *net);
-/* Labels a picture carries: num_classes of the label encoder (multi-hot); 1 for an Embedding (index) or class_embed_type
- * timestep; the embedding's width for identity without an encoder; 0 when unconditional. */
+/* Labels a picture carries: num_classes of the label encoder (multi-hot); 1 for an Embedding (index) or
+ * class_embed_type timestep; the embedding's width for identity without an encoder; 0 when unconditional. */
 DDPM_API int ddpm_label_width(const ddpm_model_config *config);
-/* prediction = UNet(sample, timestep, labels) for n <= capacity pictures in host memory. labels may be NULL if width is 0. */
+/* prediction = UNet(sample, timestep, labels) for n <= capacity pictures in host memory. labels may be NULL if width
+ * is 0. */
 DDPM_API ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
                                   const ddpm_real *labels, ddpm_real *prediction);
 
-/* ---- 6. Noise schedule: diffusers' DDPMScheduler and DDIMScheduler ------------------------------------------------ */
+/* ---- 6. Noise schedule: diffusers' DDPMScheduler and DDIMScheduler ----------------------------------------------- */
 
 typedef enum ddpm_beta_schedule { DDPM_BETA_SQUAREDCOS_CAP_V2, DDPM_BETA_LINEAR } ddpm_beta_schedule;
 typedef struct ddpm_schedule_config { /* fields of scheduler_config.json */
@@ -469,11 +500,11 @@ DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_
 DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
 
 /* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4; DDPMScheduler.add_noise)
- * on a network's tensors: net->sample from net->image and net->noise, t for each of n pictures; also sets net->timestep.
- * DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. */
+ * on a network's tensors: net->sample from net->image and net->noise, t for each of n pictures; also sets
+ * net->timestep. DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. */
 DDPM_API ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
 
-/* ---- 7. Training -------------------------------------------------------------------------------------------------- */
+/* ---- 7. Training ------------------------------------------------------------------------------------------------- */
 
 typedef struct ddpm_train_config {
     double beta1, beta2, eps, weight_decay; /* Adam (Kingma & Ba 2015); weight_decay as AdamW */
@@ -490,25 +521,28 @@ typedef struct ddpm_trainer {
     uint64_t step, picture; /* optimiser steps and pictures so far: with the arrays, all that a resumed run needs */
     double grad_norm;       /* of the last step, before clipping */
 } ddpm_trainer;
-/* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL: default. */
+/* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL:
+ * default. */
 DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                                        const ddpm_train_config *config);
-/* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then runs as
- * micro-batches whose gradients add up. loss: mean squared error over all elements of all of them, divided once.
- * DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
+/* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
+ * runs as micro-batches whose gradients add up. loss: mean squared error over all elements of all of them, divided
+ * once. DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
-/* Loss and gradients alone: sets the model's gradients to d(mse)/d(parameter) for given x_t, t, labels and target, all in
- * host memory, n pictures of any number (micro-batches as above). prediction may be NULL. */
+/* Loss and gradients alone: sets the model's gradients to d(mse)/d(parameter) for given x_t, t, labels and target,
+ * all in host memory, n pictures of any number (micro-batches as above). prediction may be NULL. */
 DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
-                                         const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction, double *loss);
+                                         const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction,
+                                         double *loss);
 
 /* torch's MultiStepLR stepped once an epoch: lr gamma^(number of milestones <= epoch). */
 DDPM_API double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma);
-/* diffusers' EMAModel.get_decay: 0 at s <= 0, else min(max_decay, (1 + s)/(10 + s)), s = step - 1, step counted from 1. */
+/* diffusers' EMAModel.get_decay: 0 at s <= 0, else min(max_decay, (1 + s)/(10 + s)), s = step - 1, step counted from
+ * 1. */
 DDPM_API double ddpm_ema_decay(uint64_t step, double max_decay);
 
-/* ---- 8. Sampling -------------------------------------------------------------------------------------------------- */
+/* ---- 8. Sampling ------------------------------------------------------------------------------------------------- */
 
 typedef enum ddpm_sampler { DDPM_SAMPLER_DDPM, DDPM_SAMPLER_DDIM } ddpm_sampler;
 typedef struct ddpm_sample_config {
@@ -520,25 +554,29 @@ typedef struct ddpm_sample_config {
 } ddpm_sample_config;
 DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529 */
 
-/* t of each step, descending, "leading" spacing (DDPMScheduler.set_timesteps): out has `steps` entries; 1 <= steps <= T. */
+/* t of each step, descending, "leading" spacing (DDPMScheduler.set_timesteps): out has `steps` entries; 1 <= steps <=
+ * T. */
 DDPM_API ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out);
 
 /* One sampling step as two linear combinations, the same for every sampler:
  *     x_0     = clamp(x0_sample x_t + x0_prediction eps)
- *     x_{t-1} = image x_0 + sample x_t + prediction eps + noise z          DDPM: eq. 7 of Ho et al.; DDIM: Song et al. eq. 12 */
+ *     x_{t-1} = image x_0 + sample x_t + prediction eps + noise z          DDPM: eq. 7 of Ho et al.; DDIM: Song et
+ *     al. eq. 12 */
 typedef struct ddpm_step_terms {
     double x0_sample, x0_prediction, clamp; /* clamp 0: none */
     double image, sample, prediction, noise;
 } ddpm_step_terms;
-DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta);
+DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous,
+                                                double eta);
 
 /* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
  * Anything but DDPM_OK ends sampling with that result. */
 typedef ddpm_result (*ddpm_sample_callback)(void *user, ddpm_net *net, int done, int steps);
-/* Draws n <= capacity pictures, (n,C,H,W), for labels (n,L) (NULL if unconditional). Noise is addressed by picture, so a
- * picture does not depend on the batch it was drawn in. config NULL: the default. */
+/* Draws n <= capacity pictures, (n,C,H,W), for labels (n,L) (NULL if unconditional). Noise is addressed by picture,
+ * so a picture does not depend on the batch it was drawn in. config NULL: the default. */
 DDPM_API ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
-                                 const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user);
+                                 const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback,
+                                 void *user);
 
 #ifdef __cplusplus
 }

@@ -7,9 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/report.sh
 # Threads that wait sleep: on a busy machine spinning ones make each other several times slower.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-jobs=-j$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)
-case " ${MAKEFLAGS:-} " in *" -j"* | *jobserver*) jobs= ;; esac
-build() { "$MAKE" --no-print-directory -k $jobs "$@"; }
+build() { "$MAKE" --no-print-directory -k "$@"; }
 sources=$(ls tests/test_*.c 2> /dev/null)
 fuzzers=$(ls tests/fuzz/fuzz_*.c 2> /dev/null)
 "$MAKE" --no-print-directory flags || { note_failure "dependencies are missing"; finish; }

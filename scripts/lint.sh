@@ -77,8 +77,8 @@ check "only main.c and cli/ print or exit" silence
 check "no line over 120 columns" columns
 [ ! -f examples/embed.c ] || check "examples/embed.c has fewer than 60 lines" test "$(wc -l < examples/embed.c)" -lt 60
 heading "Compilers"
-check "gcc: no warning" "$MAKE" --no-print-directory "-j$jobs" CC=gcc objects
-check "clang: no warning" "$MAKE" --no-print-directory "-j$jobs" CC=clang CFLAGS=-O0 objects
+check "gcc: no warning" "$MAKE" --no-print-directory -k CC=gcc objects
+check "clang: no warning" "$MAKE" --no-print-directory -k CC=clang CFLAGS=-O0 objects
 for language in "c c11" "c++ c++17"; do
     set -- $language
     check "ddpm.h as $2" sh -c "echo '#include \"ddpm.h\"' | clang -x $1 -std=$2 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I. -"

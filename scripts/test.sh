@@ -6,11 +6,9 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/report.sh
 # Threads that wait sleep: on a busy machine spinning ones make each other several times slower.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-build() { # make with all processors, going on after an error so that the rest is tested too
-    "$MAKE" --no-print-directory -k $jobs "$@"
+build() { # goes on after an error so that the rest is tested too
+    "$MAKE" --no-print-directory -k "$@"
 }
-jobs=-j$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)
-case " ${MAKEFLAGS:-} " in *" -j"* | *jobserver*) jobs= ;; esac
 sources=$(ls tests/test_*.c 2> /dev/null)
 fuzzers=$(ls tests/fuzz/fuzz_*.c 2> /dev/null)
 

@@ -63,7 +63,7 @@ static void fill_data(kit *k)
         k->labels[i] = i % 3 == 0;
 }
 
-/* threads 0: all. training 1: with room for gradients, moments and EMA. */
+/* training 1: with room for gradients, moments and EMA. */
 static void open_config(kit *k, const ddpm_model_config *config, int capacity, int training, int threads)
 {
     ddpm_schedule_config schedule = ddpm_schedule_default();
@@ -139,7 +139,7 @@ static void test_arena(void **state)
 static void test_arena_refuses_the_impossible(void **state)
 {
     (void)state;
-    static const size_t size[] = {SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2 + 1, SIZE_MAX / 2, SIZE_MAX / 2 - 200};
+    static const size_t size[] = {SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2 + 1};
     ddpm_arena arena = {0};
     for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
         ddpm_fail(DDPM_ERR_ARGUMENT, "something else");
@@ -455,7 +455,9 @@ static void check_memory(const ddpm_graph *g, ddpm_tensor *const *keep, int keep
         if (data.last >= 0) list[count++] = data;
         if (grad.last >= 0) list[count++] = grad;
     }
+    assert_true((g->scratch_offset + g->scratch_elements) * sizeof(ddpm_real) <= g->bytes);
     for (int i = 0; i < count; i++) {
+        assert_true(list[i].end <= g->scratch_offset || list[i].begin >= g->scratch_offset + g->scratch_elements);
         if (list[i].end * sizeof(ddpm_real) > g->bytes)
             fail_msg("'%s' ends at %zu elements of %zu bytes", list[i].tensor->name, list[i].end, g->bytes);
         for (int k = 0; k < i; k++)
@@ -577,25 +579,25 @@ static record everything(int threads)
 {
     record r = {NULL, 0};
     kit *k = open_kit(3, 1, threads);
-    float out[5 * PICTURE];
+    float out[3 * PICTURE];
     double loss;
-    if (threads) assert_true(k->device.threads == threads || k->device.threads == 1); /* 1: built without OpenMP */
+    assert_true(k->device.threads == threads || k->device.threads == 1); /* 1: built without OpenMP */
     OK(ddpm_predict(k->net, 3, k->noise, k->t, k->labels, out));
-    append(&r, out, 3 * PICTURE * sizeof *out);
-    OK(ddpm_loss_gradients(k->net, 5, k->picture, k->t, k->labels, k->noise, out, &loss));
+    append(&r, out, sizeof out);
+    OK(ddpm_loss_gradients(k->net, 3, k->picture, k->t, k->labels, k->noise, out, &loss));
     append(&r, out, sizeof out);
     append(&r, &loss, sizeof loss);
     append_arrays(&r, k->model, 1 << DDPM_GRAD);
     for (int step = 0; step < 3; step++) {
-        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 5, 1e-3, &loss));
+        OK(ddpm_train_step(&k->trainer, k->picture, k->labels, 3, 1e-3, &loss));
         append(&r, &loss, sizeof loss);
         append(&r, &k->trainer.grad_norm, sizeof k->trainer.grad_norm);
     }
     append_arrays(&r, k->model, DDPM_FOR_TRAINING);
     for (int sampler = 0; sampler < 2; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 4, 0.5, 11, 0};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0};
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
-        append(&r, out, 3 * PICTURE * sizeof *out);
+        append(&r, out, sizeof out);
     }
     close_kit(k);
     return r;
@@ -612,9 +614,6 @@ static void test_threads_do_not_matter(void **state)
         assert_memory_equal(more.data, one.data, one.size);
         free(more.data);
     }
-    record all = everything(0);
-    assert_memory_equal(all.data, one.data, one.size);
-    free(all.data);
     free(one.data);
 }
 

@@ -1,0 +1,384 @@
+/* tests/test_cpu.c - cpu_backend.c: every instruction set this processor has, at shapes where each algorithm is chosen,
+ * against sums in double; the same bits for any number of threads. (The table test, test_vectors.c, runs on it too.)
+ *
+ * Contents: 1 one convolution twice   2 the truth and its bounds   3 tests   4 main */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu_backend.h"
+#include "ddpm.h"
+
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                           \
+    } while (0)
+
+/* ---- 1. One convolution twice ----
+ * y = conv(x) + conv(x), which is exactly twice the convolution; so are the gradients: dx and dw are added to. */
+
+typedef struct shape {
+    const char *name;
+    int n, ci, co, kernel, stride, pad_start, pad_end, h, w;
+    int winograd; /* chosen for it: its bound applies */
+} shape;
+
+static const shape shapes[] = {
+    {"winograd 8x8", 5, 32, 48, 3, 1, 1, 1, 8, 8, 1},
+    {"winograd 16x16", 2, 16, 32, 3, 1, 1, 1, 16, 16, 1},
+    {"winograd 32x32, height no multiple of 4", 1, 16, 16, 3, 1, 1, 1, 30, 32, 1},
+    {"winograd 64 wide", 1, 32, 16, 3, 1, 1, 1, 9, 64, 1},
+    {"winograd 128 wide", 1, 16, 16, 3, 1, 1, 1, 8, 128, 1},
+    {"packed 3x3", 1, 20, 13, 3, 1, 1, 1, 11, 13, 0},
+    {"packed stride 2", 2, 16, 24, 3, 2, 1, 1, 16, 16, 0},
+    {"packed stride 2, padded at the end", 2, 5, 7, 3, 2, 0, 1, 15, 14, 0},
+    {"packed 1x1", 3, 40, 24, 1, 1, 0, 0, 8, 8, 0},
+    {"packed 5x5", 1, 3, 9, 5, 1, 2, 2, 12, 12, 0},
+    {"thin 2x2", 4, 48, 33, 3, 1, 1, 1, 2, 2, 0},
+    {"thin 4x4", 2, 17, 32, 3, 1, 1, 1, 4, 4, 0},
+    {"thin, one pixel", 7, 65, 40, 1, 1, 0, 0, 1, 1, 0},
+    {"thin stride 2", 3, 16, 16, 3, 2, 1, 1, 8, 8, 0},
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+typedef struct result {
+    float *y, *dx, *dw, *db;
+    size_t x_count, y_count, w_count;
+} result;
+
+static float *values(size_t count, uint32_t seed, double scale)
+{
+    float *x = malloc(count * sizeof *x);
+    assert_non_null(x);
+    ddpm_normals((ddpm_address){seed, 0, 0, DDPM_RANDOM_USER}, count, x);
+    for (size_t i = 0; i < count; i++)
+        x[i] *= (float)scale;
+    return x;
+}
+
+/* Inputs of a case: the same for all instruction sets and threads. */
+typedef struct inputs {
+    float *x, *w, *b, *dy;
+} inputs;
+
+static int out_size(const shape *s, int size)
+{
+    return (size + s->pad_start + s->pad_end - s->kernel) / s->stride + 1;
+}
+
+static inputs make_inputs(const shape *s)
+{
+    size_t taps = (size_t)(s->ci * s->kernel * s->kernel), y = (size_t)(s->n * s->co * out_size(s, s->h) * out_size(s, s->w));
+    return (inputs){values((size_t)(s->n * s->ci * s->h * s->w), 1, 1), values((size_t)s->co * taps, 2, 1 / sqrt((double)taps)),
+                    values((size_t)s->co, 3, 1), values(y, 4, 1)};
+}
+
+static void free_inputs(inputs *in)
+{
+    free(in->x), free(in->w), free(in->b), free(in->dy);
+}
+
+static result run(const shape *s, const inputs *in, const char *isa, int threads)
+{
+    ddpm_device device;
+    ddpm_graph *g;
+    OK(ddpm_device_open(&device, ddpm_cpu(), threads, isa));
+    assert_string_equal(ddpm_device_isa(&device), isa);
+    OK(ddpm_graph_create(&g, &device, s->n + 1, 1)); /* room for one picture more than it is run with */
+    size_t w_count = (size_t)(s->co * s->ci * s->kernel * s->kernel);
+    result r = {.w_count = w_count, .x_count = (size_t)(s->n * s->ci * s->h * s->w)};
+    r.dw = calloc(w_count, sizeof *r.dw);
+    r.db = calloc((size_t)s->co, sizeof *r.db);
+    ddpm_tensor w = {.name = "w", .dims = 4, .shape = {s->co, s->ci, s->kernel, s->kernel}, .param = 1, .trainable = 1,
+                     .data = in->w, .grad = r.dw};
+    ddpm_tensor b = {.name = "b", .dims = 1, .shape = {s->co, 1, 1, 1}, .param = 1, .trainable = 1, .data = in->b, .grad = r.db};
+    ddpm_tensor *x = ddpm_input(g, "x", s->ci, s->h, s->w, 1);
+    ddpm_tensor *one = ddpm_conv2d(g, x, &w, &b, s->stride, s->pad_start, s->pad_end),
+                *two = ddpm_conv2d(g, x, &w, &b, s->stride, s->pad_start, s->pad_end), *y = ddpm_add(g, one, two, 1);
+    OK(ddpm_graph_plan(g, y, &y, 1));
+    OK(ddpm_graph_alloc(g));
+    r.y_count = ddpm_elements(y, s->n);
+    r.y = calloc(r.y_count, sizeof *r.y);
+    r.dx = calloc(r.x_count, sizeof *r.dx);
+    OK(ddpm_upload(&device, x, DDPM_DATA, s->n, in->x));
+    OK(ddpm_graph_forward(g, s->n));
+    OK(ddpm_download(&device, y, DDPM_DATA, s->n, r.y));
+    OK(ddpm_graph_backward(g, in->dy, NULL, NULL));
+    OK(ddpm_download(&device, x, DDPM_GRADIENT, s->n, r.dx));
+    ddpm_graph_free(g);
+    ddpm_device_close(&device);
+    return r;
+}
+
+static void free_result(result *r)
+{
+    free(r->y), free(r->dx), free(r->dw), free(r->db);
+}
+
+/* ---- 2. The truth and its bounds ----
+ * Direct: a sum of K products errs by at most gamma(K + 1) sum |x w|, gamma(k) = k u / (1 - k u), u = 2^-24, in any order.
+ *
+ * Winograd: the same with B, G and A in absolute values holds, but such a bound is some hundred times what happens. Rounding
+ * errors being independent to a good approximation (Higham & Mary 2019), their variances add: an element of U, V or M
+ * of variance q (in units of the data's) carries u^2 q for each rounding on its way, and there are Ci + 40 at most on the
+ * way to an output (4 + 4 in B, 4 + 4 in G, Ci + 1 in the sum, 5 + 5 in A, the constants' own). So with squares of all
+ * coefficients and of all data,
+ *     sigma^2 = (Ci + 40) u^2 (A^T)^2 [ sum_i (G^2 w^2 G^2^T) o (B^2^T x^2 B^2) ] A^2,
+ * and all of some ten thousand values lie within 6 sigma. A wrong coefficient or tile is off by thousands of sigma. */
+
+static const double unit = 0x1p-24;
+#define A 0.70710678118654752
+#define B 1.41421356237309505
+static const double bt[6][6] = {{1, 0, -2.5, 0, 1, 0}, {0, -2 * A, -2, A, 1, 0}, {0, 2 * A, -2, -A, 1, 0},
+                                {0, -B / 2, -0.5, B, 1, 0}, {0, B / 2, -0.5, -B, 1, 0}, {0, 1, 0, -2.5, 0, 1}};
+static const double gm[6][3] = {{1, 0, 0}, {-2. / 3, -2 * A / 3, -1. / 3}, {-2. / 3, 2 * A / 3, -1. / 3},
+                                {1. / 6, B / 6, 1. / 3}, {1. / 6, -B / 6, 1. / 3}, {0, 0, 1}};
+static const double at[4][6] = {{1, 1, 1, 1, 1, 0}, {0, A, -A, B, -B, 0}, {0, 0.5, 0.5, 2, 2, 0}, {0, A / 2, -A / 2, 2 * B, -2 * B, 1}};
+
+/* out (rows,rows) = M^2 in (M^2)^T, M (rows,columns); transposed: M^T in the place of M */
+static void squares(int rows, int columns, const double *m, int transposed, const double *in, double *out)
+{
+    int from = transposed ? rows : columns, to = transposed ? columns : rows;
+    for (int i = 0; i < to; i++)
+        for (int j = 0; j < to; j++) {
+            double total = 0;
+            for (int k = 0; k < from; k++)
+                for (int l = 0; l < from; l++) {
+                    double a = transposed ? m[k * columns + i] : m[i * columns + k],
+                           b = transposed ? m[l * columns + j] : m[j * columns + l];
+                    total += a * a * b * b * in[k * from + l];
+                }
+            out[i * to + j] = total;
+        }
+}
+
+/* The truth: y without the factor 2; bound: of one rounding, to be multiplied by the number of terms. */
+typedef struct truth {
+    double *y, *dx, *dw, *db, *y_bound, *dx_bound, *dw_bound, *db_bound;
+} truth;
+
+static size_t pixel(const shape *s, int n, int c, int y, int x)
+{
+    return (size_t)(((n * s->ci + c) * s->h + y) * s->w + x);
+}
+
+static truth sum_directly(const shape *s, const inputs *in)
+{
+    int oh = out_size(s, s->h), ow = out_size(s, s->w), k = s->kernel;
+    size_t xs = (size_t)(s->n * s->ci * s->h * s->w), ys = (size_t)(s->n * s->co * oh * ow), ws = (size_t)(s->co * s->ci * k * k);
+    truth t = {calloc(ys, 8), calloc(xs, 8), calloc(ws, 8), calloc((size_t)s->co, 8),
+               calloc(ys, 8), calloc(xs, 8), calloc(ws, 8), calloc((size_t)s->co, 8)};
+    for (size_t at_y = 0; at_y < ys; at_y++) {
+        int ox = (int)at_y % ow, oy = (int)at_y / ow % oh, o = (int)at_y / (ow * oh) % s->co, n = (int)at_y / (ow * oh * s->co);
+        double dy = (double)in->dy[at_y];
+        t.y[at_y] = (double)in->b[o], t.y_bound[at_y] = fabs((double)in->b[o]);
+        t.db[o] += dy, t.db_bound[o] += fabs(dy);
+        for (int i = 0; i < s->ci; i++)
+            for (int ky = 0; ky < k; ky++)
+                for (int kx = 0; kx < k; kx++) {
+                    int iy = oy * s->stride + ky - s->pad_start, ix = ox * s->stride + kx - s->pad_start;
+                    if (iy < 0 || iy >= s->h || ix < 0 || ix >= s->w) continue;
+                    size_t p = pixel(s, n, i, iy, ix), q = (size_t)(((o * s->ci + i) * k + ky) * k + kx);
+                    double x = (double)in->x[p], w = (double)in->w[q];
+                    t.y[at_y] += x * w, t.y_bound[at_y] += fabs(x * w);
+                    t.dx[p] += dy * w, t.dx_bound[p] += fabs(dy * w);
+                    t.dw[q] += dy * x, t.dw_bound[q] += fabs(dy * x);
+                }
+    }
+    return t;
+}
+
+static void free_truth(truth *t)
+{
+    free(t->y), free(t->dx), free(t->dw), free(t->db);
+    free(t->y_bound), free(t->dx_bound), free(t->dw_bound), free(t->db_bound);
+}
+
+/* Squares of rows [first, first + size) and columns of one plane, zero outside, through M as above. */
+static void tile_squares(const float *plane, int h, int w, int y0, int x0, int size, const double *m, int rows, int transposed,
+                         double *out)
+{
+    double in[36];
+    for (int y = 0; y < size; y++)
+        for (int x = 0; x < size; x++) {
+            int inside = y0 + y >= 0 && y0 + y < h && x0 + x >= 0 && x0 + x < w;
+            double value = inside ? (double)plane[(y0 + y) * w + x0 + x] : 0;
+            in[y * size + x] = value * value;
+        }
+    squares(rows, transposed ? 6 : size, m, transposed, in, out);
+}
+
+/* sigma / (u sqrt(terms)) of a stride-1 3x3 convolution of x (n,ci,h,w): weight of (o,i) at w + o w_out + i w_in, flipped or
+ * not (the squares of the flipped taps are the flipped squares). */
+static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, const float *weight, int w_out, int w_in, int flip,
+                           double *bound)
+{
+    double *u = malloc((size_t)(co * ci) * 36 * sizeof *u), *v = malloc((size_t)ci * 36 * sizeof *v);
+    for (int o = 0; o < co; o++)
+        for (int i = 0; i < ci; i++) {
+            double g[9];
+            for (int s = 0; s < 9; s++) {
+                double value = (double)weight[o * w_out + i * w_in + (flip ? 8 - s : s)];
+                g[s] = value * value;
+            }
+            squares(6, 3, &gm[0][0], 0, g, u + (o * ci + i) * 36);
+        }
+    for (int p = 0; p < n; p++)
+        for (int ty = 0; ty < h; ty += 4)
+            for (int tx = 0; tx < w; tx += 4) {
+                for (int i = 0; i < ci; i++)
+                    tile_squares(x + (p * ci + i) * h * w, h, w, ty - 1, tx - 1, 6, &bt[0][0], 6, 0, v + i * 36);
+                for (int o = 0; o < co; o++) {
+                    double m[36] = {0}, y[16];
+                    for (int i = 0; i < ci; i++)
+                        for (int f = 0; f < 36; f++)
+                            m[f] += u[(o * ci + i) * 36 + f] * v[i * 36 + f];
+                    squares(4, 6, &at[0][0], 0, m, y);
+                    for (int q = 0; q < 16; q++)
+                        if (ty + q / 4 < h && tx + q % 4 < w)
+                            bound[((p * co + o) * h + ty + q / 4) * w + tx + q % 4] = sqrt(y[q]);
+                }
+            }
+    free(u);
+    free(v);
+}
+
+/* The same of the weights' gradient: sigma^2 = terms u^2 (G^2)^T [ sum over tiles (A^2 dy^2 A^2^T) o (B^2 x^2 B^2) ] G^2 */
+static void winograd_weight_bound(const shape *s, const inputs *in, double *bound)
+{
+    double *sum = calloc((size_t)(s->co * s->ci) * 36, sizeof *sum), *v = malloc((size_t)s->ci * 36 * sizeof *v), d[36];
+    for (int p = 0; p < s->n; p++)
+        for (int ty = 0; ty < s->h; ty += 4)
+            for (int tx = 0; tx < s->w; tx += 4) {
+                for (int i = 0; i < s->ci; i++)
+                    tile_squares(in->x + pixel(s, p, i, 0, 0), s->h, s->w, ty - 1, tx - 1, 6, &bt[0][0], 6, 0, v + i * 36);
+                for (int o = 0; o < s->co; o++) {
+                    tile_squares(in->dy + (p * s->co + o) * s->h * s->w, s->h, s->w, ty, tx, 4, &at[0][0], 4, 1, d);
+                    for (int i = 0; i < s->ci; i++)
+                        for (int f = 0; f < 36; f++)
+                            sum[(o * s->ci + i) * 36 + f] += d[f] * v[i * 36 + f];
+                }
+            }
+    for (int pair = 0; pair < s->co * s->ci; pair++) {
+        double g[9];
+        squares(6, 3, &gm[0][0], 1, sum + pair * 36, g);
+        for (int q = 0; q < 9; q++)
+            bound[pair * 9 + q] = sqrt(g[q]);
+    }
+    free(sum);
+    free(v);
+}
+
+/* ---- 3. Tests ---- */
+
+/* |value / 2 - truth| <= factor bound, for all; returns the largest share of the bound. */
+static double compare(const shape *s, const char *what, const char *isa, size_t count, const float *value, const double *wanted,
+                      const double *bound, double factor)
+{
+    double worst = 0;
+    for (size_t i = 0; i < count; i++) {
+        double error = fabs((double)value[i] / 2 - wanted[i]), share = error / (factor * bound[i] + 1e-30);
+        if (!(share <= 1))
+            fail_msg("%s of %s (%s): [%zu] is %.9g, should be %.9g: %.3g times the bound", what, s->name, isa, i,
+                     (double)value[i] / 2, wanted[i], share);
+        worst = fmax(worst, share);
+    }
+    return worst;
+}
+
+static void check_shape(const shape *s, const char *isa)
+{
+    inputs in = make_inputs(s);
+    truth t = sum_directly(s, &in);
+    result r = run(s, &in, isa, 1);
+    int taps = s->kernel * s->kernel, pixels = s->n * out_size(s, s->h) * out_size(s, s->w);
+    double y = unit * (s->ci * taps + 3), dx = unit * (s->co * taps + 3), dw = unit * (pixels + 3);
+    if (s->winograd) {
+        winograd_bound(s->n, s->ci, s->co, s->h, s->w, in.x, in.w, s->ci * 9, 9, 0, t.y_bound);
+        winograd_bound(s->n, s->co, s->ci, s->h, s->w, in.dy, in.w, 9, s->ci * 9, 1, t.dx_bound);
+        winograd_weight_bound(s, &in, t.dw_bound);
+        y = 6 * unit * sqrt(s->ci + 40.0);
+        dx = 6 * unit * sqrt(s->co + 40.0);
+        dw = 6 * unit * sqrt(s->n * ((s->h + 3) / 4) * (s->w / 4) + 40.0);
+    }
+    double worst = compare(s, "y", isa, r.y_count, r.y, t.y, t.y_bound, y);
+    worst = fmax(worst, compare(s, "dx", isa, r.x_count, r.dx, t.dx, t.dx_bound, dx));
+    worst = fmax(worst, compare(s, "dw", isa, r.w_count, r.dw, t.dw, t.dw_bound, dw));
+    compare(s, "db", isa, (size_t)s->co, r.db, t.db, t.db_bound, unit * (pixels + 3));
+    print_message("           %-40s %-8s worst error %.2f of its bound\n", s->name, isa, worst);
+    free_result(&r);
+    free_truth(&t);
+    free_inputs(&in);
+}
+
+static const char *const sets[] = {"baseline", "avx2", "avx512"};
+
+static int available(const char *isa)
+{
+    ddpm_device device;
+    if (ddpm_device_open(&device, ddpm_cpu(), 1, isa) != DDPM_OK) return 0;
+    ddpm_device_close(&device);
+    return 1;
+}
+
+static void test_shapes(void **state)
+{
+    (void)state;
+    assert_true(available("baseline"));
+    for (int set = 0; set < 3; set++)
+        for (int i = 0; i < SHAPES && available(sets[set]); i++)
+            check_shape(&shapes[i], sets[set]);
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    for (int set = 0; set < 3; set++)
+        for (int i = 0; i < SHAPES && available(sets[set]); i++) {
+            inputs in = make_inputs(&shapes[i]);
+            result one = run(&shapes[i], &in, sets[set], 1);
+            for (int threads = 2; threads <= 5; threads += 3) {
+                result many = run(&shapes[i], &in, sets[set], threads);
+                assert_memory_equal(one.y, many.y, one.y_count * sizeof *one.y);
+                assert_memory_equal(one.dx, many.dx, one.x_count * sizeof *one.dx);
+                assert_memory_equal(one.dw, many.dw, one.w_count * sizeof *one.dw);
+                assert_memory_equal(one.db, many.db, (size_t)shapes[i].co * sizeof *one.db);
+                free_result(&many);
+            }
+            free_result(&one);
+            free_inputs(&in);
+        }
+}
+
+static void test_isa(void **state)
+{
+    (void)state;
+    ddpm_device device;
+    assert_int_equal(ddpm_device_open(&device, ddpm_cpu(), 1, "mmx"), DDPM_ERR_ARGUMENT);
+    assert_non_null(strstr(ddpm_error(), "mmx"));
+    OK(ddpm_device_open(&device, ddpm_cpu(), 1, NULL));
+    int known = 0;
+    for (int set = 0; set < 3; set++)
+        known |= strcmp(sets[set], ddpm_device_isa(&device)) == 0;
+    assert_true(known);
+    ddpm_device_close(&device);
+}
+
+/* ---- 4. main ---- */
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_isa),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_threads),
+    };
+    return cmocka_run_group_tests_name("cpu backend", tests, NULL, NULL);
+}
