@@ -554,6 +554,31 @@ static void test_gradients_are_reported_when_final(void **state)
     close_kit(k);
 }
 
+/* Who stores and who adds: y = conv(silu(x), w), z = conv(y + y, w). Backward visits the nodes from the last to the
+ * first, so the add's second input is the second writer of y's gradient, and w is final only at the first
+ * convolution. */
+static void test_first_writer_stores(void **state)
+{
+    (void)state;
+    float value[4] = {1, 2, 3, 4}, gradient[4] = {0};
+    ddpm_tensor w = {
+        .name = "w", .dims = 4, .shape = {2, 2, 1, 1}, .param = 1, .trainable = 1, .data = value, .grad = gradient};
+    ddpm_graph *g;
+    OK(ddpm_graph_create(&g, NULL, 1, 1));
+    ddpm_tensor *x = ddpm_input(g, "x", 2, 2, 2, 1);
+    ddpm_tensor *y = ddpm_conv2d(g, ddpm_activation(g, x, DDPM_SILU), &w, NULL, 1, 0, 0);
+    ddpm_tensor *z = ddpm_conv2d(g, ddpm_add(g, y, y, 1), &w, NULL, 1, 0, 0);
+    OK(ddpm_graph_plan(g, z, &z, 1));
+    assert_int_equal(g->nodes, 4);
+    static const unsigned wants[] = {1, 3, 3, 3}, accumulate[] = {0, 2, 2, 2}, final[] = {0, 2, 0, 0};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(g->node[i]->wants, wants[i]);
+        assert_int_equal(g->node[i]->accumulate, accumulate[i]);
+        assert_int_equal(g->node[i]->final, final[i]);
+    }
+    ddpm_graph_free(g);
+}
+
 /* ---- 5. Threads ---- */
 
 typedef struct record { /* bytes of all results, one after the other */
@@ -619,8 +644,9 @@ static void test_threads_do_not_matter(void **state)
 
 /* ---- 6. Batches ---- */
 
-/* A batch of 7 in parts of at most `capacity`. Prediction and loss have the whole batch's bits, since a picture does not
- * see its neighbours. Gradients are sums over M = 7 * 64 pictures and pixels in another order. With u = 2^-24 each way
+/* A batch of 7 in parts of at most `capacity`. Prediction and loss have the whole batch's bits, since a picture does
+ * not see its neighbours. Gradients are sums over M = 7 * 64 pictures and pixels in another order. With u = 2^-24
+ * each way
  * of summing errs by at most M u S, S the sum of the magnitudes, which for terms of any sign is about sqrt(M) times
  * their sum's usual size: hence
  *     |g - r| <= 2 M u sqrt(M) rms = 1.2e-3 rms
@@ -1279,6 +1305,7 @@ int main(void)
         cmocka_unit_test(test_memory_is_not_shared),
         cmocka_unit_test(test_memory_of_the_lab_model),
         cmocka_unit_test(test_gradients_are_reported_when_final),
+        cmocka_unit_test(test_first_writer_stores),
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_micro_batches_add_up),
         cmocka_unit_test(test_training_noise_ignores_capacity),

@@ -357,6 +357,84 @@ static void test_threads(void **state)
         }
 }
 
+/* Two training steps and a drawing of a small network: weights, average and pictures. */
+typedef struct trained {
+    float *array[2], pictures[2 * 3 * 16 * 16];
+    size_t elements;
+    double loss;
+} trained;
+
+static trained train(const ddpm_backend *backend, const char *isa, int threads)
+{
+    enum { SIZE = 16, BATCH = 5 };
+    trained result = {.array = {NULL, NULL}};
+    ddpm_device device;
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_schedule schedule;
+    ddpm_trainer trainer;
+    ddpm_model_config config = ddpm_model_preset("tiny", 4);
+    OK(ddpm_device_open(&device, backend, threads, isa));
+    OK(ddpm_model_create(&model, &config, &device));
+    OK(ddpm_model_alloc(model, DDPM_FOR_TRAINING));
+    OK(ddpm_model_init(model, 529));
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, SIZE, SIZE, 3, 1)); /* micro-batches of 3 and 2 */
+    OK(ddpm_trainer_init(&trainer, net, &schedule, NULL));
+    float *pictures = values((size_t)BATCH * 3 * SIZE * SIZE, 5, 0.5), labels[BATCH * 4] = {0};
+    for (int i = 0; i < BATCH; i++)
+        labels[4 * i + i % 4] = 1;
+    for (int step = 0; step < 2; step++)
+        OK(ddpm_train_step(&trainer, pictures, labels, BATCH, 1e-3, &result.loss));
+    ddpm_net_free(net);
+    OK(ddpm_model_use(model, DDPM_EMA));
+    OK(ddpm_net_create(&net, model, SIZE, SIZE, 2, 0));
+    ddpm_sample_config sampling = ddpm_sample_default();
+    sampling.steps = 3;
+    OK(ddpm_sample(net, &schedule, &sampling, labels, 2, result.pictures, NULL, NULL));
+    result.elements = model->elements;
+    for (int k = 0; k < 2; k++) {
+        ddpm_array array = k ? DDPM_EMA : DDPM_WEIGHT;
+        result.array[k] = calloc(model->elements, sizeof(float));
+        for (int p = 0; p < model->params; p++)
+            OK(ddpm_model_get(model, array, model->param[p], result.array[k] + model->param[p]->offset));
+    }
+    free(pictures);
+    ddpm_net_free(net);
+    ddpm_schedule_free(&schedule);
+    ddpm_model_free(model);
+    ddpm_device_close(&device);
+    return result;
+}
+
+static void free_trained(trained *t)
+{
+    free(t->array[0]);
+    free(t->array[1]);
+}
+
+/* Any number of threads: the same bits. The reference: the same loss within 1e-5 of it (a network's own float32 error is
+ * 1e-6 of the largest value; see test_vectors.c). */
+static void test_training(void **state)
+{
+    (void)state;
+    trained reference = train(NULL, NULL, 1);
+    for (int set = 0; set < 3; set++) {
+        if (!available(sets[set])) continue;
+        trained one = train(ddpm_cpu(), sets[set], 1);
+        assert_true(fabs(one.loss - reference.loss) <= 1e-5 * reference.loss);
+        for (int threads = 2; threads <= 5; threads += 3) {
+            trained many = train(ddpm_cpu(), sets[set], threads);
+            for (int k = 0; k < 2; k++)
+                assert_memory_equal(one.array[k], many.array[k], one.elements * sizeof(float));
+            assert_memory_equal(one.pictures, many.pictures, sizeof one.pictures);
+            free_trained(&many);
+        }
+        free_trained(&one);
+    }
+    free_trained(&reference);
+}
+
 static void test_isa(void **state)
 {
     (void)state;
@@ -379,6 +457,7 @@ int main(void)
         cmocka_unit_test(test_isa),
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_training),
     };
     return cmocka_run_group_tests_name("cpu backend", tests, NULL, NULL);
 }
