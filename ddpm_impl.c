@@ -787,12 +787,13 @@ static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     const ddpm_real *x = node->in[0]->data; /* (N,C,H,W) */
     ddpm_real *y = node->out->data;         /* (N,C,fH,fW) */
-    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor,
-           rows = ddpm_elements(node->out, g->n) / w;
+    size_t w = (size_t)node->in[0]->shape[3], f = (size_t)node->attr.resample.factor,
+           rows = ddpm_elements(node->in[0], g->n) / w;
 #pragma omp parallel for schedule(static)
-    for (size_t row = 0; row < rows; row++) /* H divides evenly, so row / f is the input row over all planes */
+    for (size_t row = 0; row < rows * f; row++) /* of y, over all planes: it repeats row / f of x */
         for (size_t i = 0; i < w; i++)
-            y[row * w + i] = x[row / f * (w / f) + i / f];
+            for (size_t k = 0; k < f; k++)
+                y[(row * w + i) * f + k] = x[row / f * w + i];
     return DDPM_OK;
 }
 
@@ -800,13 +801,14 @@ static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     const ddpm_real *dy = node->out->grad;
     ddpm_real *dx = grad_target(g, node, 0);
-    size_t w = (size_t)node->out->shape[3], f = (size_t)node->attr.resample.factor,
-           rows = ddpm_elements(node->out, g->n) / w;
+    size_t w = (size_t)node->in[0]->shape[3], f = (size_t)node->attr.resample.factor,
+           rows = ddpm_elements(node->in[0], g->n) / w;
 #pragma omp parallel for schedule(static)
-    for (size_t to = 0; to < rows / f; to++)
+    for (size_t to = 0; to < rows; to++)
         for (size_t row = to * f; row < (to + 1) * f; row++)
             for (size_t i = 0; i < w; i++)
-                dx[to * (w / f) + i / f] += dy[row * w + i];
+                for (size_t k = 0; k < f; k++)
+                    dx[to * w + i] += dy[(row * w + i) * f + k];
     return DDPM_OK;
 }
 

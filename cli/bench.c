@@ -79,6 +79,7 @@ static void print_rows(const bench_row *row, int count, const bench_machine *mac
                 print_side(&row[i], 1, machine);
                 printf("\n");
             }
+    printf("peak: of the multiply-add peak, or of memory's bandwidth; above 100%% the tensors stayed in the caches\n");
 }
 
 static void print_missing(const ddpm_device *device)
@@ -86,7 +87,7 @@ static void print_missing(const ddpm_device *device)
     const ddpm_row *rows = device->backend->rows;
     int missing = 0;
     for (int op = 0; op < DDPM_OP_COUNT; op++)
-        if (rows[op].forward == NULL)
+        if (!rows || rows[op].forward == NULL)
             printf("%s %s", missing++ == 0 ? "rows this backend leaves to the reference:" : ",",
                    ddpm_op_name((ddpm_op)op));
     printf(missing > 0 ? "\n" : "");

@@ -75,9 +75,11 @@ static int out_size(const shape *s, int size)
 
 static inputs make_inputs(const shape *s)
 {
-    size_t taps = (size_t)(s->ci * s->kernel * s->kernel), y = (size_t)(s->n * s->co * out_size(s, s->h) * out_size(s, s->w));
-    return (inputs){values((size_t)(s->n * s->ci * s->h * s->w), 1, 1), values((size_t)s->co * taps, 2, 1 / sqrt((double)taps)),
-                    values((size_t)s->co, 3, 1), values(y, 4, 1)};
+    size_t taps = (size_t)(s->ci * s->kernel * s->kernel),
+           y = (size_t)(s->n * s->co * out_size(s, s->h) * out_size(s, s->w));
+    return (inputs){values((size_t)(s->n * s->ci * s->h * s->w), 1, 1),
+                    values((size_t)s->co * taps, 2, 1 / sqrt((double)taps)), values((size_t)s->co, 3, 1),
+                    values(y, 4, 1)};
 }
 
 static void free_inputs(inputs *in)
@@ -96,9 +98,15 @@ static result run(const shape *s, const inputs *in, const char *isa, int threads
     result r = {.w_count = w_count, .x_count = (size_t)(s->n * s->ci * s->h * s->w)};
     r.dw = calloc(w_count, sizeof *r.dw);
     r.db = calloc((size_t)s->co, sizeof *r.db);
-    ddpm_tensor w = {.name = "w", .dims = 4, .shape = {s->co, s->ci, s->kernel, s->kernel}, .param = 1, .trainable = 1,
-                     .data = in->w, .grad = r.dw};
-    ddpm_tensor b = {.name = "b", .dims = 1, .shape = {s->co, 1, 1, 1}, .param = 1, .trainable = 1, .data = in->b, .grad = r.db};
+    ddpm_tensor w = {.name = "w",
+                     .dims = 4,
+                     .shape = {s->co, s->ci, s->kernel, s->kernel},
+                     .param = 1,
+                     .trainable = 1,
+                     .data = in->w,
+                     .grad = r.dw};
+    ddpm_tensor b = {
+        .name = "b", .dims = 1, .shape = {s->co, 1, 1, 1}, .param = 1, .trainable = 1, .data = in->b, .grad = r.db};
     ddpm_tensor *x = ddpm_input(g, "x", s->ci, s->h, s->w, 1);
     ddpm_tensor *one = ddpm_conv2d(g, x, &w, &b, s->stride, s->pad_start, s->pad_end),
                 *two = ddpm_conv2d(g, x, &w, &b, s->stride, s->pad_start, s->pad_end), *y = ddpm_add(g, one, two, 1);
@@ -123,24 +131,30 @@ static void free_result(result *r)
 }
 
 /* ---- 2. The truth and its bounds ----
- * Direct: a sum of K products errs by at most gamma(K + 1) sum |x w|, gamma(k) = k u / (1 - k u), u = 2^-24, in any order.
+ * Direct: a sum of K products errs by at most gamma(K + 1) sum |x w|, gamma(k) = k u / (1 - k u), u = 2^-24, in any
+ * order.
  *
- * Winograd: the same with B, G and A in absolute values holds, but such a bound is some hundred times what happens. Rounding
- * errors being independent to a good approximation (Higham & Mary 2019), their variances add: an element of U, V or M
- * of variance q (in units of the data's) carries u^2 q for each rounding on its way, and there are Ci + 40 at most on the
- * way to an output (4 + 4 in B, 4 + 4 in G, Ci + 1 in the sum, 5 + 5 in A, the constants' own). So with squares of all
- * coefficients and of all data,
+ * Winograd: the same with B, G and A in absolute values holds, but such a bound is some hundred times what happens.
+ * Rounding errors being independent to a good approximation (Higham & Mary 2019), their variances add: an element of U,
+ * V or M of variance q (in units of the data's) carries u^2 q for each rounding on its way, and there are Ci + 40 at
+ * most on the way to an output (4 + 4 in B, 4 + 4 in G, Ci + 1 in the sum, 5 + 5 in A, the constants' own). So with
+ * squares of all coefficients and of all data,
  *     sigma^2 = (Ci + 40) u^2 (A^T)^2 [ sum_i (G^2 w^2 G^2^T) o (B^2^T x^2 B^2) ] A^2,
  * and all of some ten thousand values lie within 6 sigma. A wrong coefficient or tile is off by thousands of sigma. */
 
 static const double unit = 0x1p-24;
 #define A 0.70710678118654752
 #define B 1.41421356237309505
-static const double bt[6][6] = {{1, 0, -2.5, 0, 1, 0}, {0, -2 * A, -2, A, 1, 0}, {0, 2 * A, -2, -A, 1, 0},
-                                {0, -B / 2, -0.5, B, 1, 0}, {0, B / 2, -0.5, -B, 1, 0}, {0, 1, 0, -2.5, 0, 1}};
-static const double gm[6][3] = {{1, 0, 0}, {-2. / 3, -2 * A / 3, -1. / 3}, {-2. / 3, 2 * A / 3, -1. / 3},
-                                {1. / 6, B / 6, 1. / 3}, {1. / 6, -B / 6, 1. / 3}, {0, 0, 1}};
-static const double at[4][6] = {{1, 1, 1, 1, 1, 0}, {0, A, -A, B, -B, 0}, {0, 0.5, 0.5, 2, 2, 0}, {0, A / 2, -A / 2, 2 * B, -2 * B, 1}};
+/* clang-format off */
+static const double bt[36] = { /* (6,6) */
+    1, 0, -2.5, 0, 1, 0,      0, -2 * A, -2, A, 1, 0,      0, 2 * A, -2, -A, 1, 0,
+    0, -B / 2, -0.5, B, 1, 0, 0, B / 2, -0.5, -B, 1, 0,    0, 1, 0, -2.5, 0, 1};
+static const double gm[18] = { /* (6,3) */
+    1, 0, 0,                -2. / 3, -2 * A / 3, -1. / 3,  -2. / 3, 2 * A / 3, -1. / 3,
+    1. / 6, B / 6, 1. / 3,  1. / 6, -B / 6, 1. / 3,        0, 0, 1};
+static const double at[24] = { /* (4,6) */
+    1, 1, 1, 1, 1, 0,       0, A, -A, B, -B, 0,            0, 0.5, 0.5, 2, 2, 0,  0, A / 2, -A / 2, 2 * B, -2 * B, 1};
+/* clang-format on */
 
 /* out (rows,rows) = M^2 in (M^2)^T, M (rows,columns); transposed: M^T in the place of M */
 static void squares(int rows, int columns, const double *m, int transposed, const double *in, double *out)
@@ -172,11 +186,13 @@ static size_t pixel(const shape *s, int n, int c, int y, int x)
 static truth sum_directly(const shape *s, const inputs *in)
 {
     int oh = out_size(s, s->h), ow = out_size(s, s->w), k = s->kernel;
-    size_t xs = (size_t)(s->n * s->ci * s->h * s->w), ys = (size_t)(s->n * s->co * oh * ow), ws = (size_t)(s->co * s->ci * k * k);
+    size_t xs = (size_t)(s->n * s->ci * s->h * s->w), ys = (size_t)(s->n * s->co * oh * ow),
+           ws = (size_t)(s->co * s->ci * k * k);
     truth t = {calloc(ys, 8), calloc(xs, 8), calloc(ws, 8), calloc((size_t)s->co, 8),
                calloc(ys, 8), calloc(xs, 8), calloc(ws, 8), calloc((size_t)s->co, 8)};
     for (size_t at_y = 0; at_y < ys; at_y++) {
-        int ox = (int)at_y % ow, oy = (int)at_y / ow % oh, o = (int)at_y / (ow * oh) % s->co, n = (int)at_y / (ow * oh * s->co);
+        int ox = (int)at_y % ow, oy = (int)at_y / ow % oh, o = (int)at_y / (ow * oh) % s->co,
+            n = (int)at_y / (ow * oh * s->co);
         double dy = (double)in->dy[at_y];
         t.y[at_y] = (double)in->b[o], t.y_bound[at_y] = fabs((double)in->b[o]);
         t.db[o] += dy, t.db_bound[o] += fabs(dy);
@@ -202,8 +218,8 @@ static void free_truth(truth *t)
 }
 
 /* Squares of rows [first, first + size) and columns of one plane, zero outside, through M as above. */
-static void tile_squares(const float *plane, int h, int w, int y0, int x0, int size, const double *m, int rows, int transposed,
-                         double *out)
+static void tile_squares(const float *plane, int h, int w, int y0, int x0, int size, const double *m, int rows,
+                         int transposed, double *out)
 {
     double in[36];
     for (int y = 0; y < size; y++)
@@ -215,10 +231,10 @@ static void tile_squares(const float *plane, int h, int w, int y0, int x0, int s
     squares(rows, transposed ? 6 : size, m, transposed, in, out);
 }
 
-/* sigma / (u sqrt(terms)) of a stride-1 3x3 convolution of x (n,ci,h,w): weight of (o,i) at w + o w_out + i w_in, flipped or
- * not (the squares of the flipped taps are the flipped squares). */
-static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, const float *weight, int w_out, int w_in, int flip,
-                           double *bound)
+/* sigma / (u sqrt(terms)) of a stride-1 3x3 convolution of x (n,ci,h,w): weight of (o,i) at w + o w_out + i w_in,
+ * flipped or not (the squares of the flipped taps are the flipped squares). */
+static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, const float *weight, int w_out,
+                           int w_in, int flip, double *bound)
 {
     double *u = malloc((size_t)(co * ci) * 36 * sizeof *u), *v = malloc((size_t)ci * 36 * sizeof *v);
     for (int o = 0; o < co; o++)
@@ -228,19 +244,19 @@ static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, 
                 double value = (double)weight[o * w_out + i * w_in + (flip ? 8 - s : s)];
                 g[s] = value * value;
             }
-            squares(6, 3, &gm[0][0], 0, g, u + (o * ci + i) * 36);
+            squares(6, 3, gm, 0, g, u + (o * ci + i) * 36);
         }
     for (int p = 0; p < n; p++)
         for (int ty = 0; ty < h; ty += 4)
             for (int tx = 0; tx < w; tx += 4) {
                 for (int i = 0; i < ci; i++)
-                    tile_squares(x + (p * ci + i) * h * w, h, w, ty - 1, tx - 1, 6, &bt[0][0], 6, 0, v + i * 36);
+                    tile_squares(x + (p * ci + i) * h * w, h, w, ty - 1, tx - 1, 6, bt, 6, 0, v + i * 36);
                 for (int o = 0; o < co; o++) {
                     double m[36] = {0}, y[16];
                     for (int i = 0; i < ci; i++)
                         for (int f = 0; f < 36; f++)
                             m[f] += u[(o * ci + i) * 36 + f] * v[i * 36 + f];
-                    squares(4, 6, &at[0][0], 0, m, y);
+                    squares(4, 6, at, 0, m, y);
                     for (int q = 0; q < 16; q++)
                         if (ty + q / 4 < h && tx + q % 4 < w)
                             bound[((p * co + o) * h + ty + q / 4) * w + tx + q % 4] = sqrt(y[q]);
@@ -250,7 +266,8 @@ static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, 
     free(v);
 }
 
-/* The same of the weights' gradient: sigma^2 = terms u^2 (G^2)^T [ sum over tiles (A^2 dy^2 A^2^T) o (B^2 x^2 B^2) ] G^2 */
+/* The same of the weights' gradient: sigma^2 = terms u^2 (G^2)^T [ sum over tiles (A^2 dy^2 A^2^T) o (B^2 x^2 B^2) ]
+ * G^2 */
 static void winograd_weight_bound(const shape *s, const inputs *in, double *bound)
 {
     double *sum = calloc((size_t)(s->co * s->ci) * 36, sizeof *sum), *v = malloc((size_t)s->ci * 36 * sizeof *v), d[36];
@@ -258,9 +275,9 @@ static void winograd_weight_bound(const shape *s, const inputs *in, double *boun
         for (int ty = 0; ty < s->h; ty += 4)
             for (int tx = 0; tx < s->w; tx += 4) {
                 for (int i = 0; i < s->ci; i++)
-                    tile_squares(in->x + pixel(s, p, i, 0, 0), s->h, s->w, ty - 1, tx - 1, 6, &bt[0][0], 6, 0, v + i * 36);
+                    tile_squares(in->x + pixel(s, p, i, 0, 0), s->h, s->w, ty - 1, tx - 1, 6, bt, 6, 0, v + i * 36);
                 for (int o = 0; o < s->co; o++) {
-                    tile_squares(in->dy + (p * s->co + o) * s->h * s->w, s->h, s->w, ty, tx, 4, &at[0][0], 4, 1, d);
+                    tile_squares(in->dy + (p * s->co + o) * s->h * s->w, s->h, s->w, ty, tx, 4, at, 4, 1, d);
                     for (int i = 0; i < s->ci; i++)
                         for (int f = 0; f < 36; f++)
                             sum[(o * s->ci + i) * 36 + f] += d[f] * v[i * 36 + f];
@@ -268,7 +285,7 @@ static void winograd_weight_bound(const shape *s, const inputs *in, double *boun
             }
     for (int pair = 0; pair < s->co * s->ci; pair++) {
         double g[9];
-        squares(6, 3, &gm[0][0], 1, sum + pair * 36, g);
+        squares(6, 3, gm, 1, sum + pair * 36, g);
         for (int q = 0; q < 9; q++)
             bound[pair * 9 + q] = sqrt(g[q]);
     }
@@ -279,8 +296,8 @@ static void winograd_weight_bound(const shape *s, const inputs *in, double *boun
 /* ---- 3. Tests ---- */
 
 /* |value / 2 - truth| <= factor bound, for all; returns the largest share of the bound. */
-static double compare(const shape *s, const char *what, const char *isa, size_t count, const float *value, const double *wanted,
-                      const double *bound, double factor)
+static double compare(const shape *s, const char *what, const char *isa, size_t count, const float *value,
+                      const double *wanted, const double *bound, double factor)
 {
     double worst = 0;
     for (size_t i = 0; i < count; i++) {
@@ -337,24 +354,32 @@ static void test_shapes(void **state)
             check_shape(&shapes[i], sets[set]);
 }
 
+static const char *widest(void)
+{
+    int set = 2;
+    while (!available(sets[set]))
+        set--;
+    return sets[set];
+}
+
 static void test_threads(void **state)
 {
     (void)state;
-    for (int set = 0; set < 3; set++)
-        for (int i = 0; i < SHAPES && available(sets[set]); i++) {
-            inputs in = make_inputs(&shapes[i]);
-            result one = run(&shapes[i], &in, sets[set], 1);
-            for (int threads = 2; threads <= 5; threads += 3) {
-                result many = run(&shapes[i], &in, sets[set], threads);
-                assert_memory_equal(one.y, many.y, one.y_count * sizeof *one.y);
-                assert_memory_equal(one.dx, many.dx, one.x_count * sizeof *one.dx);
-                assert_memory_equal(one.dw, many.dw, one.w_count * sizeof *one.dw);
-                assert_memory_equal(one.db, many.db, (size_t)shapes[i].co * sizeof *one.db);
-                free_result(&many);
-            }
-            free_result(&one);
-            free_inputs(&in);
+    const char *isa = widest();
+    for (int i = 0; i < SHAPES; i++) {
+        inputs in = make_inputs(&shapes[i]);
+        result one = run(&shapes[i], &in, isa, 1);
+        for (int threads = 2; threads <= 5; threads += 3) {
+            result many = run(&shapes[i], &in, isa, threads);
+            assert_memory_equal(one.y, many.y, one.y_count * sizeof *one.y);
+            assert_memory_equal(one.dx, many.dx, one.x_count * sizeof *one.dx);
+            assert_memory_equal(one.dw, many.dw, one.w_count * sizeof *one.dw);
+            assert_memory_equal(one.db, many.db, (size_t)shapes[i].co * sizeof *one.db);
+            free_result(&many);
         }
+        free_result(&one);
+        free_inputs(&in);
+    }
 }
 
 /* Two training steps and a drawing of a small network: weights, average and pictures. */
@@ -413,25 +438,22 @@ static void free_trained(trained *t)
     free(t->array[1]);
 }
 
-/* Any number of threads: the same bits. The reference: the same loss within 1e-5 of it (a network's own float32 error is
- * 1e-6 of the largest value; see test_vectors.c). */
+/* Any number of threads: the same bits. The reference: the same loss within 1e-5 of it (a network's own float32 error
+ * is 1e-6 of the largest value; see test_vectors.c). */
 static void test_training(void **state)
 {
     (void)state;
-    trained reference = train(NULL, NULL, 1);
-    for (int set = 0; set < 3; set++) {
-        if (!available(sets[set])) continue;
-        trained one = train(ddpm_cpu(), sets[set], 1);
-        assert_true(fabs(one.loss - reference.loss) <= 1e-5 * reference.loss);
-        for (int threads = 2; threads <= 5; threads += 3) {
-            trained many = train(ddpm_cpu(), sets[set], threads);
-            for (int k = 0; k < 2; k++)
-                assert_memory_equal(one.array[k], many.array[k], one.elements * sizeof(float));
-            assert_memory_equal(one.pictures, many.pictures, sizeof one.pictures);
-            free_trained(&many);
-        }
-        free_trained(&one);
+    const char *isa = widest();
+    trained reference = train(NULL, NULL, 1), one = train(ddpm_cpu(), isa, 1);
+    assert_true(fabs(one.loss - reference.loss) <= 1e-5 * reference.loss);
+    for (int threads = 2; threads <= 5; threads += 3) {
+        trained many = train(ddpm_cpu(), isa, threads);
+        for (int k = 0; k < 2; k++)
+            assert_memory_equal(one.array[k], many.array[k], one.elements * sizeof(float));
+        assert_memory_equal(one.pictures, many.pictures, sizeof one.pictures);
+        free_trained(&many);
     }
+    free_trained(&one);
     free_trained(&reference);
 }
 
