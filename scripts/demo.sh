@@ -12,7 +12,7 @@ rm -rf "$DEMO"
 run "$PROGRAM" render --out "$DEMO/data" --scenes 600 --seed 1 --size 128x96
 run "$PROGRAM" train "$DEMO/data" --out "$DEMO/run" --model tiny --epochs 4 --batch-size 16 --lr 1e-3 \
     --lr-schedule constant --save-every 4
-run "$PROGRAM" test "$DEMO/data" --model "$DEMO/run" --test-type test --out "$DEMO/test" --sampler ddim --steps 50 \
+run "$PROGRAM" test "$DEMO/data" --model "$DEMO/run" --test-type test --out "$DEMO/test" --steps 100 \
     --batch-size 16 > "$DEMO/test.log"
 cat << END
 

@@ -5,13 +5,14 @@
  *     r = (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h
  * with v an axis, or (+-1, ..., +-1)/sqrt(count) to touch every element. Passed:
  *     |g - r| <= BOUND max(|r|, floor),   BOUND = 1e-6,   floor = 1e-3 rms,   rms the root mean square of the case's r
- * so that a gradient that is exactly zero (to_k.bias, a convolution's bias before a norm) is judged by the others' size.
+ * so that a gradient that is exactly zero (to_k.bias, a convolution's bias before a norm) is judged by the others'
+ * size.
  *
  * Why a right gradient passes. With h = 2^-10, r differs from dL/ds by at most
  *     truncation   h^4 |L^(5)| / 30              = 3e-14 |L^(5)|
- *     rounding     (8 + 8 + 1 + 1)/12 k u M / h  = 2e-13 k M,   u = 2^-53, M = sum |c_i y_i|, k u the error of a y_i / y_i
- * Against BOUND |r| that leaves a factor of a million; against the worst case, BOUND floor = 1e-9 rms, it asks for
- * |L^(5)| < 3e4 rms and k M < 5e3 rms: true of networks whose weights and activations are of order one.
+ *     rounding     (8 + 8 + 1 + 1)/12 k u M / h  = 2e-13 k M,   u = 2^-53, M = sum |c_i y_i|, k u the error of a y_i
+ * / y_i Against BOUND |r| that leaves a factor of a million; against the worst case, BOUND floor = 1e-9 rms, it asks
+ * for |L^(5)| < 3e4 rms and k M < 5e3 rms: true of networks whose weights and activations are of order one.
  * Why a wrong one fails: a sign, a factor or a missing term changes g by about rms, a million times the bound.
  *
  * So that nothing is right by luck: the graph has room for one picture more than is used, and that one is NaN; so is
