@@ -10,8 +10,9 @@
  *
  * Why a right gradient passes. With h = 2^-10, r differs from dL/ds by at most
  *     truncation   h^4 |L^(5)| / 30              = 3e-14 |L^(5)|
- *     rounding     (8 + 8 + 1 + 1)/12 k u M / h  = 2e-13 k M,   u = 2^-53, M = sum |c_i y_i|, k u the error of a y_i
- * / y_i Against BOUND |r| that leaves a factor of a million; against the worst case, BOUND floor = 1e-9 rms, it asks
+ *     rounding     (8 + 8 + 1 + 1)/12 k u M / h  = 2e-13 k M,   u = 2^-53, M = sum |c_i y_i|, k u the relative
+ *                                                error of a y_i
+ * Against BOUND |r| that leaves a factor of a million; against the worst case, BOUND floor = 1e-9 rms, it asks
  * for |L^(5)| < 3e4 rms and k M < 5e3 rms: true of networks whose weights and activations are of order one.
  * Why a wrong one fails: a sign, a factor or a missing term changes g by about rms, a million times the bound.
  *
