@@ -143,7 +143,7 @@ typedef struct ddpm_tensor {
     const char *name; /* diffusers' name for a parameter; else the name of the node that makes it */
     int dims;         /* what shape[] means to a file; entries beyond are 1 */
     int shape[4];     /* (N,C,H,W); (out,in,kh,kw) of a weight. shape[0] is the capacity when batched */
-    unsigned batched : 1, param : 1, trainable : 1, need_grad : 1, input : 1;
+    unsigned batched : 1, param : 1, trainable : 1, need_grad : 1, input : 1, keep : 1; /* keep: see ddpm_graph_plan */
     ddpm_real *data, *grad; /* contiguous NCHW in the reference; a backend may keep its own form behind them */
     size_t offset, grad_offset; /* of data and grad, in elements: in the graph's memory; in the model's flat arrays */
     int init;               /* of a parameter: ddpm_init and its scale */

@@ -219,15 +219,18 @@ static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
 
 /* Part II: gives every tensor the memory of its lifetime, so that two whose lifetimes do not meet may share the same
  * bytes. */
-static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps);
+static ddpm_result plan_memory(ddpm_graph *g);
 
 ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps)
 {
     if (g->result != DDPM_OK) return g->result;
     g->root = root;
+    if (root) root->keep = 1;
+    for (int i = 0; i < keeps; i++)
+        if (keep[i]) keep[i]->keep = 1;
     TRY(mark_gradients(g, root));
     if (backend_of(g->device)->plan) TRY(backend_of(g->device)->plan(g));
-    return plan_memory(g, keep, keeps);
+    return plan_memory(g);
 }
 
 static const ddpm_row reference_rows[DDPM_OP_COUNT];
@@ -388,7 +391,7 @@ static size_t frame_elements(int channels, int n, int h, int w, int kernel)
 static void fill_frame(const frame *f, const ddpm_graph *g, const ddpm_tensor *shape, const ddpm_real *from)
 {
     int channels = shape->shape[1], h = shape->shape[2], w = shape->shape[3];
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int c = 0; c < channels; c++) {
         memset(f->data + (size_t)c * f->plane, 0, f->plane * sizeof *f->data);
         for (int row = 0; row < g->n * h; row++) {
@@ -428,7 +431,7 @@ static void correlate(const frame *f, int channels, int kernel, const ddpm_real 
     int outputs = shape->shape[1], h = shape->shape[2], width = shape->shape[3];
     size_t tiles = (f->plane + TILE - 1) / TILE;
 /* the output varies fastest: a tile of x then serves all outputs while it is in the cache */
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t job = 0; job < tiles * (size_t)outputs; job++) {
         size_t first = job / (size_t)outputs * TILE, o = job % (size_t)outputs, run;
         size_t end = f->plane - first < TILE ? f->plane : first + TILE;
@@ -464,7 +467,7 @@ static ddpm_result conv2d_forward(const ddpm_graph *g, const ddpm_node *node)
     size_t plane = (size_t)pixels(node->out);
     frame x = frame_of_x(g, node);
     fill_frame(&x, g, node->in[0], node->in[0]->data);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int i = 0; i < g->n * co; i++)
         for (size_t p = 0; p < plane; p++)
             y[(size_t)i * plane + p] = bias ? bias[i % co] : 0;
@@ -492,7 +495,7 @@ static ddpm_result conv2d_backward(const ddpm_graph *g, const ddpm_node *node)
         dy.step = stride;
         fill_frame(&x, g, node->in[0], node->in[0]->data);
         fill_frame(&dy, g, node->out, grad);
-#pragma omp parallel for schedule(static)
+        #pragma omp parallel for schedule(static)
         for (int pair = 0; pair < co * ci; pair++)
             for (int tap = 0; tap < taps; tap++)
                 dw[(size_t)pair * (size_t)taps + (size_t)tap] +=
@@ -536,7 +539,7 @@ static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node
     ddpm_real *y = node->out->data, *aux = node->aux->data;                 /* (N,C,H,W), (N,2,G): mu, r */
     int groups = node->attr.norm.groups, channels = node->in[0]->shape[1] / groups;
     size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int group = 0; group < g->n * groups; group++) {
         int n = group / groups, k = group % groups;
         const ddpm_real *from = x + (size_t)group * count;
@@ -570,7 +573,7 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
     size_t plane = (size_t)pixels(node->in[0]), count = plane * (size_t)channels;
     if (dx) {
-#pragma omp parallel for schedule(static)
+        #pragma omp parallel for schedule(static)
         for (int group = 0; group < g->n * groups; group++) {
             int n = group / groups, k = group % groups;
             double mean = (double)aux[(2 * n) * groups + k], r = (double)aux[(2 * n + 1) * groups + k], mean_e = 0,
@@ -590,7 +593,7 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
                                     dx + (size_t)group * count + (size_t)i * plane);
         }
     }
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int c = 0; c < all; c++) {
         double sum_dyh = 0, sum_dy = 0;
         for (int n = 0; n < g->n; n++) {
@@ -626,7 +629,7 @@ static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node
     ddpm_real *y = node->out->data;
     size_t count = ddpm_elements(node->out, g->n);
     int kind = node->attr.activation.kind;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < count; i++) {
         if (kind == DDPM_SILU)
             y[i] = x[i] * sigmoid(x[i]);
@@ -644,7 +647,7 @@ static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *nod
     ddpm_real *dx = grad_target(g, node, 0);
     size_t count = ddpm_elements(node->out, g->n);
     int kind = node->attr.activation.kind;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < count; i++) {
         ddpm_real s = kind == DDPM_RELU ? 0 : sigmoid(x[i]);
         if (kind == DDPM_SILU)
@@ -678,7 +681,7 @@ static ddpm_result attention_forward(const ddpm_graph *g, const ddpm_node *node)
     ddpm_real *y = node->out->data, *aux = node->aux->data; /* (N,heads,d,L), (N,heads,3,L) */
     int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
     size_t tokens = (size_t)pixels(node->out);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int head = 0; head < g->n * heads; head++) {
         size_t at = (size_t)head * (size_t)d * tokens;
         ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens;
@@ -706,7 +709,7 @@ static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node
     int heads = node->attr.attention.heads, d = node->out->shape[1] / heads;
     size_t tokens = (size_t)pixels(node->out);
     ddpm_real scale = (ddpm_real)(1 / sqrt((double)d));
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int head = 0; head < g->n * heads; head++) {
         size_t at = (size_t)head * (size_t)d * tokens;
         ddpm_real *l = aux + (size_t)head * 3 * tokens, *p = l + tokens, *ds = p + tokens;
@@ -738,7 +741,7 @@ static ddpm_result add_forward(const ddpm_graph *g, const ddpm_node *node)
     ddpm_real *y = node->out->data, scale = (ddpm_real)node->attr.affine.scale;
     size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
     int wide = pixels(node->in[1]) > 1 || plane == 1;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++)
         for (size_t p = 0; p < plane; p++)
             y[i * plane + p] = (a[i * plane + p] + (wide ? b[i * plane + p] : b[i])) * scale;
@@ -751,7 +754,7 @@ static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
     ddpm_real *da = grad_target(g, node, 0), *db = grad_target(g, node, 1), scale = (ddpm_real)node->attr.affine.scale;
     size_t plane = (size_t)pixels(node->out), planes = ddpm_elements(node->out, g->n) / plane;
     int wide = pixels(node->in[1]) > 1 || plane == 1;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++) {
         if (da) add_scaled(plane, scale, dy + i * plane, da + i * plane);
         if (db && wide) add_scaled(plane, scale, dy + i * plane, db + i * plane);
@@ -789,7 +792,7 @@ static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
     ddpm_real *y = node->out->data;         /* (N,C,fH,fW) */
     size_t w = (size_t)node->in[0]->shape[3], f = (size_t)node->attr.resample.factor,
            rows = ddpm_elements(node->in[0], g->n) / w;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t row = 0; row < rows * f; row++) /* of y, over all planes: it repeats row / f of x */
         for (size_t i = 0; i < w; i++)
             for (size_t k = 0; k < f; k++)
@@ -803,7 +806,7 @@ static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
     ddpm_real *dx = grad_target(g, node, 0);
     size_t w = (size_t)node->in[0]->shape[3], f = (size_t)node->attr.resample.factor,
            rows = ddpm_elements(node->in[0], g->n) / w;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t to = 0; to < rows; to++)
         for (size_t row = to * f; row < (to + 1) * f; row++)
             for (size_t i = 0; i < w; i++)
@@ -840,7 +843,7 @@ static ddpm_result mse_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data; /* (N,C,H,W) */
     size_t count = ddpm_elements(node->in[0], 1);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
         double total = 0;
         for (size_t i = (size_t)n * count; i < (size_t)(n + 1) * count; i++)
@@ -855,7 +858,7 @@ static ddpm_result mse_backward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_real *x = node->in[0]->data, *target = node->in[1]->data, *dy = node->out->grad;
     ddpm_real *dx = grad_target(g, node, 0), *dt = grad_target(g, node, 1);
     size_t count = ddpm_elements(node->in[0], 1);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * count; i++) {
         ddpm_real d = 2 * (x[i] - target[i]) * dy[i / count];
         if (dx) dx[i] += d;
@@ -871,7 +874,7 @@ static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
                                 double clamp)
 {
     size_t picture = ddpm_elements(y, 1), capacity = (size_t)g->capacity;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * picture; i++) {
         double value = 0;
         for (int j = 0; j < k; j++)
@@ -886,7 +889,7 @@ static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
 static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
 {
     size_t picture = ddpm_elements(x, 1);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
         ddpm_address address = first;
         address.picture += (uint64_t)n;
@@ -929,7 +932,7 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
     double total = 0, *square = model->square; /* (params): squared norm of each gradient */
     if (!square) square = model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *square);
     if (!square) return DDPM_ERR_MEMORY;
-#pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic)
     for (int p = 0; p < model->params;
          p++) { /* one parameter a thread: large and small ones alternate, hence dynamic */
         const ddpm_tensor *x = model->param[p];
@@ -945,7 +948,7 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
     }
     step->grad_norm = sqrt(total);
     double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
-#pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic)
     for (int p = 0; p < model->params; p++) {
         size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
         if (model->param[p]->trainable)
@@ -1655,7 +1658,7 @@ static void set_lifetime(lifetime *life, ddpm_tensor *x, int which, int time)
     if (time > l->last) l->last = time;
 }
 
-static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keeps)
+static ddpm_result plan_memory(ddpm_graph *g)
 {
     int end = 2 * g->nodes;
     lifetime *life = ddpm_arena_alloc(&g->arena, (2 * (size_t)g->tensors + 1) * sizeof *life);
@@ -1682,9 +1685,9 @@ static ddpm_result plan_memory(ddpm_graph *g, ddpm_tensor *const *keep, int keep
         }
         if (node->wants) set_lifetime(life, node->out, DDPM_GRADIENT, backward);
     }
-    if (g->root) set_lifetime(life, g->root, DDPM_DATA, end), set_lifetime(life, g->root, DDPM_GRADIENT, g->nodes);
-    for (int i = 0; i < keeps; i++)
-        if (keep[i]) set_lifetime(life, keep[i], DDPM_DATA, end);
+    if (g->root) set_lifetime(life, g->root, DDPM_GRADIENT, g->nodes);
+    for (int i = 0; i < g->tensors; i++)
+        if (g->tensor[i]->keep) set_lifetime(life, g->tensor[i], DDPM_DATA, end);
 
     int count = 0;
     while (life[count].tensor)
@@ -2340,7 +2343,7 @@ static ddpm_result modulate_forward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_real *x = node->in[0]->data, *e = node->in[1]->data; /* (N,C,H,W), (N,2C) */
     ddpm_real *y = node->out->data;
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * c; i++) {
         ddpm_real scale = e[i / c * 2 * c + i % c], shift = e[i / c * 2 * c + c + i % c];
         scale_shift_plane(plane, x + i * plane, 0, 1 + scale, shift, y + i * plane);
@@ -2353,7 +2356,7 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_real *x = node->in[0]->data, *e = node->in[1]->data, *dy = node->out->grad;
     ddpm_real *dx = grad_target(g, node, 0), *de = grad_target(g, node, 1);
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < (size_t)g->n * c; i++) {
         size_t scale = i / c * 2 * c + i % c;
         if (dx) add_scaled(plane, 1 + e[scale], dy + i * plane, dx + i * plane);
@@ -2437,7 +2440,7 @@ static ddpm_result pool_forward(const ddpm_graph *g, const ddpm_node *node)
     size_t in = (size_t)pixels(node->in[0]), out = (size_t)pixels(node->out),
            planes = (size_t)g->n * (size_t)node->out->shape[1];
     int width = node->out->shape[3];
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++)
         for (size_t p = 0; p < out; p++) {
             int at;
@@ -2454,7 +2457,7 @@ static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
            planes = (size_t)g->n * (size_t)node->out->shape[1];
     int width = node->out->shape[3], h = node->in[0]->shape[2], w = node->in[0]->shape[3], k = node->attr.pool.kernel;
     ddpm_real *dx = grad_target(g, node, 0);
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < planes; i++)
         for (size_t p = 0; p < out; p++) {
             ddpm_real dy = node->out->grad[i * out + p];
@@ -2508,7 +2511,7 @@ static void shuffle_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_t
 {
     size_t f = (size_t)node->attr.resample.factor, h = (size_t)fine->shape[2], w = (size_t)fine->shape[3],
            c = (size_t)fine->shape[1];
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t plane = 0; plane < (size_t)g->n * c; plane++)
         for (size_t y = 0; y < h; y++)
             for (size_t x = 0; x < w; x++) {
@@ -2552,7 +2555,7 @@ static void dropout_add(const ddpm_graph *g, const ddpm_node *node, const ddpm_r
     size_t picture = ddpm_elements(node->out, 1);
     double p = g->training ? node->attr.affine.scale : 0; /* a training graph that is sampled from: nothing dropped */
     ddpm_real scale = p < 1 ? (ddpm_real)(1 / (1 - p)) : 0;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
         ddpm_address address = {g->step.seed, g->step.first_picture + (uint64_t)n, (uint32_t)node->id,
                                 DDPM_RANDOM_DROPOUT};
@@ -2690,7 +2693,7 @@ static ddpm_result batch_norm_forward(const ddpm_graph *g, const ddpm_node *node
     ddpm_real *running_mean = node->in[3]->data, *running_var = node->in[4]->data, *aux = node->aux->data;
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
     double count = (double)g->n * (double)plane, momentum = node->attr.norm.momentum;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < c; i++) {
         double mean = (double)running_mean[i], variance = (double)running_var[i];
         if (g->training) {
@@ -2719,7 +2722,7 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     ddpm_real *dx = grad_target(g, node, 0), *dw = grad_target(g, node, 1), *db = grad_target(g, node, 2);
     size_t c = (size_t)node->out->shape[1], plane = (size_t)pixels(node->out);
     double count = (double)g->n * (double)plane;
-#pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < c; i++) {
         double mean = (double)aux[i], r = (double)aux[c + i], sum_dy = 0, sum_dyh = 0, scale = r * (double)weight[i];
         for (size_t n = 0; n < (size_t)g->n; n++) {

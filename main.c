@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cpu_backend.h"
 
 /* ---- 1. Commands, backends, global options ------------------------------------------------------------------- */
 
@@ -21,20 +22,23 @@ static const struct {
     const ddpm_backend *(*get)(void); /* NULL: known, not in this build */
 } backends[] = {
     {"reference", ddpm_reference},
-    {"cpu", NULL},
+    {"cpu", ddpm_cpu},
     {"cuda", NULL},
 };
 
 static struct {
     int backend, threads;
+    const char *isa;
 } global;
 
 /* clang-format off */
 static const cli_option global_options[] = {
-    {"backend", "device", CLI_CHOICE, "reference|cpu|cuda", "reference",
+    {"backend", "device", CLI_CHOICE, "reference|cpu|cuda", "cpu",
      "what computes", &global.backend, 0, 0, 0},
     {"threads", NULL, CLI_INT, "N", "(all the machine has)",
      "threads; results do not depend on it", &global.threads, 1, 4096, 0},
+    {"isa", NULL, CLI_TEXT, "SET", "(the widest there is)",
+     "instruction set of the cpu backend: baseline, avx2, avx512", &global.isa, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -112,7 +116,7 @@ static ddpm_result open_backend(ddpm_device *device)
     if (backends[global.backend].get == NULL)
         return ddpm_fail(DDPM_ERR_BACKEND, "backend '%s' is not in this build\n      hint: --backend %s always is",
                          backends[global.backend].name, backends[0].name);
-    return ddpm_device_open(device, backends[global.backend].get(), global.threads, NULL);
+    return ddpm_device_open(device, backends[global.backend].get(), global.threads, global.isa);
 }
 
 static int run_command(const cli_command *command, int argc, char **argv)

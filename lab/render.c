@@ -988,7 +988,7 @@ static void finish_scene(job *j, ddpm_result result)
     if (result != DDPM_OK) {
         j->result = result;
         snprintf(j->error, sizeof j->error, "%s", ddpm_error());
-#pragma omp atomic write
+        #pragma omp atomic write
         j->stopped = 1;
     }
 }
@@ -1000,14 +1000,14 @@ static ddpm_result write_pictures(job *j)
     if (threads == 0) threads = omp_get_max_threads();
 #endif
     (void)threads; /* without OpenMP there is one */
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int i = 0; i < j->total; i++) {
         int stopped;
-#pragma omp atomic read
+        #pragma omp atomic read
         stopped = j->stopped;
         if (stopped) continue;
         ddpm_result result = write_scene(j, i);
-#pragma omp critical(lab_render_finish)
+        #pragma omp critical(lab_render_finish)
         finish_scene(j, result);
     }
     return j->result == DDPM_OK ? DDPM_OK : ddpm_fail(j->result, "%s", j->error);

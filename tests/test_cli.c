@@ -268,7 +268,10 @@ static void test_backends(void **state)
 {
     (void)state;
     assert_fails(1, "info tiny --backend cuda", "backend 'cuda' is not in this build");
-    assert_fails(1, "info tiny --backend=cpu", "hint: --backend reference");
+    assert_fails(1, "info tiny --isa mmx", "hint: baseline, avx2, avx512");
+    assert_runs("info tiny --backend=cpu --isa baseline");
+    assert_has(err, "backend cpu, ");
+    assert_has(err, "baseline");
     assert_runs("info tiny --backend reference --threads 1");
     assert_has(err, "backend reference, 1 thread, ");
     assert_null(strstr(out, "backend")); /* stdout holds results only */
@@ -519,11 +522,12 @@ static void test_predict(void **state)
     fill_batch(&b);
     write_batch("in.safetensors", &b, CLASSES, SIDE);
     predict_here(&b, &loss);
-    assert_runs("predict --model @/run --in @/in.safetensors --out @/out.safetensors");
+    assert_runs("predict --backend reference --model @/run --in @/in.safetensors --out @/out.safetensors");
     assert_int_equal(io_safetensors_open(in_folder("out.safetensors"), &file), DDPM_OK);
     assert_int_equal(file.tensors, 1);
     io_safetensors_close(&file);
-    assert_runs("predict --model @/run --in @/in.safetensors --out @/out.safetensors --grad --threads 1");
+    assert_runs("predict --backend reference --model @/run --in @/in.safetensors --out @/out.safetensors --grad "
+                "--threads 1");
     assert_int_equal(io_safetensors_open(in_folder("out.safetensors"), &file), DDPM_OK);
     assert_int_equal(io_tensor_floats(io_safetensors_find(&file, "prediction"), value), DDPM_OK);
     for (int i = 0; i < N * PIXELS; i++)

@@ -393,7 +393,7 @@ typedef struct trained {
 
 static trained train(const ddpm_backend *backend, const char *isa, int threads)
 {
-    enum { SIZE = 16, BATCH = 5 };
+    enum { SIZE = 16, BATCH = 3 };
     trained result = {.array = {NULL, NULL}};
     ddpm_device device;
     ddpm_model *model;
@@ -406,7 +406,7 @@ static trained train(const ddpm_backend *backend, const char *isa, int threads)
     OK(ddpm_model_alloc(model, DDPM_FOR_TRAINING));
     OK(ddpm_model_init(model, 529));
     OK(ddpm_schedule_create(&schedule, NULL));
-    OK(ddpm_net_create(&net, model, SIZE, SIZE, 3, 1)); /* micro-batches of 3 and 2 */
+    OK(ddpm_net_create(&net, model, SIZE, SIZE, 2, 1)); /* micro-batches of 2 and 1 */
     OK(ddpm_trainer_init(&trainer, net, &schedule, NULL));
     float *pictures = values((size_t)BATCH * 3 * SIZE * SIZE, 5, 0.5), labels[BATCH * 4] = {0};
     for (int i = 0; i < BATCH; i++)
@@ -417,7 +417,7 @@ static trained train(const ddpm_backend *backend, const char *isa, int threads)
     OK(ddpm_model_use(model, DDPM_EMA));
     OK(ddpm_net_create(&net, model, SIZE, SIZE, 2, 0));
     ddpm_sample_config sampling = ddpm_sample_default();
-    sampling.steps = 3;
+    sampling.steps = 2;
     OK(ddpm_sample(net, &schedule, &sampling, labels, 2, result.pictures, NULL, NULL));
     result.elements = model->elements;
     for (int k = 0; k < 2; k++) {
@@ -448,13 +448,11 @@ static void test_training(void **state)
     const char *isa = widest();
     trained reference = train(NULL, NULL, 1), one = train(ddpm_cpu(), isa, 1);
     assert_true(fabs(one.loss - reference.loss) <= 1e-5 * reference.loss);
-    for (int threads = 2; threads <= 5; threads += 3) {
-        trained many = train(ddpm_cpu(), isa, threads);
-        for (int k = 0; k < 2; k++)
-            assert_memory_equal(one.array[k], many.array[k], one.elements * sizeof(float));
-        assert_memory_equal(one.pictures, many.pictures, sizeof one.pictures);
-        free_trained(&many);
-    }
+    trained many = train(ddpm_cpu(), isa, 3);
+    for (int k = 0; k < 2; k++)
+        assert_memory_equal(one.array[k], many.array[k], one.elements * sizeof(float));
+    assert_memory_equal(one.pictures, many.pictures, sizeof one.pictures);
+    free_trained(&many);
     free_trained(&one);
     free_trained(&reference);
 }

@@ -1,0 +1,1237 @@
+/* cpu_backend.c - the operation table again, fast: convolutions as products of packed panels or in the Winograd domain,
+ * everything else at the speed of memory. What a row computes stands in ddpm_impl.c; here is only how.
+ *
+ * Tensors are plain NCHW in host memory. Work is divided by outputs, never by sums, and what is computed for an output
+ * does not depend on how many threads there are: so neither do the bits. All memory a step needs is in the graph's
+ * scratch, asked for in plan().
+ *
+ * Contents: 1 instruction sets   2 direct convolution   3 Winograd   4 which one, and the rows   5 elementwise rows
+ *           6 update   7 the backend */
+#ifdef __linux__
+#define _DEFAULT_SOURCE /* madvise */
+#endif
+#include "cpu_backend.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef __GNUC__ /* gcc and clang: vectors. Elsewhere ddpm_cpu() is the reference (section 7) */
+
+/* ---- 1. Instruction sets ----------------------------------------------------------------------------------------- */
+
+typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
+    int m, n, k;
+    const float *a; /* packed panels */
+    const float *b; /* row k at b + k ldb; readable up to whole vectors unless copy_b */
+    size_t ldb;
+    float *c; /* row m at c + m ldc */
+    size_t ldc;
+    int accumulate, copy_b;
+} cpu_product;
+
+typedef struct cpu_pictures { /* (n,channels,h,w) */
+    int n, channels, h, w;
+    float *data;
+} cpu_pictures;
+
+typedef struct cpu_adam { /* of one step: see adam() in ddpm_impl.c */
+    float clip, one_b1, b2, one_b2, keep, rate, root, eps, ema;
+} cpu_adam;
+
+typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction set */
+    const char *isa;
+    int lanes, rows; /* floats in a vector; rows of a packed panel */
+    void (*pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel);
+    void (*turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row);
+    void (*product)(const cpu_product *p);
+    void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
+    void (*input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width);
+    void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
+                   const float *bias, int accumulate);
+    void (*turned)(const cpu_pictures *p, size_t first, int c, int gradient, float *v, size_t plane, size_t width,
+                   size_t tile);
+    void (*weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap, float *u,
+                    size_t plane);
+    void (*weight_gradient)(const float *du, size_t plane, float *dw);
+    void (*silu)(size_t count, const float *x, float *y);
+    void (*silu_backward)(size_t count, const float *x, const float *dy, float *dx, int accumulate);
+    void (*add)(size_t count, const float *a, const float *b, float scale, float *y);
+    void (*add_scaled)(size_t count, const float *a, float scale, float *y, int accumulate);
+    void (*sums)(size_t count, const float *a, const float *b, float shift, double *out);
+    double (*sum)(size_t count, const float *x);
+    double (*squares)(size_t count, const float *x, float mean);
+    void (*normalise)(size_t count, const float *x, float mean, float scale, float shift, int silu, float *y);
+    void (*normalise_silu_backward)(size_t count, const float *x, float mean, float scale, float shift, float *dy);
+    void (*normalise_backward)(size_t count, const float *x, float mean, const float *dy, float a, float b, float c,
+                               float *dx, int accumulate);
+    void (*adam)(const cpu_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema);
+} cpu_kernels;
+
+#ifdef __clang__
+#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#else
+#define EACH(i, n) _Pragma("GCC unroll 64") for (int i = 0; i < (n); i++)
+#endif
+enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
+#define INLINE static inline __attribute__((always_inline, unused))
+
+/* clang-format off */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define CPU(name) name##_baseline
+#define LANES 4
+#define MR 4
+#define NV 2
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define BROADCAST(x) ((CPU(vec))_mm_set1_ps(x))
+#define KEEP(v) __asm__("" : "+x"(v))
+#define ISA_NAME "baseline"
+#include "cpu_kernels.h"
+#undef CPU
+#undef LANES
+#undef NV
+#undef FMA
+#undef BROADCAST
+#undef ISA_NAME
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define CPU(name) name##_avx2
+#define LANES 8
+#define NV 3
+#define FMA(a, b, c) ((CPU(vec))_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define BROADCAST(x) ((CPU(vec))_mm256_set1_ps(x))
+#define ISA_NAME "avx2"
+#include "cpu_kernels.h"
+#undef CPU
+#undef LANES
+#undef MR
+#undef FMA
+#undef BROADCAST
+#undef KEEP
+#undef ISA_NAME
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma,prefer-vector-width=512")
+#endif
+#define CPU(name) name##_avx512
+#define LANES 16
+#define MR 8
+#define FMA(a, b, c) ((CPU(vec))_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define BROADCAST(x) ((CPU(vec))_mm512_set1_ps(x))
+#define KEEP(v) __asm__("" : "+v"(v))
+#define LOAD_NINE(p) ((CPU(vec))_mm512_maskz_loadu_ps(0x1FF, (p)))
+#define ISA_NAME "avx512"
+#include "cpu_kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#else
+#ifdef __aarch64__
+#include <arm_neon.h>
+#define FMA(a, b, c) ((CPU(vec))vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define BROADCAST(x) ((CPU(vec))vdupq_n_f32(x))
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define BROADCAST(x) ((CPU(vec)){x, x, x, x})
+#endif
+#define CPU(name) name##_baseline
+#define LANES 4
+#define MR 8
+#define NV 3
+#define KEEP(v) ((void)0)
+#define ISA_NAME "baseline"
+#include "cpu_kernels.h"
+#endif
+/* clang-format on */
+
+typedef struct cpu_state {
+    const cpu_kernels *kernels;
+    int threads;
+} cpu_state;
+
+static const cpu_kernels *const instruction_sets[] = {/* the widest first */
+#ifdef __x86_64__
+                                                      &kernels_avx512, &kernels_avx2,
+#endif
+                                                      &kernels_baseline};
+enum { INSTRUCTION_SETS = sizeof instruction_sets / sizeof *instruction_sets };
+
+static int processor_has(const cpu_kernels *k)
+{
+#ifdef __x86_64__
+    if (k == &kernels_avx512) return __builtin_cpu_supports("avx512f") != 0;
+    if (k == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return k == &kernels_baseline;
+}
+
+static ddpm_result cpu_open(void **state, int threads, const char *isa)
+{
+    const cpu_kernels *kernels = NULL;
+    for (int i = INSTRUCTION_SETS - 1; i >= 0; i--)
+        if (processor_has(instruction_sets[i]) && (!isa || strcmp(isa, instruction_sets[i]->isa) == 0))
+            kernels = instruction_sets[i];
+    *state = NULL;
+    if (!kernels)
+        return ddpm_fail(
+            DDPM_ERR_ARGUMENT,
+            "this processor or this build has no instruction set '%s'\n      hint: baseline, avx2, avx512; "
+            "left out, the widest is taken",
+            isa);
+    cpu_state *s = malloc(sizeof *s);
+    if (!s) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: %zu bytes refused", sizeof *s);
+    *s = (cpu_state){kernels, threads > 0 ? threads : 1};
+#ifdef _OPENMP
+    omp_set_num_threads(s->threads); /* for the reference's rows */
+#endif
+    *state = s;
+    return DDPM_OK;
+}
+
+static void cpu_close(void *state)
+{
+    free(state);
+}
+
+static const char *cpu_isa(const void *state)
+{
+    return ((const cpu_state *)state)->kernels->isa;
+}
+
+static const cpu_state *state_of(const ddpm_graph *g)
+{
+    return g->device->state;
+}
+
+static int thread_index(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static int thread_count(void)
+{
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
+/* This thread's share of `count` things: first ... end - 1. */
+static void share(size_t count, size_t *first, size_t *end)
+{
+    size_t threads = (size_t)thread_count(), i = (size_t)thread_index();
+    *first = count * i / threads;
+    *end = count * (i + 1) / threads;
+}
+
+/* ---- 2. Direct convolution ------------------------------------------------------------------------------------------
+ * A convolution is the product of the weights (Co, K), K = Ci k k, and the columns (K, pixels) of its input, of which
+ * only a block at a time exists (implicit GEMM):
+ *     y (Co, pixels) = w (Co, K) columns (K, pixels)
+ *     dw (Co, K) = dy (Co, pixels) columns^T (pixels, K);        columns' gradient (pixels, K) = dy^T w
+ * Pixels are those of all pictures of the batch, one after the other. */
+
+typedef struct conv { /* of n pictures; also the one that computes dx (see section 4) */
+    int n, ci, co, kernel, stride, pad, h, w, oh, ow;
+    const float *x, *weight,
+        *bias; /* (n,ci,h,w); weight of (o, i, tap) at weight + o w_out + i w_in + tap w_tap; (co) */
+    float *y;  /* (n,co,oh,ow) */
+    size_t w_out, w_in;
+    int w_tap;
+    int accumulate; /* add to y instead of storing */
+} conv;
+
+enum {
+    BLOCK = 48,     /* pixels, or tiles, worked on together: a multiple of every register tile */
+    FEW_PIXELS = 64 /* up to here weights are read as they lie; above they are packed */
+};
+
+static size_t line(size_t elements) /* rounded up to whole cache lines */
+{
+    return (elements + 15) & ~(size_t)15;
+}
+
+static size_t panels_of(const cpu_kernels *k, int rows)
+{
+    return (size_t)((rows + k->rows - 1) / k->rows);
+}
+
+/* The columns of a block of pixels: where row (i, tap) of them is read, the same for all channels i. Pictures at least
+ * 16 wide are copied in runs, a row of the picture at a time; smaller ones through a table. */
+enum { LARGEST_BLOCK = 64, MOST_TAPS = 49 };
+typedef struct columns {
+    const conv *c;
+    const float *x; /* channel 0 of the first pixel's picture */
+    size_t first;
+    int count, runs;                            /* pixels; copied in runs? */
+    int32_t index[MOST_TAPS * LARGEST_BLOCK];   /* [tap][pixel] into the channel; 0 outside the picture */
+    uint32_t inside[MOST_TAPS * LARGEST_BLOCK]; /* all bits inside, none outside */
+} columns;
+
+static void find_columns(const conv *c, size_t first, int count, columns *k)
+{
+    size_t plane = (size_t)c->oh * (size_t)c->ow, picture = (size_t)c->ci * (size_t)c->h * (size_t)c->w,
+           n0 = first / plane;
+    k->c = c, k->first = first, k->count = count;
+    k->x = c->x + n0 * picture;
+    k->runs = c->ow >= 16 || c->kernel * c->kernel > MOST_TAPS;
+    for (int p = 0; p < count && !k->runs; p++) {
+        size_t n = (first + (size_t)p) / plane - n0, at = (first + (size_t)p) % plane;
+        int top = (int)at / c->ow * c->stride - c->pad, left = (int)at % c->ow * c->stride - c->pad;
+        for (int tap = 0; tap < c->kernel * c->kernel; tap++) {
+            int y = top + tap / c->kernel, x = left + tap % c->kernel, in = y >= 0 && y < c->h && x >= 0 && x < c->w;
+            k->index[tap * count + p] = in ? (int32_t)(n * picture) + y * c->w + x : 0;
+            k->inside[tap * count + p] = in ? 0xFFFFFFFFu : 0;
+        }
+    }
+}
+
+/* One row of the picture: pixels of y's row oy from ox on, of channel plane x, to `to`. */
+static void copy_run(const conv *c, const float *x, int oy, int ox, int tap, int run, float *to)
+{
+    int y = oy * c->stride + tap / c->kernel - c->pad, left = ox * c->stride + tap % c->kernel - c->pad;
+    int begin = 0, end = y < 0 || y >= c->h ? 0 : run; /* those inside the picture */
+    while (begin < end && left + begin * c->stride < 0)
+        begin++;
+    while (end > begin && left + (end - 1) * c->stride >= c->w)
+        end--;
+    for (int p = 0; p < begin; p++)
+        to[p] = 0;
+    for (int p = end; p < run; p++)
+        to[p] = 0;
+    if (begin == end) return;
+    const float *from = x + (ptrdiff_t)y * c->w + left;
+    if (c->stride == 1)
+        memcpy(to + begin, from + begin, (size_t)(end - begin) * sizeof *to);
+    else
+        for (int p = begin; p < end; p++)
+            to[p] = from[p * c->stride];
+}
+
+/* Rows (i, tap) for all taps, to out + tap row. */
+static void fill_columns(const columns *k, int i, float *out, size_t row)
+{
+    const conv *c = k->c;
+    size_t plane = (size_t)c->oh * (size_t)c->ow, in_plane = (size_t)c->h * (size_t)c->w;
+    int taps = c->kernel * c->kernel;
+    if (!k->runs) {
+        const uint32_t *x = (const uint32_t *)(const void *)(k->x + (size_t)i * in_plane);
+        for (int tap = 0; tap < taps; tap++) {
+            const int32_t *index = k->index + tap * k->count;
+            const uint32_t *inside = k->inside + tap * k->count;
+            float *to = out + (size_t)tap * row;
+            for (int p = 0; p < k->count; p++) {
+                uint32_t bits = x[index[p]] & inside[p];
+                memcpy(to + p, &bits, sizeof bits);
+            }
+        }
+        return;
+    }
+    for (int done = 0, run; done < k->count; done += run) { /* the pixels of one row */
+        size_t n = (k->first + (size_t)done) / plane - k->first / plane;
+        int at = (int)((k->first + (size_t)done) % plane), oy = at / c->ow, ox = at % c->ow;
+        run = k->count - done < c->ow - ox ? k->count - done : c->ow - ox;
+        for (int tap = 0; tap < taps; tap++)
+            copy_run(c, k->x + (n * (size_t)c->ci + (size_t)i) * in_plane, oy, ox, tap, run,
+                     out + (size_t)tap * row + done);
+    }
+}
+
+/* y of pixels first ... from a block (co, row), for outputs from ... to - 1. */
+static void store_pixels(const conv *c, size_t first, int count, int from, int to, const float *block, size_t row)
+{
+    size_t plane = (size_t)c->oh * (size_t)c->ow;
+    for (int done = 0, run; done < count; done += run) { /* the pixels of one picture */
+        size_t n = (first + (size_t)done) / plane, at = (first + (size_t)done) % plane;
+        run = (size_t)(count - done) < plane - at ? count - done : (int)(plane - at);
+        for (int o = from; o < to; o++) {
+            float *y = c->y + (n * (size_t)c->co + (size_t)o) * plane + at;
+            const float *in = block + (size_t)o * row + done;
+            float bias = c->bias ? c->bias[o] : 0;
+            if (c->accumulate)
+                for (int p = 0; p < run; p++)
+                    y[p] += in[p];
+            else
+                for (int p = 0; p < run; p++)
+                    y[p] = in[p] + bias;
+        }
+    }
+}
+
+/* Many pixels: weights packed, then blocks of columns against panels of weights. Threads take stretches of the list of
+ * (block, panel), blocks slowest. A 1x1 kernel reads each channel but once, and so in longer pieces, for memory's sake.
+ * Scratch: all packed weights; for each thread a block of columns and one of y. */
+typedef struct packed_sizes {
+    size_t width, row;                  /* pixels of a block; floats from one of its rows to the next */
+    size_t packed, columns, block, all; /* floats of each part; of all of them together */
+} packed_sizes;
+
+static packed_sizes sizes_of_packed(const cpu_state *s, const conv *c)
+{
+    size_t rows = panels_of(s->kernels, c->co) * (size_t)s->kernels->rows, k = (size_t)(c->ci * c->kernel * c->kernel);
+    packed_sizes z = {.width = BLOCK, .row = BLOCK, .packed = line(rows * k)};
+    if (c->kernel == 1 && c->ow >= 16) {
+        z.width = 4 * BLOCK;
+        z.row = z.width + 16; /* an odd number of cache lines */
+    }
+    z.columns = line(k * z.row);
+    z.block = line(rows * z.row);
+    z.all = z.packed + (size_t)s->threads * (z.columns + z.block);
+    return z;
+}
+
+static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
+{
+    const cpu_kernels *kernels = s->kernels;
+    const packed_sizes z = sizes_of_packed(s, c);
+    int taps = c->kernel * c->kernel, k = c->ci * taps;
+    size_t panels = panels_of(kernels, c->co), mr = (size_t)kernels->rows;
+    size_t pixels = (size_t)c->n * (size_t)c->oh * (size_t)c->ow, blocks = (pixels + z.width - 1) / z.width;
+    float *packed = scratch;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t first, end;
+        share(panels * (size_t)c->ci, &first, &end);
+        for (size_t job = first; job < end; job++) { /* one input channel of one panel */
+            size_t panel = job / (size_t)c->ci, i = job % (size_t)c->ci;
+            kernels->pack(c->co - (int)(panel * mr), taps, c->weight + panel * mr * c->w_out + i * c->w_in, c->w_out,
+                          c->w_tap, packed + (panel * (size_t)k + i * (size_t)taps) * mr);
+        }
+        #pragma omp barrier
+        float *column = packed + z.packed + (size_t)thread_index() * (z.columns + z.block), *block = column + z.columns;
+        columns where;
+        share(blocks * panels, &first, &end);
+        for (size_t job = first, run; job < end; job += run) {
+            size_t at = job / panels * z.width, from = job % panels;
+            run = end - job < panels - from ? end - job : panels - from;
+            int count = (int)(pixels - at < z.width ? pixels - at : z.width), from_row = (int)(from * mr);
+            int to_row = (int)((from + run) * mr) < c->co ? (int)((from + run) * mr) : c->co;
+            find_columns(c, at, count, &where);
+            for (int i = 0; i < c->ci; i++)
+                fill_columns(&where, i, column + (size_t)(i * taps) * z.row, z.row);
+            cpu_product p = {.m = to_row - from_row,
+                             .n = count,
+                             .k = k,
+                             .a = packed + from * mr * (size_t)k,
+                             .b = column,
+                             .ldb = z.row,
+                             .c = block + from * mr * z.row,
+                             .ldc = z.row};
+            kernels->product(&p);
+            store_pixels(c, at, count, from_row, to_row, block, z.row);
+        }
+    }
+}
+
+/* Few pixels: then nearly all the time goes into reading the weights, which stay as they lie. Scratch: (pixels, K). */
+static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
+{
+    int taps = c->kernel * c->kernel, k = c->ci * taps, plane = c->oh * c->ow, pixels = c->n * plane;
+    float *row = scratch, *turned = scratch + line((size_t)k * FEW_PIXELS); /* (pixels,k); (k,pixels) */
+    #pragma omp parallel num_threads(s->threads)
+    {
+        float y[4 * FEW_PIXELS];
+        size_t first, end;
+        share((size_t)c->ci, &first, &end);
+        columns where;
+        find_columns(c, 0, pixels, &where);
+        for (size_t i = first; i < end; i++)
+            fill_columns(&where, (int)i, turned + i * (size_t)(taps * FEW_PIXELS), FEW_PIXELS);
+        s->kernels->turn((int)(end - first) * taps, pixels, turned + first * (size_t)(taps * FEW_PIXELS), FEW_PIXELS,
+                         row + first * (size_t)taps, (size_t)k);
+        #pragma omp barrier
+        share((size_t)(c->co + 3) / 4, &first, &end);
+        for (int o = (int)first * 4; o < (int)end * 4 && o < c->co; o += 4) {
+            int rows = c->co - o < 4 ? c->co - o : 4;
+            s->kernels->dot(rows, pixels, k, c->weight + (size_t)o * c->w_out, c->w_out, row, (size_t)k, y, FEW_PIXELS);
+            for (int m = 0; m < rows; m++)
+                for (int p = 0; p < pixels; p++)
+                    c->y[((size_t)(p / plane) * (size_t)c->co + (size_t)(o + m)) * (size_t)plane +
+                         (size_t)(p % plane)] = y[m * FEW_PIXELS + p] + (c->bias ? c->bias[o + m] : 0);
+        }
+    }
+}
+
+/* dw (Co,K) += dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are more, to
+ * itself, and goes through the pixels in blocks. Scratch for each thread: the block's columns both ways; packed dy. */
+enum { DEPTH = 64, TOGETHER = 16 }; /* pixels of such a block; channels turned together */
+
+typedef struct weight_sizes {
+    size_t depth, turned, row, packed, all; /* pixels of a block; floats of each part; of all threads' */
+} weight_sizes;
+
+static weight_sizes sizes_of_weight(const cpu_state *s, const conv *c)
+{
+    size_t rows = panels_of(s->kernels, c->co) * (size_t)s->kernels->rows, taps = (size_t)(c->kernel * c->kernel);
+    weight_sizes z = {.depth = c->kernel == 1 && c->ow >= 16 ? 4 * DEPTH : DEPTH}; /* as in sizes_of_packed */
+    z.turned = line(taps * TOGETHER * z.depth);
+    z.row = line((size_t)c->ci * taps * z.depth + 64);
+    z.packed = line(rows * z.depth);
+    z.all = (size_t)s->threads * (z.turned + z.row + z.packed);
+    return z;
+}
+
+/* A range of `count` for this thread, a multiple of `step` where it can be. */
+static void range(int count, int step, int *first, int *end)
+{
+    size_t a, b;
+    share((size_t)((count + step - 1) / step), &a, &b);
+    *first = (int)a * step;
+    *end = (int)b * step < count ? (int)b * step : count;
+}
+
+static void direct_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, float *scratch)
+{
+    const cpu_kernels *kernels = s->kernels;
+    int taps = c->kernel * c->kernel, by_input = c->ci >= c->co;
+    const weight_sizes z = sizes_of_weight(s, c);
+    size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane, mr = (size_t)kernels->rows;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        int i0 = 0, i1 = c->ci, o0 = 0, o1 = c->co;
+        if (by_input)
+            range(c->ci, 16, &i0, &i1);
+        else
+            range(c->co, 16, &o0, &o1);
+        int k = (i1 - i0) * taps;
+        columns where;
+        float *turned = scratch + (size_t)thread_index() * (z.turned + z.row + z.packed), *row = turned + z.turned,
+              *packed = row + z.row;
+        for (size_t at = 0; at < pixels && i0 < i1 && o0 < o1; at += z.depth) {
+            int count = (int)(pixels - at < z.depth ? pixels - at : z.depth);
+            find_columns(c, at, count, &where);
+            for (int i = i0; i < i1; i += TOGETHER) {
+                int some = i1 - i < TOGETHER ? i1 - i : TOGETHER;
+                for (int j = 0; j < some; j++)
+                    fill_columns(&where, i + j, turned + (size_t)(j * taps) * z.depth, z.depth);
+                kernels->turn(some * taps, count, turned, z.depth, row + (i - i0) * taps, (size_t)k);
+            }
+            for (int o = o0; o < o1; o += (int)mr)
+                for (int done = 0, run; done < count; done += run) { /* the pixels of one picture */
+                    size_t n = (at + (size_t)done) / plane, q = (at + (size_t)done) % plane;
+                    run = (size_t)(count - done) < plane - q ? count - done : (int)(plane - q);
+                    kernels->pack(o1 - o, run, dy + (n * (size_t)c->co + (size_t)o) * plane + q, plane, 1,
+                                  packed + (size_t)(o - o0) * (size_t)count + (size_t)done * mr);
+                }
+            cpu_product p = {.m = o1 - o0,
+                             .n = k,
+                             .k = count,
+                             .a = packed,
+                             .b = row,
+                             .ldb = (size_t)k,
+                             .ldc = (size_t)(c->ci * taps),
+                             .accumulate = 1};
+            p.c = &dw[(size_t)o0 * p.ldc + (size_t)(i0 * taps)];
+            kernels->product(&p);
+        }
+    }
+}
+
+/* dx from the columns' gradient dy^T w (pixels,K), a block of pixels at a time: serves strides and few pixels. A thread
+ * has a range of input channels to itself. Scratch: packed dy of a block, for each thread; its part of the columns. */
+static size_t columns_scratch(const cpu_state *s, const conv *c) /* of one thread */
+{
+    return line((size_t)(DEPTH + s->kernels->rows) * (size_t)c->co) +
+           line((size_t)(c->ci * c->kernel * c->kernel) * DEPTH + 64);
+}
+
+/* Adds column block (count,k) of channels i0 ... i1 - 1 to where its pixels were read from. */
+static void scatter_columns(const conv *c, size_t first, int count, int i0, int i1, const float *block, float *dx)
+{
+    size_t plane = (size_t)c->oh * (size_t)c->ow;
+    int taps = c->kernel * c->kernel;
+    for (int p = 0; p < count; p++) {
+        size_t n = (first + (size_t)p) / plane, q = (first + (size_t)p) % plane;
+        int top = (int)q / c->ow * c->stride - c->pad, left = (int)q % c->ow * c->stride - c->pad;
+        const float *in = block + (size_t)p * (size_t)((i1 - i0) * taps);
+        float *to = dx + (n * (size_t)c->ci + (size_t)i0) * (size_t)c->h * (size_t)c->w;
+        for (int i = i0; i < i1; i++, in += taps, to += (size_t)c->h * (size_t)c->w)
+            for (int tap = 0; tap < taps; tap++) {
+                int y = top + tap / c->kernel, x = left + tap % c->kernel;
+                if (y >= 0 && y < c->h && x >= 0 && x < c->w) to[y * c->w + x] += in[tap];
+            }
+    }
+}
+
+static void direct_data(const cpu_state *s, const conv *c, const float *dy, float *dx, float *scratch)
+{
+    const cpu_kernels *kernels = s->kernels;
+    int taps = c->kernel * c->kernel, mr = kernels->rows;
+    size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        int i0, i1;
+        range(c->ci, 16, &i0, &i1);
+        int k = (i1 - i0) * taps;
+        float *packed = scratch + (size_t)thread_index() * columns_scratch(s, c),
+              *block = packed + line((size_t)(DEPTH + mr) * (size_t)c->co);
+        for (int n = 0; n < c->n && !c->accumulate && i0 < i1; n++)
+            memset(dx + ((size_t)n * (size_t)c->ci + (size_t)i0) * (size_t)c->h * (size_t)c->w, 0,
+                   (size_t)(i1 - i0) * (size_t)c->h * (size_t)c->w * sizeof *dx);
+        for (size_t at = 0; at < pixels && i0 < i1; at += DEPTH) {
+            int count = (int)(pixels - at < DEPTH ? pixels - at : DEPTH);
+            for (int p = 0; p < count; p++) { /* A[p][o] = dy[o][p], in panels */
+                size_t n = (at + (size_t)p) / plane, q = (at + (size_t)p) % plane;
+                float *to = packed + (size_t)(p / mr * mr) * (size_t)c->co + (size_t)(p % mr);
+                for (int o = 0; o < c->co; o++)
+                    to[o * mr] = dy[(n * (size_t)c->co + (size_t)o) * plane + q];
+            }
+            cpu_product product = {.m = count,
+                                   .n = k,
+                                   .k = c->co,
+                                   .a = packed,
+                                   .b = c->weight + (size_t)(i0 * taps),
+                                   .ldb = (size_t)(c->ci * taps),
+                                   .c = block,
+                                   .ldc = (size_t)k,
+                                   .copy_b = 1};
+            kernels->product(&product);
+            scatter_columns(c, at, count, i0, i1, block, dx);
+        }
+    }
+}
+
+/* ---- 3. Winograd ----------------------------------------------------------------------------------------------------
+ * F(4x4,3x3): a tile of 16 outputs from 36 products a pair of channels instead of 144 (transforms: cpu_kernels.h). For
+ * each of the 36 frequencies f, with t the tiles of the batch,
+ *     M_f (Co,t) = U_f (Co,Ci) V_f (Ci,t);        backward to the weights: dU_f (Co,Ci) = D_f (Co,t) V_f^T (t,Ci)
+ * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
+ *
+ * Weights are transformed into scratch just before use: stored for all layers they would be four times the model.
+ * V and M of a block of tiles are a thread's own. */
+
+enum { FREQUENCIES = 36, WIDTH = 32, GAP = 16 }; /* GAP: floats between planes, lest they meet in the same cache sets */
+
+typedef struct winograd {   /* sizes of one convolution, in floats */
+    size_t tiles, width;    /* of the batch; of a block */
+    size_t panels, u, v, m; /* planes of one frequency */
+} winograd;
+
+/* V and M of 32 tiles are what a second-level cache of 1 MiB holds next to U's stream (measured: 16 and 48 are slower).
+ * */
+static winograd winograd_of(const cpu_state *s, const conv *c)
+{
+    winograd w = {.tiles = (size_t)c->n * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4)};
+    w.width = w.tiles < WIDTH ? 16 : WIDTH;
+    w.panels = panels_of(s->kernels, c->co);
+    w.u = w.panels * (size_t)s->kernels->rows * (size_t)c->ci + GAP;
+    w.v = (size_t)c->ci * w.width + GAP;
+    w.m = w.panels * (size_t)s->kernels->rows * w.width + GAP;
+    return w;
+}
+
+static size_t winograd_scratch(const cpu_state *s, const conv *c)
+{
+    winograd w = winograd_of(s, c);
+    return FREQUENCIES *
+           (w.u + (size_t)s->threads * ((size_t)c->ci * WIDTH + w.panels * (size_t)s->kernels->rows * WIDTH + 2 * GAP));
+}
+
+/* Threads take stretches of the list of (block, panel), blocks slowest: a block that two of them share is transformed
+ * twice. */
+static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
+{
+    const cpu_kernels *k = s->kernels;
+    const winograd w = winograd_of(s, c);
+    size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, blocks = (w.tiles + w.width - 1) / w.width;
+    cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, c->y};
+    float *u = scratch;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t first, end;
+        float *v = u + FREQUENCIES * (w.u + (size_t)thread_index() * (w.v + w.m)), *m = v + FREQUENCIES * w.v;
+        share((size_t)c->co / lanes * (size_t)c->ci, &first, &end);
+        for (size_t job = first, run; job < end; job += run) {
+            int o = (int)(job / (size_t)c->ci * lanes), i = (int)(job % (size_t)c->ci);
+            run = end - job < (size_t)(c->ci - i) ? end - job : (size_t)(c->ci - i);
+            k->weights(o, i, i + (int)run, c->ci, c->weight, c->w_out, c->w_in, c->w_tap, u, w.u);
+        }
+        #pragma omp barrier
+        share(blocks * w.panels, &first, &end);
+        for (size_t job = first, run; job < end; job += run) {
+            size_t tile = job / w.panels * w.width, from = job % w.panels * mr;
+            run = end - job < w.panels - job % w.panels ? end - job : w.panels - job % w.panels;
+            size_t count = w.tiles - tile < w.width ? (w.tiles - tile + lanes - 1) / lanes * lanes : w.width;
+            for (size_t t = 0; t < count; t += lanes)
+                k->input(&x, tile + t, v + t, w.v, w.width);
+            for (size_t f = 0; f < FREQUENCIES; f++) {
+                cpu_product p = {.m = (int)(run * mr),
+                                 .n = (int)count,
+                                 .k = c->ci,
+                                 .a = u + f * w.u + from * (size_t)c->ci,
+                                 .b = v + f * w.v,
+                                 .ldb = w.width,
+                                 .c = m + f * w.m + from * w.width,
+                                 .ldc = w.width};
+                k->product(&p);
+            }
+            for (size_t t = 0; t < count; t += lanes)
+                k->output(&y, tile + t, (int)from, (int)(from + run * mr), m + t, w.m, w.width, c->bias, c->accumulate);
+        }
+    }
+}
+
+/* dw += ..., summed over blocks of DEEP tiles, which all threads transform together. Scratch: V, D of a block; dU. */
+enum { DEEP = 96 };
+
+typedef struct winograd_weight_sizes {
+    size_t row, v, d, u; /* a tile's channels in V; planes of one frequency */
+} winograd_weight_sizes;
+
+static winograd_weight_sizes sizes_of_winograd_weight(const cpu_state *s, int ci, int co)
+{
+    size_t row = (size_t)ci + GAP;
+    return (winograd_weight_sizes){.row = row,
+                                   .v = DEEP * row + GAP + 64,
+                                   .d = DEEP * panels_of(s->kernels, co) * (size_t)s->kernels->rows + GAP,
+                                   .u = (size_t)co * (size_t)ci + GAP};
+}
+
+static size_t winograd_weight_scratch(const cpu_state *s, int ci, int co)
+{
+    winograd_weight_sizes z = sizes_of_winograd_weight(s, ci, co);
+    return FREQUENCIES * (z.v + z.d + z.u);
+}
+
+static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, float *scratch)
+{
+    const cpu_kernels *k = s->kernels;
+    const winograd_weight_sizes z = sizes_of_winograd_weight(s, c->ci, c->co);
+    size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, panels = panels_of(k, c->co),
+           tiles = winograd_of(s, c).tiles;
+    size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
+    cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
+    float *v = scratch, *d = v + FREQUENCIES * z.v, *du = d + FREQUENCIES * z.d;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t first, end;
+        for (size_t tile = 0; tile < tiles; tile += DEEP) {
+            size_t groups = ((tiles - tile < DEEP ? tiles - tile : DEEP) + lanes - 1) / lanes, depth = groups * lanes;
+            share(groups * (ci + co), &first, &end);
+            for (size_t job = first; job < end; job++) {
+                size_t t = job / (ci + co) * lanes, channel = job % (ci + co);
+                if (channel < ci)
+                    k->turned(&x, tile + t, (int)(channel * lanes), 0, v, z.v, z.row, t);
+                else
+                    k->turned(&y, tile + t, (int)((channel - ci) * lanes), 1, d, z.d, depth, t);
+            }
+            #pragma omp barrier
+            share(FREQUENCIES * panels, &first, &end);
+            for (size_t job = first, run; job < end; job += run) {
+                size_t f = job / panels, from = job % panels;
+                run = end - job < panels - from ? end - job : panels - from;
+                cpu_product p = {.m = (int)(run * mr),
+                                 .n = c->ci,
+                                 .k = (int)depth,
+                                 .a = d + f * z.d + from * mr * depth,
+                                 .b = v + f * z.v,
+                                 .ldb = z.row,
+                                 .c = du + f * z.u + from * mr * (size_t)c->ci,
+                                 .ldc = (size_t)c->ci,
+                                 .accumulate = tile > 0};
+                k->product(&p);
+            }
+        #pragma omp barrier
+        }
+        share((size_t)c->co * ci, &first, &end);
+        for (size_t job = first; job < end; job++)
+            k->weight_gradient(du + job * lanes, z.u, dw + job * lanes * 9);
+    }
+}
+
+/* ---- 4. Which one, and the rows ---------------------------------------------------------------------------------- */
+
+static conv conv_of(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_tensor *x = node->in[0], *w = node->in[1], *y = node->out;
+    int taps = w->shape[2] * w->shape[3];
+    return (conv){.n = g->n,
+                  .ci = x->shape[1],
+                  .co = y->shape[1],
+                  .kernel = w->shape[2],
+                  .stride = node->attr.conv.stride,
+                  .pad = node->attr.conv.pad_start,
+                  .h = x->shape[2],
+                  .w = x->shape[3],
+                  .oh = y->shape[2],
+                  .ow = y->shape[3],
+                  .x = x->data,
+                  .weight = w->data,
+                  .bias = node->in[2] ? node->in[2]->data : NULL,
+                  .y = y->data,
+                  .w_out = (size_t)(x->shape[1] * taps),
+                  .w_in = (size_t)taps,
+                  .w_tap = 1};
+}
+
+/* Backward to x at stride 1 is a convolution of dy: x[iy] meets tap k-1-j at row iy + j - (k-1-p) of dy. So the taps
+ * run backwards, the roles of inputs and outputs are exchanged, and the padding is k-1-p. */
+static conv conv_of_dx(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node), d = c;
+    d.ci = c.co, d.co = c.ci;
+    d.h = c.oh, d.w = c.ow, d.oh = c.h, d.ow = c.w;
+    d.pad = c.kernel - 1 - c.pad;
+    d.x = node->out->grad, d.y = node->in[0]->grad, d.bias = NULL;
+    d.weight = c.weight + c.kernel * c.kernel - 1;
+    d.w_out = c.w_in, d.w_in = c.w_out, d.w_tap = -1;
+    d.accumulate = (int)(node->accumulate & 1);
+    return d;
+}
+
+static int few_pixels(const ddpm_graph *g, const ddpm_node *node)
+{
+    return g->capacity * node->out->shape[2] * node->out->shape[3] <= FEW_PIXELS;
+}
+
+/* The rule. Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill
+ * vectors evenly; it pays where the transform of the weights is spread over enough tiles. Few pixels read the weights
+ * as they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same
+ * algorithm. */
+typedef enum algorithm { THIN, PACKED, WINOGRAD } algorithm;
+
+static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_tensor *w = node->in[1], *y = node->out;
+    int across = y->shape[3] / 4, tiles = g->capacity * across * ((y->shape[2] + 3) / 4);
+    int whole = y->shape[3] % 4 == 0 && y->shape[2] >= 8 &&
+                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
+    if (w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
+        node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && whole && tiles >= 16)
+        return WINOGRAD;
+    return few_pixels(g, node) ? THIN : PACKED;
+}
+
+static ddpm_result cpu_conv_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node);
+    algorithm how = choose(g, node);
+    if (how == WINOGRAD)
+        winograd_forward(state_of(g), &c, g->scratch);
+    else if (how == THIN)
+        thin_forward(state_of(g), &c, g->scratch);
+    else
+        packed_forward(state_of(g), &c, g->scratch);
+    return DDPM_OK;
+}
+
+static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, float *db)
+{
+    size_t plane = (size_t)c->oh * (size_t)c->ow;
+    #pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int o = 0; o < c->co; o++) {
+        double total = 0;
+        for (int n = 0; n < c->n; n++)
+            total += s->kernels->sum(plane, dy + ((size_t)n * (size_t)c->co + (size_t)o) * plane);
+        db[o] += (float)total;
+    }
+}
+
+static ddpm_result cpu_conv_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    conv c = conv_of(g, node);
+    const float *dy = node->out->grad;
+    algorithm how = choose(g, node);
+    if (node->wants & 1 && how == WINOGRAD) {
+        conv d = conv_of_dx(g, node);
+        winograd_forward(s, &d, g->scratch);
+    } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
+        conv d = conv_of_dx(g, node);
+        packed_forward(s, &d, g->scratch);
+    } else if (node->wants & 1) {
+        c.accumulate = (int)(node->accumulate & 1);
+        direct_data(s, &c, dy, node->in[0]->grad, g->scratch);
+    }
+    if (node->wants & 2 && how == WINOGRAD)
+        winograd_weight(s, &c, dy, node->in[1]->grad, g->scratch);
+    else if (node->wants & 2)
+        direct_weight(s, &c, dy, node->in[1]->grad, g->scratch);
+    if (node->wants & 4) bias_gradient(s, &c, dy, node->in[2]->grad);
+    return DDPM_OK;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    conv c = conv_of(g, node);
+    size_t size;
+    if (choose(g, node) == WINOGRAD) {
+        conv d = conv_of_dx(g, node);
+        size = winograd_scratch(s, &c);
+        if (node->wants & 1) size = larger(size, winograd_scratch(s, &d));
+        if (node->wants & 2) size = larger(size, winograd_weight_scratch(s, c.ci, c.co));
+        return size;
+    }
+    conv dx = conv_of_dx(g, node);
+    if (few_pixels(g, node))
+        size = 2 * line((size_t)(c.ci * c.kernel * c.kernel) * FEW_PIXELS);
+    else
+        size = sizes_of_packed(s, &c).all;
+    if (node->wants & 1) size = larger(size, sizes_of_packed(s, &dx).all);
+    if (node->wants & 1) size = larger(size, (size_t)s->threads * columns_scratch(s, &c));
+    if (node->wants & 2) size = larger(size, sizes_of_weight(s, &c).all);
+    return size;
+}
+
+/* ---- 5. Elementwise rows ----------------------------------------------------------------------------------------- */
+
+static size_t plane_of(const ddpm_tensor *x)
+{
+    return (size_t)x->shape[2] * (size_t)x->shape[3];
+}
+
+static float *gradient_of(const ddpm_node *node, int k) /* NULL if nobody wants it */
+{
+    return node->wants >> k & 1 ? node->in[k]->grad : NULL;
+}
+
+static int adds_to(const ddpm_node *node, int k)
+{
+    return (int)(node->accumulate >> k & 1);
+}
+
+/* This thread's share of an array, in whole vectors. */
+static void share_array(size_t count, size_t *first, size_t *length)
+{
+    size_t end;
+    share((count + 15) / 16, first, &end);
+    *first *= 16;
+    *length = end * 16 < count ? end * 16 - *first : count > *first ? count - *first : 0;
+}
+
+static ddpm_result cpu_activation_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    size_t count = ddpm_elements(node->out, g->n);
+    if (node->attr.activation.kind != DDPM_SILU) return ddpm_reference()->rows[node->op].forward(g, node);
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t at, length;
+        share_array(count, &at, &length);
+        s->kernels->silu(length, node->in[0]->data + at, node->out->data + at);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_activation_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    size_t count = ddpm_elements(node->out, g->n);
+    if (node->attr.activation.kind != DDPM_SILU) return ddpm_reference()->rows[node->op].backward(g, node);
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t at, length;
+        share_array(count, &at, &length);
+        s->kernels->silu_backward(length, node->in[0]->data + at, node->out->grad + at, node->in[0]->grad + at,
+                                  adds_to(node, 0));
+    }
+    return DDPM_OK;
+}
+
+/* plan() lets a GroupNorm do the SiLU that follows it, where nothing else reads what lies between: y is then written
+ * once and never kept; backward computes it again from x. */
+static int folded_silu(const ddpm_node *node)
+{
+    return node->plan != NULL;
+}
+
+static void fold_silu(ddpm_graph *g, int i)
+{
+    ddpm_node *norm = g->node[i], *silu = NULL;
+    int readers = norm->out->keep ? 2 : 0;
+    for (int k = 0; k < g->nodes; k++)
+        for (int j = 0; j < DDPM_MAX_INPUTS; j++)
+            if (g->node[k]->in[j] == norm->out) silu = g->node[k], readers++;
+    if (readers != 1 || silu->op != DDPM_OP_ACTIVATION || silu->attr.activation.kind != DDPM_SILU) return;
+    norm->out = silu->out;
+    norm->plan = silu;
+    silu->fused_into = norm;
+    silu->in[0] = norm->in[0]; /* what lay between needs no memory */
+    silu->wants = 0;
+}
+
+static ddpm_result cpu_norm_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    const float *weight = node->in[1]->data, *bias = node->in[2]->data;
+    float *aux = node->aux->data; /* (N,2,G): mean, r */
+    int groups = node->attr.norm.groups, channels = node->in[0]->shape[1] / groups;
+    size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
+    #pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int group = 0; group < g->n * groups; group++) {
+        int n = group / groups, k = group % groups;
+        const float *x = node->in[0]->data + (size_t)group * count;
+        float *y = node->out->data + (size_t)group * count;
+        double mean = s->kernels->sum(count, x) / (double)count;
+        double r = 1 / sqrt(s->kernels->squares(count, x, (float)mean) / (double)count + node->attr.norm.eps);
+        aux[(2 * n) * groups + k] = (float)mean;
+        aux[(2 * n + 1) * groups + k] = (float)r;
+        for (int i = 0; i < channels; i++)
+            s->kernels->normalise(plane, x + (size_t)i * plane, (float)mean,
+                                  (float)(r * (double)weight[k * channels + i]), bias[k * channels + i],
+                                  folded_silu(node), y + (size_t)i * plane);
+    }
+    return DDPM_OK;
+}
+
+/* Each channel's sums of dy and dy (x - mean) serve dx as well as dw and db. Scratch: them, (N,C,2) doubles. */
+static ddpm_result cpu_norm_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    const float *weight = node->in[1]->data, *bias = node->in[2]->data, *aux = node->aux->data;
+    float *dx = gradient_of(node, 0), *dw = gradient_of(node, 1), *db = gradient_of(node, 2);
+    double *sums = (double *)(void *)g->scratch;
+    int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
+    size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
+    #pragma omp parallel num_threads(s->threads)
+    {
+        #pragma omp for schedule(static)
+        for (int group = 0; group < g->n * groups; group++) {
+            int n = group / groups, k = group % groups;
+            const float *x = node->in[0]->data + (size_t)group * count;
+            float *dy = node->out->grad + (size_t)group * count;
+            double mean_e = 0, mean_eh = 0, *own = sums + 2 * (size_t)group * (size_t)channels;
+            float mean = aux[(2 * n) * groups + k];
+            double r = (double)aux[(2 * n + 1) * groups + k];
+            for (int i = 0; i < channels; i++) {
+                double w = (double)weight[k * channels + i];
+                if (folded_silu(node)) /* nobody reads this gradient afterwards */
+                    s->kernels->normalise_silu_backward(plane, x + (size_t)i * plane, mean, (float)(r * w),
+                                                        bias[k * channels + i], dy + (size_t)i * plane);
+                s->kernels->sums(plane, dy + (size_t)i * plane, x + (size_t)i * plane, mean, own + 2 * i);
+                mean_e += w * own[2 * i] / (double)count;
+                mean_eh += w * r * own[2 * i + 1] / (double)count;
+            }
+            for (int i = 0; i < channels && dx; i++)
+                s->kernels->normalise_backward(plane, x + (size_t)i * plane, mean, dy + (size_t)i * plane,
+                                               (float)(r * (double)weight[k * channels + i]), (float)(-r * r * mean_eh),
+                                               (float)(-r * mean_e), dx + (size_t)group * count + (size_t)i * plane,
+                                               adds_to(node, 0));
+        }
+        #pragma omp for schedule(static)
+        for (int c = 0; c < all; c++) {
+            double sum_dy = 0, sum_dyh = 0;
+            for (int n = 0; n < g->n; n++) {
+                const double *own = sums + 2 * ((size_t)n * (size_t)all + (size_t)c);
+                sum_dy += own[0];
+                sum_dyh += (double)aux[(2 * n + 1) * groups + c / channels] * own[1];
+            }
+            if (dw) dw[c] += (float)sum_dyh;
+            if (db) db[c] += (float)sum_dy;
+        }
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_add_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    if (ddpm_elements(node->in[1], 1) != ddpm_elements(node->out, 1))
+        return ddpm_reference()->rows[node->op].forward(g, node);
+    #pragma omp parallel num_threads(s->threads)
+    {
+        size_t at, length;
+        share_array(ddpm_elements(node->out, g->n), &at, &length);
+        s->kernels->add(length, node->in[0]->data + at, node->in[1]->data + at, (float)node->attr.affine.scale,
+                        node->out->data + at);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_add_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    const float *dy = node->out->grad;
+    float *da = gradient_of(node, 0), *db = gradient_of(node, 1), scale = (float)node->attr.affine.scale;
+    size_t plane = plane_of(node->out), planes = ddpm_elements(node->out, g->n) / plane;
+    int wide = ddpm_elements(node->in[1], 1) == ddpm_elements(node->out, 1);
+    #pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (size_t i = 0; i < planes; i++) {
+        if (da) s->kernels->add_scaled(plane, dy + i * plane, scale, da + i * plane, adds_to(node, 0));
+        if (db && wide) s->kernels->add_scaled(plane, dy + i * plane, scale, db + i * plane, adds_to(node, 1));
+        if (db && !wide) {
+            float sum = scale * (float)s->kernels->sum(plane, dy + i * plane);
+            db[i] = adds_to(node, 1) ? db[i] + sum : sum;
+        }
+    }
+    return DDPM_OK;
+}
+
+/* Concat: pictures of a and b in turn. */
+static ddpm_result cpu_concat_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    size_t size[2] = {ddpm_elements(node->in[0], 1), ddpm_elements(node->in[1], 1)};
+    #pragma omp parallel num_threads(state_of(g)->threads)
+    for (int i = 0; i < 2 * g->n; i++) {
+        size_t at, length, n = (size_t)(i / 2);
+        share_array(size[i % 2], &at, &length);
+        memcpy(node->out->data + n * (size[0] + size[1]) + (i % 2 ? size[0] : 0) + at,
+               node->in[i % 2]->data + n * size[i % 2] + at, length * sizeof(float));
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_concat_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_state *s = state_of(g);
+    size_t size[2] = {ddpm_elements(node->in[0], 1), ddpm_elements(node->in[1], 1)};
+    #pragma omp parallel num_threads(s->threads)
+    for (int i = 0; i < 2 * g->n; i++) {
+        size_t at, length, n = (size_t)(i / 2);
+        float *to = gradient_of(node, i % 2);
+        share_array(size[i % 2], &at, &length);
+        if (to)
+            s->kernels->add_scaled(length, node->out->grad + n * (size[0] + size[1]) + (i % 2 ? size[0] : 0) + at, 1,
+                                   to + n * size[i % 2] + at, adds_to(node, i % 2));
+    }
+    return DDPM_OK;
+}
+
+/* ---- 6. Update --------------------------------------------------------------------------------------------------- */
+
+/* As the reference's: squared norms, one parameter a thread; then clipping, Adam and the average in one pass. */
+static ddpm_result cpu_update(ddpm_model *model, ddpm_step *step)
+{
+    const cpu_state *s = model->device->state;
+    float *w = model->array[DDPM_WEIGHT], *grad = model->array[DDPM_GRAD], *m = model->array[DDPM_MOMENT1],
+          *v = model->array[DDPM_MOMENT2], *ema = model->array[DDPM_EMA];
+    double total = 0;
+    if (!model->square) model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *model->square);
+    double *square = model->square;
+    if (!square) return DDPM_ERR_MEMORY;
+    #pragma omp parallel for schedule(dynamic) num_threads(s->threads)
+    for (int p = 0; p < model->params; p++) {
+        const ddpm_tensor *x = model->param[p];
+        square[p] = x->trainable ? s->kernels->squares(ddpm_elements(x, 0), grad + x->offset, 0) : 0;
+    }
+    for (int p = model->params - 1; p >= 0; p--) {
+        if (!isfinite(square[p]))
+            return ddpm_fail(DDPM_ERR_NONFINITE,
+                             "the gradient of '%s' is not finite\n      hint: a smaller learning rate",
+                             model->param[p]->name);
+        total += square[p];
+    }
+    step->grad_norm = sqrt(total);
+    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
+    cpu_adam a = {.clip = (float)(clip < 1 ? clip : 1),
+                  .one_b1 = (float)(1 - step->beta1),
+                  .b2 = (float)step->beta2,
+                  .one_b2 = (float)(1 - step->beta2),
+                  .keep = (float)(1 - step->lr * step->weight_decay),
+                  .rate = (float)(step->lr / step->correction1),
+                  .root = (float)sqrt(step->correction2),
+                  .eps = (float)step->eps,
+                  .ema = (float)(1 - step->ema_decay)};
+    #pragma omp parallel for schedule(dynamic) num_threads(s->threads)
+    for (int p = 0; p < model->params; p++) {
+        size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
+        if (model->param[p]->trainable)
+            s->kernels->adam(&a, count, w + at, grad + at, m + at, v + at, ema ? ema + at : NULL);
+        else if (ema)
+            for (size_t i = at; i < at + count; i++)
+                ema[i] -= a.ema * (ema[i] - w[i]);
+    }
+    return DDPM_OK;
+}
+
+/* ---- 7. The backend ---------------------------------------------------------------------------------------------- */
+
+static ddpm_result cpu_plan(ddpm_graph *g)
+{
+    g->scratch_elements = 0; /* the reference's convolutions are not used */
+    for (int i = 0; i < g->nodes; i++) {
+        const ddpm_node *node = g->node[i];
+        if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR)
+            g->scratch_elements = larger(g->scratch_elements, conv_scratch(g, node));
+        if (node->op == DDPM_OP_GROUP_NORM) fold_silu(g, i);
+        if (node->op == DDPM_OP_GROUP_NORM) /* (N,C,2) doubles */
+            g->scratch_elements = larger(g->scratch_elements, 4 * (size_t)(g->capacity * node->out->shape[1]));
+    }
+    return DDPM_OK;
+}
+
+/* In huge pages where the system has them: the planes of V and M are many pages apart. */
+static ddpm_result cpu_alloc(void *state, size_t bytes, void **out)
+{
+    enum { HUGE_PAGE = 2 << 20 };
+    size_t alignment = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
+    (void)state;
+    *out =
+        bytes < SIZE_MAX - HUGE_PAGE ? aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment) : NULL;
+    if (!*out)
+        return ddpm_fail(DDPM_ERR_MEMORY,
+                         "out of memory: %zu bytes refused\n      hint: a smaller batch, picture or model needs less",
+                         bytes);
+#ifdef MADV_HUGEPAGE
+    if (alignment == HUGE_PAGE) (void)madvise(*out, bytes, MADV_HUGEPAGE); /* advice: no harm if it is not taken */
+#endif
+    memset(*out, 0, bytes);
+    return DDPM_OK;
+}
+
+static void cpu_free(void *state, void *memory)
+{
+    (void)state;
+    free(memory);
+}
+
+static const ddpm_row cpu_rows[DDPM_OP_COUNT] = {
+    [DDPM_OP_CONV2D] = {cpu_conv_forward, cpu_conv_backward},
+    [DDPM_OP_LINEAR] = {cpu_conv_forward, cpu_conv_backward},
+    [DDPM_OP_GROUP_NORM] = {cpu_norm_forward, cpu_norm_backward},
+    [DDPM_OP_ACTIVATION] = {cpu_activation_forward, cpu_activation_backward},
+    [DDPM_OP_ADD] = {cpu_add_forward, cpu_add_backward},
+    [DDPM_OP_CONCAT] = {cpu_concat_forward, cpu_concat_backward},
+};
+
+const ddpm_backend *ddpm_cpu(void)
+{
+    static const ddpm_backend cpu = {
+        .name = "cpu",
+        .rows = cpu_rows,
+        .open = cpu_open,
+        .close = cpu_close,
+        .plan = cpu_plan,
+        .alloc = cpu_alloc,
+        .free = cpu_free,
+        .update = cpu_update,
+        .isa = cpu_isa,
+    };
+    return &cpu;
+}
+
+#else
+const ddpm_backend *ddpm_cpu(void)
+{
+    return ddpm_reference();
+}
+#endif

@@ -1,0 +1,784 @@
+/* cpu_kernels.h - the inner loops of cpu_backend.c, which includes this file once for each instruction set.
+ * Single-threaded, on plain float arrays; they know nothing of graphs. Before each include cpu_backend.c defines
+ *     CPU(name)      the name of a function or type in this instruction set
+ *     LANES          floats in a vector            MR, NV   the register tile: MR rows by NV vectors
+ *     FMA(a, b, c)   a * b + c, rounded once where the processor can
+ *     BROADCAST(x)   a vector of x
+ *     ISA_NAME       "avx512"           KEEP(v)    keeps v in a register of its own here
+ *
+ * Contents: 1 vectors   2 matrix products   3 Winograd transforms   4 elementwise   5 the table */
+
+/* clang-format off */
+/* ---- 1. Vectors (of gcc and clang) ------------------------------------------------------------------------------- */
+
+typedef float CPU(vec) __attribute__((vector_size(4 * LANES)));
+typedef float CPU(loose) __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* anywhere in memory */
+typedef int32_t CPU(ivec) __attribute__((vector_size(4 * LANES)));
+#define VEC CPU(vec)
+
+INLINE VEC CPU(load)(const float *p)
+{
+    return *(const CPU(loose) *)p;
+}
+
+INLINE void CPU(store)(float *p, VEC v)
+{
+    *(CPU(loose) *)p = v;
+}
+
+/* Lists of lanes for __builtin_shufflevector(a, b, ...): every second lane of a and b; their lanes in turn, first and
+ * second half; the lanes one further; the lanes one back. */
+#if LANES == 16
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define NEXT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define BEFORE 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define NEXT 1, 2, 3, 4, 5, 6, 7, 8
+#define BEFORE 7, 8, 9, 10, 11, 12, 13, 14
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#define NEXT 1, 2, 3, 4
+#define BEFORE 3, 4, 5, 6
+#endif
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+/* LANES x LANES in place: each round of zips (v[i], v[i + LANES/2]) moves one bit of the row number into the column's.
+ * */
+INLINE void CPU(transpose)(VEC *v)
+{
+    EACH(round, LANES == 16 ? 4 : LANES == 8 ? 3 : 2)
+    {
+        VEC w[LANES];
+        EACH(i, LANES / 2)
+        {
+            w[2 * i] = SHUFFLE(v[i], v[i + LANES / 2], ZIP_LOW);
+            w[2 * i + 1] = SHUFFLE(v[i], v[i + LANES / 2], ZIP_HIGH);
+        }
+        EACH(i, LANES) v[i] = w[i];
+    }
+}
+
+INLINE float CPU(total)(VEC v)
+{
+    float lane[LANES], sum = 0;
+    CPU(store)(lane, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lane[i] += lane[i + half];
+    sum = lane[0];
+    return sum;
+}
+
+/* ---- 2. Matrix products ---------------------------------------------------------------------------------------------
+ * C (+)= A B. A is packed in panels of MR rows, [row / MR][k][MR], so that the tile reads it from end to end; B has
+ * rows of ldb floats. One tile of C stays in registers for all of its k: MR broadcasts and NV loads feed MR NV
+ * multiply-adds. Every element of C is summed over k in ascending order, in blocks of KC, wherever it lies. */
+
+enum { CPU(NR) = NV * LANES, CPU(KC) = 256 };
+
+INLINE void CPU(tile)(const int nv, int k, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int rows,
+                      int columns, int accumulate)
+{
+    VEC sum[MR][NV];
+    EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
+    for (int i = 0; i < k; i++) {
+        VEC x[NV];
+        EACH(v, nv) x[v] = CPU(load)(b + v * LANES);
+        EACH(m, MR)
+        {
+            VEC w = BROADCAST(a[m]);
+            KEEP(w);
+            EACH(v, nv) sum[m][v] = FMA(w, x[v], sum[m][v]);
+        }
+        a += MR;
+        b += ldb;
+    }
+    if (columns == nv * LANES) {
+        EACH(m, MR) if (m < rows) EACH(v, nv)
+        {
+            float *to = c + (size_t)m * ldc + v * LANES;
+            CPU(store)(to, accumulate ? CPU(load)(to) + sum[m][v] : sum[m][v]);
+        }
+        return;
+    }
+    float edge[MR][NV * LANES];
+    EACH(m, MR) EACH(v, nv) CPU(store)(edge[m] + v * LANES, sum[m][v]);
+    for (int m = 0; m < rows; m++)
+        for (int n = 0; n < columns; n++)
+            c[(size_t)m * ldc + (size_t)n] = (accumulate ? c[(size_t)m * ldc + (size_t)n] : 0) + edge[m][n];
+}
+
+/* The part of C that is at most NR columns wide, for k of one block. */
+static void CPU(strip)(const cpu_product *p, int k, const float *a, const float *b, size_t ldb, float *c, int columns,
+                       int accumulate)
+{
+    int vectors = (columns + LANES - 1) / LANES;
+    for (int m = 0; m < p->m; m += MR) {
+        const float *panel = a + (size_t)m * (size_t)p->k;
+        float *to = c + (size_t)m * p->ldc;
+        int rows = p->m - m < MR ? p->m - m : MR;
+        if (vectors == 1)
+            CPU(tile)(1, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
+        else if (vectors == 2)
+            CPU(tile)(2, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
+        else
+            CPU(tile)(NV, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
+    }
+}
+
+static void CPU(product)(const cpu_product *p)
+{
+    float copy[CPU(KC) * CPU(NR)] __attribute__((aligned(64)));
+    for (int n = 0; n < p->n; n += CPU(NR)) {
+        int columns = p->n - n < CPU(NR) ? p->n - n : CPU(NR);
+        for (int k = 0; k < p->k; k += CPU(KC)) {
+            int depth = p->k - k < CPU(KC) ? p->k - k : CPU(KC);
+            const float *b = p->b + (size_t)k * p->ldb + n;
+            size_t ldb = p->ldb;
+            if (p->copy_b) { /* rows far apart, or not readable beyond their end: side by side, zeros behind */
+                for (int i = 0; i < depth; i++) {
+                    memcpy(copy + i * CPU(NR), b + (size_t)i * ldb, (size_t)columns * sizeof *copy);
+                    memset(copy + i * CPU(NR) + columns, 0, (size_t)(CPU(NR) - columns) * sizeof *copy);
+                }
+                b = copy;
+                ldb = CPU(NR);
+            }
+            CPU(strip)(p, depth, p->a + (size_t)k * MR, b, ldb, p->c + n, columns, p->accumulate || k);
+        }
+    }
+}
+
+/* Rows first ... first + MR - 1 of A, A[i][k] = from[i row + k column], as a panel; rows beyond `rows` are zeros. */
+static void CPU(pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel)
+{
+    if (rows < MR) memset(panel, 0, (size_t)k * MR * sizeof *panel);
+    for (int i = 0; i < k; i++)
+        for (int m = 0; m < (rows < MR ? rows : MR); m++)
+            panel[(size_t)i * MR + (size_t)m] = from[(ptrdiff_t)((size_t)m * row) + i * column];
+}
+
+/* to (columns,rows) = from (rows,columns)^T */
+static void CPU(turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row)
+{
+    for (int i = 0; i < rows; i += LANES)
+        for (int j = 0; j < columns; j += LANES) {
+            VEC block[LANES];
+            const float *in = from + (size_t)i * from_row + (size_t)j;
+            float *out = to + (size_t)j * to_row + (size_t)i;
+            if (rows - i < LANES || columns - j < LANES) {
+                for (int a = 0; a < LANES && i + a < rows; a++)
+                    for (int b = 0; b < LANES && j + b < columns; b++)
+                        out[(size_t)b * to_row + (size_t)a] = in[(size_t)a * from_row + (size_t)b];
+                continue;
+            }
+            EACH(k, LANES) block[k] = CPU(load)(in + (size_t)k * from_row);
+            CPU(transpose)(block);
+            EACH(k, LANES) CPU(store)(out + (size_t)k * to_row, block[k]);
+        }
+}
+
+/* C[i][j] = sum_k a[i lda + k] b[j ldb + k]: both rows as they lie in memory, for so few columns that packing A would
+ * cost more than the product. LANES partial sums, added in pairs at the end. */
+enum { CPU(DOT_COLUMNS) = LANES == 16 ? 6 : 2 };
+
+INLINE void CPU(dot_tile)(int k, const float *const *a, const float *const *b, float *c)
+{
+    VEC sum[DOT_ROWS][CPU(DOT_COLUMNS)];
+    EACH(i, DOT_ROWS) EACH(j, CPU(DOT_COLUMNS)) sum[i][j] = (VEC){0};
+    int at = 0;
+    for (; at + LANES <= k; at += LANES) {
+        VEC x[DOT_ROWS];
+        EACH(i, DOT_ROWS) x[i] = CPU(load)(a[i] + at);
+        EACH(j, CPU(DOT_COLUMNS))
+        {
+            VEC y = CPU(load)(b[j] + at);
+            EACH(i, DOT_ROWS) sum[i][j] = FMA(x[i], y, sum[i][j]);
+        }
+    }
+    EACH(i, DOT_ROWS) EACH(j, CPU(DOT_COLUMNS))
+    {
+        float total = CPU(total)(sum[i][j]);
+        for (int rest = at; rest < k; rest++)
+            total += a[i][rest] * b[j][rest];
+        c[i * CPU(DOT_COLUMNS) + j] = total;
+    }
+}
+
+static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc)
+{
+    for (int i = 0; i < m; i += DOT_ROWS)
+        for (int j = 0; j < n; j += CPU(DOT_COLUMNS)) {
+            const float *rows[DOT_ROWS], *columns[CPU(DOT_COLUMNS)]; /* beyond the edge: the last one again */
+            float tile[DOT_ROWS * CPU(DOT_COLUMNS)];
+            for (int r = 0; r < DOT_ROWS; r++)
+                rows[r] = a + (size_t)(i + r < m ? i + r : m - 1) * lda;
+            for (int r = 0; r < CPU(DOT_COLUMNS); r++)
+                columns[r] = b + (size_t)(j + r < n ? j + r : n - 1) * ldb;
+            CPU(dot_tile)(k, rows, columns, tile);
+            for (int r = 0; r < DOT_ROWS && i + r < m; r++)
+                for (int q = 0; q < CPU(DOT_COLUMNS) && j + q < n; q++)
+                    c[(size_t)(i + r) * ldc + (size_t)(j + q)] = tile[r * CPU(DOT_COLUMNS) + q];
+        }
+}
+
+/* ---- 3. Winograd transforms -----------------------------------------------------------------------------------------
+ * A 4x4 tile Y of a 3x3 convolution from the 6x6 patch X under it (Winograd 1980; Lavin & Gray 2016):
+ *     Y = A^T [ (G w G^T) o (B^T X B) ] A,        o: element by element, summed over input channels
+ * and its adjoints, with the interpolation points 0, a, -a, b, -b and infinity, a = 1/sqrt 2, b = sqrt 2: then a^2 +
+ * b^2 = 5/2, a^2 b^2 = 1, and errors are a quarter of those of the usual points 1 and 2.
+ *
+ *        | 1   0  -5/2  0   1  0 |         |  1      0       0   |           | 1  1   1  1   1   0 |
+ *        | 0  -2a  -2   a   1  0 |         | -2/3 -2a/3   -1/3   |           | 0  a  -a  b  -b   0 |
+ *   B^T= | 0   2a  -2  -a   1  0 |     G = | -2/3  2a/3   -1/3   |     A^T = | 0 1/2 1/2 2   2   0 |
+ *        | 0 -b/2 -1/2  b   1  0 |         |  1/6   b/6    1/3   |           | 0 a/2-a/2 2b -2b  1 |
+ *        | 0  b/2 -1/2 -b   1  0 |         |  1/6  -b/6    1/3   |
+ *        | 0   1   0  -5/2  0  1 |         |  0      0       1   |
+ *
+ * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
+ * patch are every fourth pixel: LANES tiles are read as four vectors and separated by two rounds of even and odd lanes.
+ * */
+
+static const float CPU(zeros)[4 * LANES]; /* rows outside the picture */
+
+#define POINT_A 0.70710678118654752f
+#define POINT_B 1.41421356237309505f
+#define SCALED(c, x) (BROADCAST(c) * (x))
+#define PLUS(a, c, x) FMA(BROADCAST(c), x, a) /* a + c x */
+
+/* o = B^T d; o[i] at o + i step */
+INLINE void CPU(bt)(const VEC *d, VEC *o, int step)
+{
+    VEC e = PLUS(d[4], -2.0f, d[2]), f = PLUS(d[3], -2.0f, d[1]);
+    o[0] = PLUS(d[0] + d[4], -2.5f, d[2]);
+    o[step] = PLUS(e, POINT_A, f);
+    o[2 * step] = PLUS(e, -POINT_A, f);
+    e = PLUS(d[4], -0.5f, d[2]);
+    f = PLUS(d[3], -0.5f, d[1]);
+    o[3 * step] = PLUS(e, POINT_B, f);
+    o[4 * step] = PLUS(e, -POINT_B, f);
+    o[5 * step] = PLUS(d[1] + d[5], -2.5f, d[3]);
+}
+
+/* y = A^T m */
+INLINE void CPU(at)(VEC m0, VEC m1, VEC m2, VEC m3, VEC m4, VEC m5, VEC *y, int step)
+{
+    VEC p = m1 + m2, q = m1 - m2, r = m3 + m4, s = m3 - m4;
+    y[0] = m0 + p + r;
+    y[step] = PLUS(SCALED(POINT_A, q), POINT_B, s);
+    y[2 * step] = PLUS(SCALED(0.5f, p), 2.0f, r);
+    y[3 * step] = PLUS(PLUS(m5, 0.5f * POINT_A, q), 2.0f * POINT_B, s);
+}
+
+/* o = A y */
+INLINE void CPU(a)(const VEC *y, VEC *o, int step)
+{
+    VEC e = PLUS(y[0], 0.5f, y[2]), f = PLUS(y[1], 0.5f, y[3]);
+    o[0] = y[0];
+    o[step] = PLUS(e, POINT_A, f);
+    o[2 * step] = PLUS(e, -POINT_A, f);
+    e = PLUS(y[0], 2.0f, y[2]);
+    f = PLUS(y[1], 2.0f, y[3]);
+    o[3 * step] = PLUS(e, POINT_B, f);
+    o[4 * step] = PLUS(e, -POINT_B, f);
+    o[5 * step] = y[3];
+}
+
+/* o = G g */
+INLINE void CPU(g)(VEC g0, VEC g1, VEC g2, VEC *o, int step)
+{
+    VEC e = PLUS(SCALED(-2.0f / 3, g0), -1.0f / 3, g2), f = SCALED(-2.0f / 3 * POINT_A, g1);
+    o[0] = g0;
+    o[step] = e + f;
+    o[2 * step] = e - f;
+    e = PLUS(SCALED(1.0f / 6, g0), 1.0f / 3, g2);
+    f = SCALED(POINT_B / 6, g1);
+    o[3 * step] = e + f;
+    o[4 * step] = e - f;
+    o[5 * step] = g2;
+}
+
+/* o = G^T u */
+INLINE void CPU(gt)(VEC u0, VEC u1, VEC u2, VEC u3, VEC u4, VEC u5, VEC *o, int step)
+{
+    VEC p = u1 + u2, q = u1 - u2, r = u3 + u4, s = u3 - u4;
+    o[0] = PLUS(PLUS(u0, -2.0f / 3, p), 1.0f / 6, r);
+    o[step] = PLUS(SCALED(-2.0f / 3 * POINT_A, q), POINT_B / 6, s);
+    o[2 * step] = PLUS(PLUS(u5, -1.0f / 3, p), 1.0f / 3, r);
+}
+
+/* Where LANES tiles lie: `parts` stretches of rows, each `tiles` tiles long. */
+typedef struct CPU(group) {
+    int parts;
+    float *row[8][6];    /* channel 0's row under patch row i of part s; NULL: outside the picture or the batch */
+    float *vector[4][6]; /* the same for the four vectors that hold all parts, where there are at most four */
+    int left, right;  /* is there a pixel to the left of the first tile, to the right of the last? */
+    size_t plane;
+    CPU(ivec) inner_left, inner_right; /* all bits where the lane's left, right neighbour is in the same row */
+} CPU(group);
+
+static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows, int first_row)
+{
+    int across = p->w / 4, down = (p->h + 3) / 4, tiles = across < LANES ? across : LANES;
+    CPU(group) g = {.parts = LANES / tiles, .plane = (size_t)p->h * (size_t)p->w};
+    int32_t left[LANES], right[LANES];
+    for (int s = 0; s < g.parts; s++) {
+        size_t tile = first + (size_t)(s * tiles), n = tile / (size_t)(across * down);
+        int tx = (int)(tile % (size_t)across), ty = (int)(tile / (size_t)across % (size_t)down);
+        if (n >= (size_t)p->n) continue;
+        for (int i = 0; i < rows; i++) {
+            int y = 4 * ty + i + first_row;
+            if (y >= 0 && y < p->h)
+                g.row[s][i] = p->data + n * (size_t)p->channels * g.plane + (size_t)y * (size_t)p->w + 4 * tx;
+        }
+        g.left = tx > 0;
+        g.right = tx + tiles < across;
+    }
+    for (int v = 0; v < 4 && g.parts <= 4; v++)
+        for (int i = 0; i < rows; i++) {
+            float *row = g.row[v * g.parts / 4][i];
+            g.vector[v][i] = row ? row + v % (4 / g.parts) * LANES : NULL;
+        }
+    for (int lane = 0; lane < LANES; lane++) {
+        left[lane] = lane % tiles != 0 || g.left ? -1 : 0;
+        right[lane] = lane % tiles != tiles - 1 || g.right ? -1 : 0;
+    }
+    memcpy(&g.inner_left, left, sizeof left);
+    memcpy(&g.inner_right, right, sizeof right);
+    return g;
+}
+
+/* Patch row i of channel c, columns apart: column[k] is pixel k of every tile, -1 <= k <= 4, at column[1 + k]. */
+INLINE void CPU(load_row)(const CPU(group) *g, int i, int c, VEC *column, int neighbours)
+{
+    float buffer[4 * LANES];
+    const float *from[4];
+    if (g->parts <= 4) {
+        for (int v = 0; v < 4; v++) {
+            const float *row = g->vector[v][i];
+            from[v] = row ? row + (size_t)c * g->plane : CPU(zeros);
+        }
+    } else {
+        for (int s = 0; s < g->parts; s++) { /* eight parts of two tiles */
+            const float *row = g->row[s][i];
+            memcpy(buffer + 8 * s, row ? row + (size_t)c * g->plane : CPU(zeros), 8 * sizeof *buffer);
+        }
+        for (int v = 0; v < 4; v++)
+            from[v] = buffer + v * LANES;
+    }
+    VEC v0 = CPU(load)(from[0]), v1 = CPU(load)(from[1]), v2 = CPU(load)(from[2]), v3 = CPU(load)(from[3]);
+    VEC even0 = SHUFFLE(v0, v1, EVEN), even1 = SHUFFLE(v2, v3, EVEN);
+    VEC odd0 = SHUFFLE(v0, v1, ODD), odd1 = SHUFFLE(v2, v3, ODD);
+    column[1] = SHUFFLE(even0, even1, EVEN);
+    column[2] = SHUFFLE(odd0, odd1, EVEN);
+    column[3] = SHUFFLE(even0, even1, ODD);
+    column[4] = SHUFFLE(odd0, odd1, ODD);
+    if (!neighbours) return;
+    VEC left = {0}, right = {0};
+    const float *row = g->row[0][i] ? g->row[0][i] + (size_t)c * g->plane : NULL;
+    if (row && g->left) left[LANES - 1] = *(row - 1);
+    if (row && g->right) right[0] = row[4 * LANES];
+    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[4], BEFORE) & g->inner_left);
+    column[5] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
+}
+
+/* v = B^T X B of LANES tiles of one channel: 36 vectors at v + f step */
+INLINE void CPU(transform_x)(const CPU(group) *g, int c, VEC *v)
+{
+    VEC t[36], row[6];
+    for (int i = 0; i < 6; i++) {
+        CPU(load_row)(g, i, c, row, 1);
+        CPU(bt)(row, t + i, 6); /* t[column][row] */
+    }
+    EACH(j, 6) CPU(bt)(t + 6 * j, v + j, 6);
+}
+
+/* v = A Y A^T */
+INLINE void CPU(transform_dy)(const CPU(group) *g, int c, VEC *v)
+{
+    VEC t[24], row[6];
+    for (int i = 0; i < 4; i++) {
+        CPU(load_row)(g, i, c, row, 0);
+        CPU(a)(row + 1, t + i, 4);
+    }
+    EACH(j, 6) CPU(a)(t + 4 * j, v + j, 6);
+}
+
+/* V[f][channel][tile] of LANES tiles from `first` on: v + f plane + channel width, for all channels */
+static void CPU(input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width)
+{
+    CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
+    for (int c = 0; c < p->channels; c++) {
+        VEC out[36];
+        CPU(transform_x)(&g, c, out);
+        EACH(f, 36) CPU(store)(v + (size_t)f * plane + (size_t)c * width, out[f]);
+    }
+}
+
+/* y = A^T M A (+ bias) of LANES tiles and outputs from ... to - 1, M laid out as V; added to y if accumulate */
+static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane,
+                        size_t width, const float *bias, int accumulate)
+{
+    CPU(group) g = CPU(find_tiles)(p, first, 4, 0);
+    for (int c = from; c < to; c++) {
+        const float *in = m + (size_t)c * width;
+        VEC t[24], y[16];
+        EACH(i, 6)
+        {
+            const float *row = in + (size_t)(6 * i) * plane;
+            CPU(at)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
+                    CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 4 * i, 1);
+        }
+        EACH(j, 4) CPU(at)(t[j], t[4 + j], t[8 + j], t[12 + j], t[16 + j], t[20 + j], y + j, 4);
+        VEC b = BROADCAST(bias ? bias[c] : 0.0f);
+        for (int i = 0; i < 4; i++) {
+            VEC *q = y + 4 * i;
+            VEC a0 = SHUFFLE(q[0], q[2], ZIP_LOW), a1 = SHUFFLE(q[0], q[2], ZIP_HIGH);
+            VEC b0 = SHUFFLE(q[1], q[3], ZIP_LOW), b1 = SHUFFLE(q[1], q[3], ZIP_HIGH);
+            VEC v[4] = {SHUFFLE(a0, b0, ZIP_LOW) + b, SHUFFLE(a0, b0, ZIP_HIGH) + b, SHUFFLE(a1, b1, ZIP_LOW) + b,
+                        SHUFFLE(a1, b1, ZIP_HIGH) + b};
+            if (g.parts <= 4) {
+                EACH(k, 4)
+                {
+                    float *row = g.vector[k][i];
+                    if (!row) continue;
+                    row += (size_t)c * g.plane;
+                    CPU(store)(row, accumulate ? CPU(load)(row) + v[k] : v[k]);
+                }
+                continue;
+            }
+            float buffer[4 * LANES];
+            EACH(k, 4) CPU(store)(buffer + k * LANES, v[k]);
+            for (int s = 0; s < g.parts; s++) {
+                if (!g.row[s][i]) continue;
+                float *row = g.row[s][i] + (size_t)c * g.plane;
+                for (int k = 0; k < 8; k++)
+                    row[k] = (accumulate ? row[k] : 0) + buffer[8 * s + k];
+            }
+        }
+    }
+}
+
+/* The same two, tiles by channels: for LANES tiles and channels c ... c + LANES - 1,
+ *     gradient 0: B^T X B to v + f plane + tile width + channel;   1: A Y A^T in panels, [f][channel / MR][tile][MR],
+ * a panel having `width` tiles. v points at tile 0 of channel 0, `tile` is the first one's place in it. */
+static void CPU(turned)(const cpu_pictures *p, size_t first, int c, int gradient, float *v, size_t plane, size_t width,
+                        size_t tile)
+{
+    CPU(group) g = gradient ? CPU(find_tiles)(p, first, 4, 0) : CPU(find_tiles)(p, first, 6, -1);
+    VEC all[LANES][36];
+    for (int k = 0; k < LANES; k++) {
+        if (gradient)
+            CPU(transform_dy)(&g, c + k, all[k]);
+        else
+            CPU(transform_x)(&g, c + k, all[k]);
+    }
+    for (int f = 0; f < 36; f++, v += plane) {
+        VEC block[LANES];
+        EACH(k, LANES) block[k] = all[k][f];
+        CPU(transpose)(block);
+        for (int k = 0; k < LANES; k++) {
+            if (!gradient) {
+                CPU(store)(v + (tile + (size_t)k) * width + (size_t)c, block[k]);
+                continue;
+            }
+            enum { PIECE = MR < LANES ? MR : LANES };
+            for (int o = c; o < c + LANES; o += PIECE)
+                memcpy(v + ((size_t)(o / MR) * width + tile + (size_t)k) * MR + o % MR, (float *)&block[k] + (o - c),
+                       PIECE * sizeof *v);
+        }
+    }
+}
+
+/* U = G w G^T for outputs o ... o + LANES - 1 and inputs from ... to - 1, in panels: u[f plane + ((o / MR) ci + i) MR +
+ * o % MR]. weight of (o, i, tap) at w + o w_out + i w_in + tap w_tap. */
+static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap,
+                         float *u, size_t plane)
+{
+    const float *nine = w + (size_t)o * w_out + (w_tap < 0 ? -8 : 0); /* in the order of memory */
+    for (int i = from; i < to; i++) {
+        VEC t[18], v[36], tap[9], block[LANES];
+        float last[LANES];
+        const float *at = nine + (size_t)i * w_in;
+#if LANES == 16
+        EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
+        CPU(transpose)(block);
+        EACH(s, 9) tap[s] = block[w_tap < 0 ? 8 - s : s];
+        (void)last;
+#else
+        for (int first = 0; first < 8; first += LANES) {
+            EACH(k, LANES) block[k] = CPU(load)(at + (size_t)k * w_out + first);
+            CPU(transpose)(block);
+            EACH(s, LANES) tap[w_tap < 0 ? 8 - first - s : first + s] = block[s];
+        }
+        for (int k = 0; k < LANES; k++)
+            last[k] = at[(size_t)k * w_out + 8];
+        tap[w_tap < 0 ? 0 : 8] = CPU(load)(last);
+#endif
+        EACH(j, 3) CPU(g)(tap[j], tap[3 + j], tap[6 + j], t + j, 3);
+        EACH(k, 6) CPU(g)(t[3 * k], t[3 * k + 1], t[3 * k + 2], v + 6 * k, 1);
+        enum { PIECE = MR < LANES ? MR : LANES };
+        EACH(f, 36) for (int k = 0; k < LANES; k += PIECE)
+            memcpy(u + (size_t)f * plane + ((size_t)((o + k) / MR) * (size_t)ci + (size_t)i) * MR + (o + k) % MR,
+                   (float *)&v[f] + k, PIECE * sizeof *u);
+    }
+}
+
+/* dw += G^T dU G for one output and inputs i ... i + LANES - 1: dU[f] at du + f plane, dw (inputs,9) */
+static void CPU(weight_gradient)(const float *du, size_t plane, float *dw)
+{
+    VEC t[18], g[9];
+    float tap[9][LANES];
+    EACH(i, 6)
+    {
+        const float *row = du + (size_t)(6 * i) * plane;
+        CPU(gt)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
+                CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 3 * i, 1);
+    }
+    EACH(j, 3) CPU(gt)(t[j], t[3 + j], t[6 + j], t[9 + j], t[12 + j], t[15 + j], g + j, 3);
+    EACH(s, 9) CPU(store)(tap[s], g[s]);
+    for (int k = 0; k < LANES; k++)
+        for (int s = 0; s < 9; s++)
+            dw[9 * k + s] += tap[s][k];
+}
+
+/* ---- 4. Elementwise ---------------------------------------------------------------------------------------------- */
+
+typedef uint32_t CPU(uvec) __attribute__((vector_size(4 * LANES)));
+
+INLINE VEC CPU(choose)(CPU(ivec) yes, VEC a, VEC b)
+{
+    return (VEC)(((CPU(ivec))a & yes) | ((CPU(ivec))b & ~yes));
+}
+
+/* e^x = 2^n e^r, n = x / ln 2 rounded (by adding 1.5 2^23, which leaves n in the low bits), |r| <= ln 2 / 2 from two
+ * parts of ln 2; e^r = 1 + r + r^2 p(r), p of degree 5 (Cephes' expf). Relative error below 3 u: p's own 0.2 u, two
+ * roundings to sum it. 2^n in two factors, so that results go to denormals and infinity as they should. NaN stays NaN.
+ * */
+INLINE VEC CPU(exponential)(VEC x)
+{
+    const VEC most = BROADCAST(104.0f), magic = BROADCAST(12582912.0f);
+    x = CPU(choose)(x > most, most, x);
+    x = CPU(choose)(x < -most, -most, x);
+    VEC shifted = FMA(x, BROADCAST(1.44269504f), magic), n = shifted - magic;
+    VEC r = FMA(n, BROADCAST(-0.693359375f), x);
+    r = FMA(n, BROADCAST(2.12194440e-4f), r);
+    VEC p = FMA(BROADCAST(1.9875691500e-4f), r, BROADCAST(1.3981999507e-3f));
+    p = FMA(p, r, BROADCAST(8.3334519073e-3f));
+    p = FMA(p, r, BROADCAST(4.1665795894e-2f));
+    p = FMA(p, r, BROADCAST(1.6666665459e-1f));
+    p = FMA(p, r, BROADCAST(5.0000001201e-1f));
+    p = FMA(p, r * r, r) + 1.0f;
+    CPU(ivec) whole = (CPU(ivec))shifted - 0x4B400000, half = whole >> 1;
+    VEC low = (VEC)((CPU(uvec))(half + 127) << 23), high = (VEC)((CPU(uvec))(whole - half + 127) << 23);
+    return p * low * high;
+}
+
+INLINE VEC CPU(root)(VEC x)
+{
+    EACH(i, LANES) x[i] = sqrtf(x[i]);
+    return x;
+}
+
+INLINE VEC CPU(sigmoid)(VEC x)
+{
+    return 1.0f / (1.0f + CPU(exponential)(-x));
+}
+
+/* d silu(x) / dx = s (1 + x (1 - s)) */
+INLINE VEC CPU(silu_slope)(VEC x)
+{
+    VEC s = CPU(sigmoid)(x);
+    return s * FMA(x, 1.0f - s, BROADCAST(1.0f));
+}
+
+/* A vector, or what is left of one: zeros behind it; nothing is stored there. */
+INLINE VEC CPU(get)(const float *p, size_t left)
+{
+    float rest[LANES] = {0};
+    if (left >= LANES) return CPU(load)(p);
+    memcpy(rest, p, left * sizeof *rest);
+    return CPU(load)(rest);
+}
+
+INLINE void CPU(put)(float *p, size_t left, VEC v)
+{
+    float rest[LANES];
+    if (left >= LANES) {
+        CPU(store)(p, v);
+        return;
+    }
+    CPU(store)(rest, v);
+    memcpy(p, rest, left * sizeof *rest);
+}
+
+static void CPU(silu)(size_t count, const float *x, float *y)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        VEC v = CPU(get)(x + i, count - i);
+        CPU(put)(y + i, count - i, v * CPU(sigmoid)(v));
+    }
+}
+
+/* dx (+)= dy silu'(x) */
+static void CPU(silu_backward)(size_t count, const float *x, const float *dy, float *dx, int accumulate)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t left = count - i;
+        VEC d = CPU(get)(dy + i, left) * CPU(silu_slope)(CPU(get)(x + i, left));
+        CPU(put)(dx + i, left, accumulate ? CPU(get)(dx + i, left) + d : d);
+    }
+}
+
+/* y = (a + b) scale; y (+)= a scale */
+static void CPU(add)(size_t count, const float *a, const float *b, float scale, float *y)
+{
+    for (size_t i = 0; i < count; i += LANES)
+        CPU(put)(y + i, count - i, SCALED(scale, CPU(get)(a + i, count - i) + CPU(get)(b + i, count - i)));
+}
+
+static void CPU(add_scaled)(size_t count, const float *a, float scale, float *y, int accumulate)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t left = count - i;
+        VEC v = SCALED(scale, CPU(get)(a + i, left));
+        CPU(put)(y + i, left, accumulate ? CPU(get)(y + i, left) + v : v);
+    }
+}
+
+/* out[0] = sum a; out[1] = sum a (b - shift). Float sums of SUM_BLOCK numbers at most (16 additions a lane on 512 bits,
+ * then pairs), which double adds up. */
+enum { CPU(SUM_BLOCK) = 64 * LANES };
+
+static void CPU(sums)(size_t count, const float *a, const float *b, float shift, double *out)
+{
+    out[0] = out[1] = 0;
+    for (size_t first = 0; first < count; first += CPU(SUM_BLOCK)) {
+        size_t end = count - first < CPU(SUM_BLOCK) ? count : first + CPU(SUM_BLOCK);
+        VEC one[4] = {{0}}, two[4] = {{0}};
+        for (size_t i = first; i < end; i += LANES) {
+            size_t left = end - i, k = i / LANES % 4;
+            VEC v = CPU(get)(a + i, left), w = CPU(get)(b + i, left) - shift;
+            one[k] += v;
+            two[k] = FMA(v, w, two[k]);
+        }
+        out[0] += (double)CPU(total)((one[0] + one[1]) + (one[2] + one[3]));
+        out[1] += (double)CPU(total)((two[0] + two[1]) + (two[2] + two[3]));
+    }
+}
+
+static double CPU(sum)(size_t count, const float *x)
+{
+    double total = 0;
+    for (size_t first = 0; first < count; first += CPU(SUM_BLOCK)) {
+        size_t end = count - first < CPU(SUM_BLOCK) ? count : first + CPU(SUM_BLOCK);
+        VEC one[4] = {{0}};
+        for (size_t i = first; i < end; i += LANES)
+            one[i / LANES % 4] += CPU(get)(x + i, end - i);
+        total += (double)CPU(total)((one[0] + one[1]) + (one[2] + one[3]));
+    }
+    return total;
+}
+
+/* sum (x - mean)^2 */
+static double CPU(squares)(size_t count, const float *x, float mean)
+{
+    double total = 0;
+    for (size_t first = 0; first < count; first += CPU(SUM_BLOCK)) {
+        size_t end = count - first < CPU(SUM_BLOCK) ? count : first + CPU(SUM_BLOCK);
+        VEC one[4] = {{0}};
+        for (size_t i = first; i < end; i += LANES) {
+            VEC v = (end - i < LANES ? CPU(get)(x + i, end - i) : CPU(load)(x + i)) - mean;
+            size_t k = i / LANES % 4;
+            if (end - i < LANES) { /* the zeros behind the end are no data */
+                for (size_t lane = end - i; lane < LANES; lane++)
+                    v[lane] = 0;
+            }
+            one[k] = FMA(v, v, one[k]);
+        }
+        total += (double)CPU(total)((one[0] + one[1]) + (one[2] + one[3]));
+    }
+    return total;
+}
+
+/* y = (x - mean) scale + shift, then silu of it if asked for */
+static void CPU(normalise)(size_t count, const float *x, float mean, float scale, float shift, int silu, float *y)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        VEC v = FMA(CPU(get)(x + i, count - i) - mean, BROADCAST(scale), BROADCAST(shift));
+        CPU(put)(y + i, count - i, silu ? v * CPU(sigmoid)(v) : v);
+    }
+}
+
+/* dy <- dy silu'(y), y = (x - mean) scale + shift as above */
+static void CPU(normalise_silu_backward)(size_t count, const float *x, float mean, float scale, float shift, float *dy)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        VEC y = FMA(CPU(get)(x + i, count - i) - mean, BROADCAST(scale), BROADCAST(shift));
+        CPU(put)(dy + i, count - i, CPU(get)(dy + i, count - i) * CPU(silu_slope)(y));
+    }
+}
+
+/* dx (+)= a dy + b (x - mean) + c */
+static void CPU(normalise_backward)(size_t count, const float *x, float mean, const float *dy, float a, float b,
+                                    float c, float *dx, int accumulate)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t left = count - i;
+        VEC d = PLUS(PLUS(BROADCAST(c), b, CPU(get)(x + i, left) - mean), a, CPU(get)(dy + i, left));
+        CPU(put)(dx + i, left, accumulate ? CPU(get)(dx + i, left) + d : d);
+    }
+}
+
+/* Adam, and the moving average, in one pass (formulas: ddpm_impl.c) */
+static void CPU(adam)(const cpu_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t left = count - i;
+        VEC g = SCALED(s->clip, CPU(get)(grad + i, left)), m1 = CPU(get)(m + i, left), w1 = CPU(get)(w + i, left);
+        m1 = PLUS(m1, s->one_b1, g - m1);
+        VEC v1 = PLUS(SCALED(s->b2, CPU(get)(v + i, left)), s->one_b2, g * g);
+        w1 = SCALED(s->keep, w1) - SCALED(s->rate, m1) / (CPU(root)(v1) / s->root + s->eps);
+        CPU(put)(m + i, left, m1);
+        CPU(put)(v + i, left, v1);
+        CPU(put)(w + i, left, w1);
+        if (!ema) continue;
+        VEC e = CPU(get)(ema + i, left);
+        CPU(put)(ema + i, left, PLUS(e, -s->ema, e - w1));
+    }
+}
+
+/* ---- 5. The table ------------------------------------------------------------------------------------------------ */
+
+static const cpu_kernels CPU(kernels) = {
+    .isa = ISA_NAME, .lanes = LANES, .rows = MR,
+    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .dot = CPU(dot), .sum = CPU(sum),
+    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .weights = CPU(weights),
+    .weight_gradient = CPU(weight_gradient),
+    .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_scaled = CPU(add_scaled),
+    .sums = CPU(sums), .squares = CPU(squares), .normalise = CPU(normalise),
+    .normalise_silu_backward = CPU(normalise_silu_backward), .normalise_backward = CPU(normalise_backward),
+    .adam = CPU(adam),
+};
+
+#undef VEC
+#undef POINT_A
+#undef POINT_B
+#undef SCALED
+#undef PLUS
+#undef SHUFFLE
+#undef EVEN
+#undef ODD
+#undef ZIP_LOW
+#undef ZIP_HIGH
+#undef NEXT
+#undef BEFORE
