@@ -430,7 +430,7 @@ static void correlate(const frame *f, int channels, int kernel, const ddpm_real 
 {
     int outputs = shape->shape[1], h = shape->shape[2], width = shape->shape[3];
     size_t tiles = (f->plane + TILE - 1) / TILE;
-/* the output varies fastest: a tile of x then serves all outputs while it is in the cache */
+    /* the output varies fastest: a tile of x then serves all outputs while it is in the cache */
     #pragma omp parallel for schedule(static)
     for (size_t job = 0; job < tiles * (size_t)outputs; job++) {
         size_t first = job / (size_t)outputs * TILE, o = job % (size_t)outputs, run;
