@@ -132,7 +132,7 @@ def gradient_distance(out, reference, floor):
                for k, r in reference.items())
 
 
-def check_network(ddpm, spec, prediction_bound, gradient_bound, floor):
+def check_network(ddpm, spec, prediction_bound, gradient_bound, floor, backends=("reference",)):
     """Bounds None: 8 times the distance of torch's own float32, plus 16 u (prediction) or 256 u (gradients); see
     tests/test_vectors.c. floor: see gradient_distance."""
     model = networks.build(spec, coarse=False)
@@ -141,17 +141,19 @@ def check_network(ddpm, spec, prediction_bound, gradient_bound, floor):
     prediction32, _, grads32 = networks.evaluate(model, sample, t, labels, target)
     with tempfile.TemporaryDirectory() as directory:
         networks.save_directory(spec, model, directory)
-        out = predict(ddpm, directory, sample, t, networks.class_labels(spec), labels, target)
+        outs = {b: predict(ddpm, directory, sample, t, networks.class_labels(spec), labels, target, b) for b in backends}
     prediction, loss, grads = networks.truth(model, sample, t, labels, target)
-    scale = float(prediction.abs().max())
-    ours, theirs = (float((p.double() - prediction).abs().max()) / scale for p in (out["prediction"], prediction32))
+    distance = lambda p: float((p.double() - prediction).abs().max()) / float(prediction.abs().max())
+    theirs, theirs_grad = distance(prediction32), gradient_distance({"grad." + k: g for k, g in grads32.items()}, grads,
+                                                                    floor)[0]
     bound = prediction_bound or 8 * theirs + 16 * UNIT
-    report(f"{spec['name']}: prediction", ours, bound, f"(torch in float32: {theirs:.1e})")
-    report(f"{spec['name']}: loss", abs(float(out["loss"]) - float(loss)) / float(loss), 2 * bound)
-    ours, worst = gradient_distance(out, grads, floor)
-    theirs, _ = gradient_distance({"grad." + k: g for k, g in grads32.items()}, grads, floor)
-    report(f"{spec['name']}: {len(grads)} gradients", ours, gradient_bound or 8 * theirs + 256 * UNIT,
-           f"(torch in float32: {theirs:.1e}; worst: {worst})")
+    for backend, out in outs.items():
+        name = spec["name"] if backend == "reference" else f"{spec['name']}, {backend}"
+        worst_grad, worst = gradient_distance(out, grads, floor)
+        report(f"{name}: prediction", distance(out["prediction"]), bound, f"(torch in float32: {theirs:.1e})")
+        report(f"{name}: loss", abs(float(out["loss"]) - float(loss)) / float(loss), 2 * bound)
+        report(f"{name}: {len(grads)} gradients", worst_grad, gradient_bound or 8 * theirs_grad + 256 * UNIT,
+               f"(torch in float32: {theirs_grad:.1e}; worst: {worst})")
 
 
 # ---- What ddpm saved, in diffusers ----------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def main():
     if arguments.only in (None, "saved"):
         check_saved(arguments.ddpm)
     if arguments.only in (None, "lab"):
-        check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4)
+        check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4, backends=("reference", "cpu"))
     print(f"{failures} failed" if failures else "all agree")
     return 1 if failures else 0
 
