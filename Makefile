@@ -28,7 +28,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test check-long lint bench parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -38,7 +38,7 @@ endif
 
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
-ifneq ($(filter-out help clean parity test check-long,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
 endif
 $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
@@ -121,6 +121,8 @@ lint: flags ## warnings, clang-tidy, cppcheck, clang-format, who includes whom, 
 bench: program ## GFLOP/s of every operation and whole step beside the machine's measured peak
 	$(PROGRAM) bench
 
+bench-torch: ## the same work in PyTorch and here, in turn, as ratios (in build/venv, or PYTHON=...)
+	+@PYTHON='$(strip $(PYTHON))' scripts/parity.sh tests/parity/bench_torch.py
 parity: ## compares with torch and diffusers (in build/venv, or PYTHON=...) and makes the test vectors anew
 	+@PYTHON='$(strip $(PYTHON))' scripts/parity.sh
 

@@ -22,7 +22,7 @@ What to look at:
   $DEMO/test/test_grid.png              what the model draws for the 32 label sets of $DEMO/data/test.json
   $DEMO/test/required_strip.png         noise becoming "red sphere, cyan cylinder, cyan cube" in 11 frames
 
-This model is tiny (0.7 million parameters at 32x32) and has seen each scene four times: expect a lit ground and as many
-blobs as objects, often in the right colours, not yet clean shapes. For those, train longer:
+This model is tiny (0.7 million parameters at 32x32) and has seen each scene four times. It has learnt the lit ground and
+that a few coloured solids stand on it, but hardly which ones the labels ask for: that comes later. Train longer for it:
   $PROGRAM train $DEMO/data --out runs/small --model small --epochs 50
 END
