@@ -424,13 +424,13 @@ DDPM_CLONES static void correlate_tile(int channels, int kernel, const ddpm_real
 }
 
 /* The sum above for all positions and outputs, added to y (N,outputs,H,W), whose pixel (y,x) is at step (y,x) of the
- * frame. Weights of output o begin at w + o w_out. */
+ * frame. Weights of output o begin at w + o w_out. Of the jobs the output varies fastest: a tile of x then serves all
+ * outputs while it is in the cache. */
 static void correlate(const frame *f, int channels, int kernel, const ddpm_real *w, size_t w_out, size_t w_in,
                       int w_tap, const ddpm_tensor *shape, int step, ddpm_real *y)
 {
     int outputs = shape->shape[1], h = shape->shape[2], width = shape->shape[3];
     size_t tiles = (f->plane + TILE - 1) / TILE;
-    /* the output varies fastest: a tile of x then serves all outputs while it is in the cache */
     #pragma omp parallel for schedule(static)
     for (size_t job = 0; job < tiles * (size_t)outputs; job++) {
         size_t first = job / (size_t)outputs * TILE, o = job % (size_t)outputs, run;
