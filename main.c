@@ -59,8 +59,8 @@ static void print_program_help(FILE *file)
     fprintf(file, "\n  ddpm COMMAND --help    its options and their defaults\n"
                   "  ddpm --version\n\n"
                   "A first run:\n"
-                  "  ddpm render --out data/scenes --scenes 300 --size 128x96\n"
-                  "  ddpm train data/scenes --model tiny --epochs 20 --out runs/first\n"
+                  "  ddpm render --out runs/scenes --scenes 300 --size 128x96\n"
+                  "  ddpm train runs/scenes --model tiny --epochs 20 --out runs/first\n"
                   "  ddpm sample \"red sphere, cyan cube\" --model runs/first --n 8 --out first.png\n");
 }
 
