@@ -796,7 +796,7 @@ static conv conv_of_dx(const ddpm_graph *g, const ddpm_node *node)
     d.h = c.oh, d.w = c.ow, d.oh = c.h, d.ow = c.w;
     d.pad = c.kernel - 1 - c.pad;
     d.x = node->out->grad, d.y = node->in[0]->grad, d.bias = NULL;
-    d.weight = c.weight + c.kernel * c.kernel - 1;
+    d.weight = c.weight ? c.weight + c.kernel * c.kernel - 1 : NULL; /* NULL while planning: only sizes are asked */
     d.w_out = c.w_in, d.w_in = c.w_out, d.w_tap = -1;
     d.accumulate = (int)(node->accumulate & 1);
     return d;
