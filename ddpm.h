@@ -340,7 +340,8 @@ typedef struct ddpm_backend {
     ddpm_result (*sync)(void *state);
     /* y[n] = sum_k c[k * capacity + n] x_k[n], then clamped to [-clamp, clamp] if clamp > 0. y may be one of x.
      * Serves add_noise, guidance and every sampler; not differentiable. c is a tensor (capacity,4,1,1) read as
-     * [k][n]. */
+     * [k][n]. y and x_k may be views: copies of a tensor's struct whose data begin at a later picture, each picture
+     * being C*H*W elements; upload and download meet them too. */
     ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
     ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i: ddpm_normals at first + i */
@@ -551,8 +552,14 @@ typedef struct ddpm_sample_config {
     double eta;           /* DDIM: 0 deterministic ... 1 */
     uint64_t seed;
     uint64_t first_picture; /* address of the first picture's noise: batches of one job go on counting */
+    /* G of classifier-free guidance (Ho & Salimans 2022, eq. 6 with G = 1 + w; diffusers' guidance_scale):
+     *     eps = eps_none + G (eps_label - eps_none)
+     * 1: none; 0: unconditional; above 1 towards the label. Other values than 0 and 1 run n pictures as 2n, which must
+     * fit the network's capacity; the model must have been trained with labels left out now and then. */
+    double guidance;
+    const ddpm_real *none; /* (L): the labels that mean "no label"; NULL: zeros, an empty multi-hot */
 } ddpm_sample_config;
-DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529 */
+DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529, guidance 1 */
 
 /* t of each step, descending, "leading" spacing (DDPMScheduler.set_timesteps): out has `steps` entries; 1 <= steps <=
  * T. */
@@ -572,8 +579,9 @@ DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sam
 /* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
  * Anything but DDPM_OK ends sampling with that result. */
 typedef ddpm_result (*ddpm_sample_callback)(void *user, ddpm_net *net, int done, int steps);
-/* Draws n <= capacity pictures, (n,C,H,W), for labels (n,L) (NULL if unconditional). Noise is addressed by picture,
- * so a picture does not depend on the batch it was drawn in. config NULL: the default. */
+/* Draws n <= capacity pictures (2n <= capacity with guidance), (n,C,H,W), for labels (n,L) (NULL if unconditional).
+ * Noise is addressed by picture, so a picture does not depend on the batch it was drawn in. config NULL: the default.
+ * DDPM_ERR_ARGUMENT: guidance of a model without labels, or without "no label" where labels are class indices. */
 DDPM_API ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
                                  const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback,
                                  void *user);

@@ -1450,7 +1450,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
 
 ddpm_sample_config ddpm_sample_default(void)
 {
-    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0};
+    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL};
 }
 
 ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out)
@@ -1515,6 +1515,10 @@ static ddpm_result forward_eval(ddpm_net *net, int n)
     return result;
 }
 
+/* Part II: classifier-free guidance. */
+static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
+static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
+
 ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
                         const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user)
 {
@@ -1527,30 +1531,25 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
     int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
-    ddpm_real *time = aligned_alloc_zero((size_t)n * sizeof *time);
-    ddpm_result result = t && time ? ddpm_timesteps(s, steps, t) : DDPM_ERR_MEMORY;
+    ddpm_result result = t ? ddpm_timesteps(s, steps, t) : DDPM_ERR_MEMORY;
     g->n = n;
     ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
-    if (result == DDPM_OK && net->labels) result = ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels);
+    if (result == DDPM_OK) result = upload_labels(net, &c, labels, n);
     if (result == DDPM_OK) result = normal(g, net->sample, noise);
     if (result == DDPM_OK && callback) result = callback(user, net, 0, steps);
     noise.purpose = DDPM_RANDOM_STEP;
     for (int i = 0; i < steps && result == DDPM_OK; i++) {
-        for (int k = 0; k < n; k++)
-            time[k] = (ddpm_real)t[i];
         int previous = c.sampler == DDPM_SAMPLER_DDIM ? t[i] - s->config.num_train_timesteps / steps
                        : i + 1 < steps                ? t[i + 1]
                                                       : -1;
         ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t[i], previous, c.eta);
         noise.step = (uint32_t)i;
-        result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
-        if (result == DDPM_OK) result = forward_eval(net, n);
+        result = predict_guided(net, t[i], n, c.guidance);
         if (result == DDPM_OK) result = sampling_step(net, &terms, noise);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
     aligned_free(t);
-    aligned_free(time);
     return result;
 }
 
@@ -2964,6 +2963,82 @@ static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_
     terms.prediction = direction > 0 ? (double)sqrtf(direction) : 0;
     terms.noise = (double)sigma;
     return terms;
+}
+
+/* ---- Classifier-free guidance ------------------------------------------------------------------------------------
+ * eps = eps_none + G (eps_label - eps_none)    (Ho & Salimans 2022, eq. 6 with G = 1 + w)
+ * as one batch of 2n: pictures 0..n-1 with their labels, n..2n-1 the same x_t with "no label". */
+
+static int is_guided(double guidance)
+{
+    return guidance != 0 && guidance != 1; /* at 0 and 1 one of the two terms is left */
+}
+
+/* The tensor from picture `first` on. */
+static ddpm_tensor pictures_from(const ddpm_tensor *x, int first)
+{
+    ddpm_tensor view = *x;
+    view.data += (size_t)first * ddpm_elements(x, 1);
+    return view;
+}
+
+static ddpm_result check_guidance(const ddpm_net *net, const ddpm_sample_config *c, int n)
+{
+    int capacity = net->graph->capacity;
+    if (c->guidance == 1) return DDPM_OK;
+    if (!isfinite(c->guidance)) return ddpm_fail(DDPM_ERR_ARGUMENT, "guidance is not a finite number");
+    if (!net->labels)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "guidance %g needs labels, this model has none\n      hint: guidance 1 is without",
+                         c->guidance);
+    if (!c->none && net->model->config.unet.class_embed_type != DDPM_CLASS_IDENTITY)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "guidance %g: this model's labels are numbers, and none of them is known to mean \"no label\""
+                         "\n      hint: `none` of ddpm_sample_config",
+                         c->guidance);
+    if (is_guided(c->guidance) && n > capacity / 2)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "guidance %g runs %d pictures as %lld, the network was built for %d\n      hint: "
+                         "ddpm_net_create with twice the capacity, or fewer pictures at once",
+                         c->guidance, n, 2LL * n, capacity);
+    return DDPM_OK;
+}
+
+static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n)
+{
+    const ddpm_device *device = net->model->device;
+    TRY(check_guidance(net, c, n));
+    if (!net->labels) return DDPM_OK;
+    if (c->guidance != 0) TRY(ddpm_upload(device, net->labels, DDPM_DATA, n, labels));
+    if (c->guidance == 1) return DDPM_OK;
+    size_t width = ddpm_elements(net->labels, 1);
+    ddpm_real *none = aligned_alloc_zero((size_t)n * width * sizeof *none);
+    if (!none) return DDPM_ERR_MEMORY;
+    for (size_t i = 0; c->none && i < (size_t)n * width; i++)
+        none[i] = c->none[i % width];
+    ddpm_tensor place = pictures_from(net->labels, c->guidance != 0 ? n : 0);
+    ddpm_result result = ddpm_upload(device, &place, DDPM_DATA, n, none);
+    aligned_free(none);
+    return result;
+}
+
+/* net->prediction of net->sample at time t, for n pictures. */
+static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance)
+{
+    int all = is_guided(guidance) ? 2 * n : n;
+    ddpm_real *time = aligned_alloc_zero((size_t)all * sizeof *time);
+    if (!time) return DDPM_ERR_MEMORY;
+    for (int i = 0; i < all; i++)
+        time[i] = (ddpm_real)t;
+    ddpm_result result = ddpm_upload(net->model->device, net->timestep, DDPM_DATA, all, time);
+    aligned_free(time);
+    if (result != DDPM_OK || all == n) return result == DDPM_OK ? forward_eval(net, n) : result;
+    ddpm_tensor sample = pictures_from(net->sample, n), none = pictures_from(net->prediction, n);
+    TRY(combine(net, &sample, 1, &net->sample, &(double){1}, 0, 0));
+    TRY(forward_eval(net, all));
+    net->graph->n = n;
+    return combine(net, net->prediction, 2, (ddpm_tensor *[]){net->prediction, &none},
+                   (double[]){guidance, 1 - guidance}, 0, 0);
 }
 
 /* ---- Forward and gradients for tensors from the host ------------------------------------------------------------- */

@@ -14,6 +14,7 @@ typedef struct batch_state {
     cli_progress bar;
     int first, n;       /* pictures of this batch */
     ddpm_real *values;  /* n pictures */
+    ddpm_real *none;    /* the labels that mean "no label" */
     io_picture *frames; /* (n, CLI_FRAMES), or NULL */
 } batch_state;
 
@@ -64,6 +65,7 @@ static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
     const cli_drawing *d = b->drawing;
     ddpm_sample_config config = d->sample;
     config.first_picture += (uint64_t)b->first;
+    config.none = b->none;
     size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
     ddpm_result result = set_labels(d, b->first, b->n, labels);
     if (result == DDPM_OK)
@@ -100,6 +102,27 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     return result;
 }
 
+/* Guidance needs a network that knows "no label". */
+static ddpm_result check_guidance(const cli_drawing *d)
+{
+    if (d->sample.guidance == 1 || d->model->info.label_dropout > 0) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_ARGUMENT,
+                     "%s was trained without label dropout, so guidance %g has nothing to start from\n"
+                     "      hint: ddpm train --cond-drop 0.1 trains for it; --guidance 1 draws without; if it was "
+                     "trained so elsewhere, say it in model_index.json: \"label_dropout\": 0.1",
+                     d->model->path, d->sample.guidance);
+}
+
+/* The labels that mean "no label": a multi-hot of zeros or of the class set apart; an index. NULL: out of memory. */
+static ddpm_real *no_label(const cli_model *model)
+{
+    int width = ddpm_label_width(&model->model->config), none = model->info.none_class;
+    ddpm_real *labels = cli_alloc((size_t)width + 1, sizeof *labels);
+    if (labels != NULL && none >= 0 && model->model->config.label.num_classes > 0) labels[none] = 1;
+    if (labels != NULL && none >= 0 && model->model->config.label.num_classes == 0) labels[0] = (ddpm_real)none;
+    return labels;
+}
+
 /* UNet2DModel's classes other than a multi-hot have no names to draw by. */
 static ddpm_result check_labels(const cli_drawing *d)
 {
@@ -120,23 +143,28 @@ static ddpm_result check_labels(const cli_drawing *d)
 ddpm_result cli_draw(const cli_drawing *d)
 {
     ddpm_result result = check_labels(d);
+    if (result == DDPM_OK) result = check_guidance(d);
     if (result != DDPM_OK) return result;
     ddpm_net *net = NULL;
     batch_state b = {.drawing = d};
     ddpm_real *labels = NULL;
     int capacity = d->batch < d->count ? d->batch : d->count;
-    result = ddpm_net_create(&net, d->model->model, d->model->info.height, d->model->info.width, capacity, 0);
+    result = ddpm_net_create(&net, d->model->model, d->model->info.height, d->model->info.width,
+                             d->sample.guidance != 1 ? 2 * capacity : capacity, 0);
     if (result == DDPM_OK) {
         size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
         b.values = cli_alloc((size_t)capacity * picture, sizeof *b.values);
         labels = cli_alloc((size_t)capacity * (size_t)(ddpm_label_width(&d->model->model->config) + 1), sizeof *labels);
         b.frames = d->strips ? cli_alloc((size_t)capacity * CLI_FRAMES, sizeof *b.frames) : NULL;
-        if (b.values == NULL || labels == NULL || (d->strips && b.frames == NULL)) result = DDPM_ERR_MEMORY;
+        b.none = no_label(d->model);
+        if (b.values == NULL || labels == NULL || b.none == NULL || (d->strips && b.frames == NULL))
+            result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = draw_all(d, net, &b, labels);
     free_pictures(b.frames, b.frames != NULL ? capacity * CLI_FRAMES : 0);
     free(b.frames);
     free(b.values);
+    free(b.none);
     free(labels);
     ddpm_net_free(net);
     return result;

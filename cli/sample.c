@@ -13,7 +13,7 @@
 static struct {
     const char *labels, *labels_file, *model, *out, *out_dir;
     int n, batch_size, sampler, steps, strip;
-    double eta;
+    double eta, guidance;
     uint64_t seed;
 } set;
 
@@ -40,6 +40,8 @@ static const cli_option options[] = {
      "steps of denoising", &set.steps, 1, 100000, 0},
     {"eta", NULL, CLI_REAL, "R", "0",
      "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
+    {"guidance", "guidance_scale", CLI_REAL, "G", "1",
+     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
     {"strip", NULL, CLI_FLAG, NULL, NULL,
      "also write the way from noise to picture, 11 frames: FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
     {0},
@@ -176,6 +178,7 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
     d.sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d.sample.sampler);
     d.sample.eta = set.eta;
+    d.sample.guidance = set.guidance;
     d.sample.seed = set.seed;
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     return set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);

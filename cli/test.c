@@ -15,7 +15,7 @@
 static struct {
     const char *data, *model, *out;
     int test_type, batch_size, sampler, steps;
-    double eta;
+    double eta, guidance;
     uint64_t seed;
 } set;
 
@@ -37,6 +37,8 @@ static const cli_option options[] = {
      "steps of denoising", &set.steps, 1, 100000, 0},
     {"eta", NULL, CLI_REAL, "R", "0",
      "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
+    {"guidance", "guidance_scale", CLI_REAL, "G", "1",
+     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
     {0},
 };
 /* clang-format on */
@@ -177,6 +179,7 @@ static ddpm_result test(const cli_context *context, cli_model *model, lab_label_
     d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
     d.sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d.sample.sampler);
     d.sample.eta = set.eta;
+    d.sample.guidance = set.guidance;
     d.sample.seed = set.seed;
     return draw(&e, &d);
 }

@@ -49,7 +49,9 @@ int main(void)
         check(ddpm_train_step(&trainer, pictures, labels, BATCH, 1e-3, &loss));
         printf("step %d: loss %.4f\n", step, loss);
     }
-    ddpm_sample_config how = {.sampler = DDPM_SAMPLER_DDIM, .steps = 20, .seed = 1};
+    ddpm_sample_config how = ddpm_sample_default();
+    how.sampler = DDPM_SAMPLER_DDIM;
+    how.steps = 20;
     check(ddpm_sample(net, &schedule, &how, labels, 4, pictures, NULL, NULL));
     printf("sampled 4 pictures of %dx%d; the first pixel is %.3f\n", SIZE, SIZE, (double)pictures[0]);
     ddpm_net_free(net);

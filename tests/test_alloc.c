@@ -114,7 +114,9 @@ static ddpm_result live_through(life *l)
 {
     static const float labels[BATCH * CLASSES] = {1, 0, 0, 0, 1, 1}, t[BATCH] = {10, 20};
     ddpm_model_config config = small_config();
-    ddpm_sample_config sample = {DDPM_SAMPLER_DDPM, 1, 0, 1, 0};
+    ddpm_sample_config sample = ddpm_sample_default();
+    sample.steps = 1;
+    sample.guidance = 2;
     ddpm_trainer trainer;
     double loss;
     ddpm_normals((ddpm_address){1, 0, 0, DDPM_RANDOM_USER}, BATCH * PICTURE, l->picture);
@@ -128,7 +130,7 @@ static ddpm_result live_through(life *l)
     TRY(ddpm_graph_find_nonfinite(l->net->graph));
     TRY(ddpm_loss_gradients(l->net, 1, l->picture, t, labels, l->picture, NULL, &loss));
     TRY(ddpm_graph_backward(l->net->graph, NULL, NULL, NULL));
-    return ddpm_sample(l->net, &l->schedule, &sample, labels, 2, l->picture, NULL, NULL);
+    return ddpm_sample(l->net, &l->schedule, &sample, labels, 1, l->picture, NULL, NULL);
 }
 
 /* The first k allocations succeed and the next one fails, for every k until none fails. The error is one of memory

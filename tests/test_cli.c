@@ -401,16 +401,22 @@ static void test_unconditional(void **state)
 
 /* ---- 5. Pictures --------------------------------------------------------------------------------------------- */
 
-static void assert_same_pixels(const char *a, const char *b)
+static int pixels_differ(const char *a, const char *b)
 {
     io_picture one, two;
     assert_int_equal(io_picture_read(in_folder(a), 3, &one), DDPM_OK);
     assert_int_equal(io_picture_read(in_folder(b), 3, &two), DDPM_OK);
     assert_int_equal(one.width, two.width);
     assert_int_equal(one.height, two.height);
-    assert_memory_equal(one.pixel, two.pixel, (size_t)one.width * (size_t)one.height * 3);
+    int differ = memcmp(one.pixel, two.pixel, (size_t)one.width * (size_t)one.height * 3) != 0;
     io_picture_free(&one);
     io_picture_free(&two);
+    return differ;
+}
+
+static void assert_same_pixels(const char *a, const char *b)
+{
+    assert_false(pixels_differ(a, b));
 }
 
 static void assert_text(const char *name, const char *keyword, const char *wanted)
@@ -446,6 +452,31 @@ static void test_sample(void **state)
     assert_picture("files/strip_1.png", 11 * 18 + 2, 20);
     assert_runs("sample 'red sphere' --model @/run/latest --sampler ddim --steps 2 --eta 1 --out @/one.png");
     assert_picture("one.png", 16, 16);
+}
+
+/* Guidance of a model that never saw "no label" is refused; 1 is no guidance; the batch does not matter. */
+static void test_guided_sample(void **state)
+{
+    (void)state;
+    static const char draw[] = "--sampler ddim --steps 2 --n 3 --seed 7";
+    char command[200];
+    assert_fails(1, "sample 'red sphere' --model @/run --steps 2 --guidance 3 --out @/none.png",
+                 "trained without label dropout");
+    assert_has(err, "--cond-drop");
+    assert_fails(1, "test @/data --model @/run --steps 2 --guidance 0 --out @/none", "trained without label dropout");
+    shell("cp -r @/run/latest/ @/dropped && "
+          "sed -i 's/\"label_dropout\":.*,/\"label_dropout\": 0.1,/' @/dropped/model_index.json");
+    const char *const how[] = {"", "--guidance 1", "--guidance 3", "--guidance 3 --batch-size 2", "--guidance 0"};
+    for (int i = 0; i < 5; i++) {
+        snprintf(command, sizeof command, "sample 'red sphere' --model @/dropped %s %s --out @/g%d.png", draw, how[i],
+                 i);
+        assert_runs(command);
+    }
+    assert_same_pixels("g0.png", "g1.png");
+    assert_same_pixels("g2.png", "g3.png");
+    assert_true(pixels_differ("g0.png", "g2.png") && pixels_differ("g0.png", "g4.png"));
+    assert_runs("test @/data --model @/dropped --sampler ddim --steps 1 --guidance_scale 2 --out @/guided");
+    assert_picture("guided/test_grid.png", 8 * 18 + 2, 4 * 18 + 2);
 }
 
 static void test_test(void **state)
@@ -741,6 +772,7 @@ int main(void)
         cmocka_unit_test(test_unconditional),
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_guided_sample),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_predict),
         cmocka_unit_test(test_predict_contradictions),

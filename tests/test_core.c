@@ -1,8 +1,9 @@
 /* tests/test_core.c - what ddpm.h promises beyond the values of single operations (tests/test_vectors.c) and their
  * gradients (tests/check_grad.c): numbers by address, bits, batches, memory, errors, and that training learns.
  * The network of most tests has 2 levels, 8 and 12 channels, attention, a label encoder for 5 classes, 8x8 pictures.
- * Contents: 1 a network to test with  2 memory  3 random numbers  4 the graph  5 threads  6 batches  7 training
- *           8 refused arguments  9 refused configs  10 values that are not finite  11 main */
+ * Contents: 1 a network to test with  2 memory  3 random numbers  4 the graph  5 threads  6 batches
+ *           7 classifier-free guidance  8 training  9 refused arguments  10 refused configs
+ *           11 values that are not finite  12 main */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -620,7 +621,7 @@ static record everything(int threads)
     }
     append_arrays(&r, k->model, DDPM_FOR_TRAINING);
     for (int sampler = 0; sampler < 2; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL};
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
         append(&r, out, sizeof out);
     }
@@ -720,7 +721,7 @@ static void test_samples_ignore_the_batch(void **state)
     (void)state;
     static const int capacities[] = {1, 3};
     for (int sampler = 0; sampler < 2; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL};
         float together[4 * PICTURE], alone[PICTURE];
         kit *k = open_kit(4, 0, 1);
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 4, together, NULL, NULL));
@@ -753,7 +754,7 @@ static void test_sampling_can_be_stopped(void **state)
 {
     (void)state;
     kit *k = open_kit(1, 0, 1);
-    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0};
+    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0, 1, NULL};
     float out[PICTURE] = {9};
     int calls = 0;
     assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, count_calls, &calls), DDPM_STOPPED);
@@ -762,7 +763,159 @@ static void test_sampling_can_be_stopped(void **state)
     close_kit(k);
 }
 
-/* ---- 7. Training ---- */
+/* ---- 7. Classifier-free guidance ---- */
+
+enum { GUIDED = 3 };
+
+typedef struct guided { /* the kit's own network draws; `plain`, of the same weights, says what it should have drawn */
+    kit *k;
+    ddpm_net *plain;
+    ddpm_sample_config config;
+    float x[GUIDED * PICTURE];
+    double worst;
+} guided;
+
+/* One step from the last x_t, from two predictions: eps_none + G (eps_label - eps_none) and the sampler's terms in
+ * double. Float rounds each prediction's coefficient, eps, x_0 and the terms' coefficients: gamma(16) of the absolute
+ * terms. Labels, "none" or G taken wrongly err by a share of eps itself. */
+static ddpm_result check_guided_step(void *user, ddpm_net *net, int done, int steps)
+{
+    guided *d = user;
+    float labelled[GUIDED * PICTURE], none[GUIDED * PICTURE], z[GUIDED * PICTURE], next[GUIDED * PICTURE], time[GUIDED];
+    const float zeros[GUIDED * CLASSES] = {0};
+    if (done) {
+        int stride = 1000 / steps, t = (steps - done) * stride;
+        ddpm_step_terms c = ddpm_step_coefficients(&d->k->schedule, d->config.sampler, t, t - stride, d->config.eta);
+        for (int i = 0; i < GUIDED; i++)
+            time[i] = (float)t;
+        OK(ddpm_predict(d->plain, GUIDED, d->x, time, d->k->labels, labelled));
+        OK(ddpm_predict(d->plain, GUIDED, d->x, time, zeros, none));
+        OK(ddpm_download(&d->k->device, net->noise, DDPM_DATA, GUIDED, z));
+        OK(ddpm_download(&d->k->device, net->sample, DDPM_DATA, GUIDED, next));
+        for (int i = 0; i < GUIDED * PICTURE; i++) {
+            double a = (double)none[i], b = (double)labelled[i], g = d->config.guidance, eps = a + g * (b - a),
+                   size = fabs((1 - g) * a) + fabs(g * b), x = (double)d->x[i];
+            double x0 = c.x0_sample * x + c.x0_prediction * eps, clamped = fmin(fmax(x0, -c.clamp), c.clamp);
+            double wanted = c.image * clamped + c.sample * x + c.prediction * eps + c.noise * (double)z[i];
+            double mass = fabs(c.image) * (fabs(c.x0_sample * x) + fabs(c.x0_prediction) * size) + fabs(c.sample * x) +
+                          fabs(c.prediction) * size + fabs(c.noise * (double)z[i]);
+            double error = fabs((double)next[i] - wanted) / (16 * 0x1p-24 * mass);
+            if (!(error <= 1))
+                fail_msg("guidance %g, step %d, element %d: %.9g instead of %.9g", g, done, i, (double)next[i], wanted);
+            d->worst = fmax(d->worst, error);
+        }
+    }
+    return ddpm_download(&d->k->device, net->sample, DDPM_DATA, GUIDED, d->x);
+}
+
+static void test_guidance(void **state)
+{
+    (void)state;
+    static const double scales[] = {3, 1.5, 0.25, -1, 0, 1};
+    guided d = {.k = open_kit(2 * GUIDED, 0, 1)};
+    float out[GUIDED * PICTURE];
+    OK(ddpm_net_create(&d.plain, d.k->model, 0, 0, GUIDED, 0));
+    for (int sampler = 0; sampler < 2; sampler++)
+        for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
+            d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL};
+            OK(ddpm_sample(d.k->net, &d.k->schedule, &d.config, d.k->labels, GUIDED, out, check_guided_step, &d));
+            assert_memory_equal(out, d.x, sizeof out);
+        }
+    print_message("           worst error %.2f of its bound\n", d.worst);
+    ddpm_net_free(d.plain);
+    close_kit(d.k);
+}
+
+/* Guidance 1 has the bits of a drawing without, guidance 0 those of a drawing of "no label", whatever the capacity;
+ * and with guidance, too, a picture does not depend on its batch. */
+static void test_guidance_at_its_ends(void **state)
+{
+    (void)state;
+    kit *k = open_kit(GUIDED, 0, 1), *wide = open_kit(2 * GUIDED, 0, 1);
+    float one[GUIDED * PICTURE], two[GUIDED * PICTURE], labels[GUIDED * CLASSES] = {0}, none[CLASSES] = {0, 0, 1, 0, 0};
+    ddpm_sample_config config = ddpm_sample_default();
+    config.steps = 3;
+    OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, GUIDED, one, NULL, NULL));
+    config.guidance = 1;
+    OK(ddpm_sample(wide->net, &k->schedule, &config, k->labels, GUIDED, two, NULL, NULL));
+    assert_memory_equal(one, two, sizeof one);
+    for (int other = 0; other < 2; other++) { /* zeros, then a multi-hot of its own */
+        config.guidance = 1;
+        config.none = NULL;
+        for (int i = 0; other && i < GUIDED; i++)
+            memcpy(labels + i * CLASSES, none, sizeof none);
+        OK(ddpm_sample(k->net, &k->schedule, &config, labels, GUIDED, one, NULL, NULL));
+        config.guidance = 0;
+        config.none = other ? none : NULL;
+        OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, GUIDED, two, NULL, NULL));
+        assert_memory_equal(one, two, sizeof one);
+    }
+    config.guidance = 3;
+    OK(ddpm_sample(wide->net, &k->schedule, &config, k->labels, GUIDED, one, NULL, NULL));
+    assert_memory_not_equal(one, two, sizeof one);
+    for (int i = 0; i < GUIDED; i++) {
+        config.first_picture = (uint64_t)i;
+        OK(ddpm_sample(k->net, &k->schedule, &config, k->labels + i * CLASSES, 1, two, NULL, NULL));
+        assert_memory_equal(one + i * PICTURE, two, PICTURE * sizeof *two);
+    }
+    close_kit(wide);
+    close_kit(k);
+}
+
+/* Class indices have no zeros that could mean "no label": the last class is made to. */
+static void test_guidance_of_class_indices(void **state)
+{
+    (void)state;
+    kit *k = calloc(1, sizeof *k);
+    assert_non_null(k);
+    ddpm_model_config config = small_config();
+    config.unet.class_embed_type = DDPM_CLASS_NONE;
+    config.unet.num_class_embeds = CLASSES;
+    config.label = (ddpm_label_config){0, 0, 0};
+    open_config(k, &config, 2, 0, 1);
+    float one[PICTURE], two[PICTURE], label = 1, none = CLASSES - 1;
+    ddpm_sample_config sample = ddpm_sample_default();
+    sample.steps = 3;
+    sample.guidance = 2;
+    check_failure(ddpm_sample(k->net, &k->schedule, &sample, &label, 1, one, NULL, NULL), DDPM_ERR_ARGUMENT, "`none`");
+    sample.none = &none;
+    OK(ddpm_sample(k->net, &k->schedule, &sample, &label, 1, one, NULL, NULL));
+    OK(ddpm_sample(k->net, &k->schedule, &sample, &none, 1, two, NULL, NULL)); /* eps of both is the same */
+    assert_memory_not_equal(one, two, sizeof one);
+    sample.guidance = 0;
+    OK(ddpm_sample(k->net, &k->schedule, &sample, &label, 1, one, NULL, NULL));
+    for (int i = 0; i < PICTURE; i++) /* 2 eps - eps: as exact as eps */
+        assert_true(one[i] == two[i]);
+    close_kit(k);
+}
+
+static void test_guidance_refused(void **state)
+{
+    (void)state;
+    kit *k = open_kit(3, 0, 1);
+    float out[MOST * PICTURE];
+    ddpm_sample_config config = ddpm_sample_default();
+    config.steps = 1;
+    config.guidance = 3;
+    OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL));
+    check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 2, out, NULL, NULL), DDPM_ERR_ARGUMENT,
+                  "guidance 3 runs 2 pictures as 4, the network was built for 3");
+    config.guidance = (double)NAN;
+    check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_ARGUMENT,
+                  "finite");
+    close_kit(k);
+    k = calloc(1, sizeof *k);
+    assert_non_null(k);
+    ddpm_model_config free_of_labels = small_config();
+    free_of_labels.unet.class_embed_type = DDPM_CLASS_NONE;
+    free_of_labels.label = (ddpm_label_config){0, 0, 0};
+    open_config(k, &free_of_labels, 4, 0, 1);
+    config.guidance = 2;
+    check_failure(ddpm_sample(k->net, &k->schedule, &config, NULL, 1, out, NULL, NULL), DDPM_ERR_ARGUMENT, "labels");
+    close_kit(k);
+}
+
+/* ---- 8. Training ---- */
 
 static void test_learning_rate(void **state)
 {
@@ -878,7 +1031,7 @@ static void test_resumed_training_is_the_same(void **state)
     free(r[1].data);
 }
 
-/* ---- 8. Refused arguments ---- */
+/* ---- 9. Refused arguments ---- */
 
 static void test_capacity_must_be_positive(void **state)
 {
@@ -990,7 +1143,7 @@ static void test_steps_must_exist(void **state)
     for (int i = 0; i < 3; i++)
         check_failure(ddpm_timesteps(&k->schedule, wrong[i], t), DDPM_ERR_RANGE, "steps");
     for (int i = 1; i < 3; i++) { /* 0 means T */
-        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0};
+        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
     }
@@ -1066,7 +1219,7 @@ static void test_no_dropout_outside_training(void **state)
     (void)state;
     ddpm_model_config config = small_config();
     config.unet.dropout = 0.5;
-    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0};
+    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0, 1, NULL};
     float out[2][4 * PICTURE], prediction[2 * PICTURE];
     for (int training = 0; training < 2; training++) {
         kit *k = calloc(1, sizeof *k);
@@ -1103,7 +1256,7 @@ static void test_weights_must_be_there(void **state)
     close_kit(k);
 }
 
-/* ---- 9. Refused configs: the text names the field ---- */
+/* ---- 10. Refused configs: the text names the field ---- */
 
 /* clang-format off */
 #define EDIT(name, statement) static void edit_##name(ddpm_model_config *c) { statement; }
@@ -1199,7 +1352,7 @@ static void test_presets(void **state)
         }
 }
 
-/* ---- 10. Values that are not finite ---- */
+/* ---- 11. Values that are not finite ---- */
 
 /* A step that cannot be taken names the first node that went wrong and leaves weights, moments and moving average as
  * they were. */
@@ -1284,7 +1437,7 @@ static void test_bad_gradient_is_named(void **state)
     close_kit(k);
 }
 
-/* ---- 11. Main ---- */
+/* ---- 12. Main ---- */
 
 int main(void)
 {
@@ -1311,6 +1464,10 @@ int main(void)
         cmocka_unit_test(test_training_noise_ignores_capacity),
         cmocka_unit_test(test_samples_ignore_the_batch),
         cmocka_unit_test(test_sampling_can_be_stopped),
+        cmocka_unit_test(test_guidance),
+        cmocka_unit_test(test_guidance_at_its_ends),
+        cmocka_unit_test(test_guidance_of_class_indices),
+        cmocka_unit_test(test_guidance_refused),
         cmocka_unit_test(test_learning_rate),
         cmocka_unit_test(test_ema_decay),
         cmocka_unit_test(test_initial_weights),

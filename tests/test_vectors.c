@@ -981,8 +981,9 @@ static void train_and_draw(const ddpm_device *device, float *weights, float *ave
     ddpm_net_free(net);
     ddpm_sample_config config = ddpm_sample_default();
     config.steps = 4;
+    config.guidance = 3; /* on views of tensors */
     OK(ddpm_model_use(model, DDPM_EMA));
-    OK(ddpm_net_create(&net, model, 8, 8, CAPACITY, 0));
+    OK(ddpm_net_create(&net, model, 8, 8, 4, 0));
     OK(ddpm_sample(net, &schedule, &config, labels, 2, pictures, NULL, NULL));
     ddpm_net_free(net);
     ddpm_model_free(model);
