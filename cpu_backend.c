@@ -621,75 +621,102 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
  * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
  *
  * Weights are transformed into scratch just before use: stored for all layers they would be four times the model.
- * V and M of a block of tiles are a thread's own. */
+ *
+ * A thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128 channels) and M of
+ * the outputs (0.2 MiB) then stay in the second-level cache while U streams past them, a chunk's from end to end. */
 
-enum { FREQUENCIES = 36, WIDTH = 32, GAP = 16 }; /* GAP: floats between planes, lest they meet in the same cache sets */
+enum {
+    FREQUENCIES = 36,
+    WIDTH = 48,
+    CHUNK = 32,
+    GAP = 16
+}; /* GAP: floats between planes, lest they share cache sets */
 
-typedef struct winograd {   /* sizes of one convolution, in floats */
-    size_t tiles, width;    /* of the batch; of a block */
-    size_t panels, u, v, m; /* planes of one frequency */
+typedef struct winograd { /* sizes of one convolution, in floats */
+    size_t groups;        /* of `lanes` tiles, in the batch */
+    size_t chunks;        /* of outputs */
+    size_t u, v, m;       /* planes of one frequency: U of a chunk, V of WIDTH tiles, M of both */
 } winograd;
 
-/* V and M of 32 tiles are what a second-level cache of 1 MiB holds next to U's stream (measured: 16 and 48 are slower).
- * */
 static winograd winograd_of(const cpu_state *s, const conv *c)
 {
-    winograd w = {.tiles = (size_t)c->n * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4)};
-    w.width = w.tiles < WIDTH ? 16 : WIDTH;
-    w.panels = panels_of(s->kernels, c->co);
-    w.u = w.panels * (size_t)s->kernels->rows * (size_t)c->ci + GAP;
-    w.v = (size_t)c->ci * w.width + GAP;
-    w.m = w.panels * (size_t)s->kernels->rows * w.width + GAP;
-    return w;
+    size_t tiles = (size_t)c->n * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4), lanes = (size_t)s->kernels->lanes;
+    return (winograd){.groups = (tiles + lanes - 1) / lanes,
+                      .chunks = (size_t)(c->co + CHUNK - 1) / CHUNK,
+                      .u = CHUNK * (size_t)c->ci + GAP,
+                      .v = WIDTH * (size_t)c->ci + GAP,
+                      .m = WIDTH * CHUNK + GAP};
 }
 
 static size_t winograd_scratch(const cpu_state *s, const conv *c)
 {
     winograd w = winograd_of(s, c);
-    return FREQUENCIES *
-           (w.u + (size_t)s->threads * ((size_t)c->ci * WIDTH + w.panels * (size_t)s->kernels->rows * WIDTH + 2 * GAP));
+    return FREQUENCIES * (w.chunks * w.u + (size_t)s->threads * (w.v + w.m));
 }
 
-/* Threads take stretches of the list of (block, panel), blocks slowest: a block that two of them share is transformed
- * twice. */
+/* U[chunk][f][panel][input][row of the panel]: this thread's share. */
+static void winograd_weights(const cpu_state *s, const conv *c, const winograd *w, float *u)
+{
+    const cpu_kernels *k = s->kernels;
+    size_t first, end;
+    share((size_t)(c->co / k->lanes) * (size_t)c->ci, &first, &end);
+    for (size_t job = first, run; job < end; job += run) {
+        int o = (int)(job / (size_t)c->ci) * k->lanes, i = (int)(job % (size_t)c->ci), in_chunk = o % CHUNK;
+        run = end - job < (size_t)(c->ci - i) ? end - job : (size_t)(c->ci - i);
+        k->weights(in_chunk, i, i + (int)run, c->ci, c->weight + (size_t)(o - in_chunk) * c->w_out, c->w_out, c->w_in,
+                   c->w_tap, u + (size_t)(o / CHUNK) * FREQUENCIES * w->u, w->u);
+    }
+}
+
+/* Outputs of `chunks` chunks from the first on, of tiles in V. */
+static void winograd_outputs(const cpu_state *s, const conv *c, const winograd *w, size_t group, size_t groups,
+                             size_t chunk, size_t chunks, const float *u, const float *v, float *m)
+{
+    const cpu_kernels *k = s->kernels;
+    const cpu_pictures y = {c->n, c->co, c->oh, c->ow, c->y};
+    for (size_t end = chunk + chunks; chunk < end; chunk++) {
+        int from = (int)chunk * CHUNK, to = from + CHUNK < c->co ? from + CHUNK : c->co;
+        for (size_t f = 0; f < FREQUENCIES; f++) {
+            cpu_product p = {.m = to - from,
+                             .n = (int)groups * k->lanes,
+                             .k = c->ci,
+                             .a = u + (chunk * FREQUENCIES + f) * w->u,
+                             .b = v + f * w->v,
+                             .ldb = WIDTH,
+                             .c = m + f * w->m,
+                             .ldc = WIDTH};
+            k->product(&p);
+        }
+        for (size_t i = 0; i < groups; i++)
+            k->output(&y, (group + i) * (size_t)k->lanes, from, to, m + i * (size_t)k->lanes, w->m, WIDTH, c->bias,
+                      c->accumulate);
+    }
+}
+
+/* Threads take stretches of the list of (group, chunk), groups slowest, whole groups WIDTH tiles together: a group that
+ * two of them share is transformed twice. */
 static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
 {
     const cpu_kernels *k = s->kernels;
     const winograd w = winograd_of(s, c);
-    size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, blocks = (w.tiles + w.width - 1) / w.width;
-    cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, c->y};
+    const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
+    size_t most = WIDTH / (size_t)k->lanes;
     float *u = scratch;
     #pragma omp parallel num_threads(s->threads)
     {
         size_t first, end;
-        float *v = u + FREQUENCIES * (w.u + (size_t)thread_index() * (w.v + w.m)), *m = v + FREQUENCIES * w.v;
-        share((size_t)c->co / lanes * (size_t)c->ci, &first, &end);
-        for (size_t job = first, run; job < end; job += run) {
-            int o = (int)(job / (size_t)c->ci * lanes), i = (int)(job % (size_t)c->ci);
-            run = end - job < (size_t)(c->ci - i) ? end - job : (size_t)(c->ci - i);
-            k->weights(o, i, i + (int)run, c->ci, c->weight, c->w_out, c->w_in, c->w_tap, u, w.u);
-        }
+        float *v = u + FREQUENCIES * (w.chunks * w.u + (size_t)thread_index() * (w.v + w.m)),
+              *m = v + FREQUENCIES * w.v;
+        winograd_weights(s, c, &w, u);
         #pragma omp barrier
-        share(blocks * w.panels, &first, &end);
-        for (size_t job = first, run; job < end; job += run) {
-            size_t tile = job / w.panels * w.width, from = job % w.panels * mr;
-            run = end - job < w.panels - job % w.panels ? end - job : w.panels - job % w.panels;
-            size_t count = w.tiles - tile < w.width ? (w.tiles - tile + lanes - 1) / lanes * lanes : w.width;
-            for (size_t t = 0; t < count; t += lanes)
-                k->input(&x, tile + t, v + t, w.v, w.width);
-            for (size_t f = 0; f < FREQUENCIES; f++) {
-                cpu_product p = {.m = (int)(run * mr),
-                                 .n = (int)count,
-                                 .k = c->ci,
-                                 .a = u + f * w.u + from * (size_t)c->ci,
-                                 .b = v + f * w.v,
-                                 .ldb = w.width,
-                                 .c = m + f * w.m + from * w.width,
-                                 .ldc = w.width};
-                k->product(&p);
-            }
-            for (size_t t = 0; t < count; t += lanes)
-                k->output(&y, tile + t, (int)from, (int)(from + run * mr), m + t, w.m, w.width, c->bias, c->accumulate);
+        share(w.groups * w.chunks, &first, &end);
+        for (size_t job = first, groups, chunks; job < end; job += groups * chunks) {
+            size_t group = job / w.chunks, chunk = job % w.chunks, whole = chunk ? 0 : (end - job) / w.chunks;
+            groups = whole > most ? most : whole ? whole : 1;
+            chunks = whole || end - job > w.chunks - chunk ? w.chunks - chunk : end - job;
+            for (size_t i = 0; i < groups; i++)
+                k->input(&x, (group + i) * (size_t)k->lanes, v + i * (size_t)k->lanes, w.v, WIDTH);
+            winograd_outputs(s, c, &w, group, groups, chunk, chunks, u, v, m);
         }
     }
 }
@@ -721,7 +748,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     const cpu_kernels *k = s->kernels;
     const winograd_weight_sizes z = sizes_of_winograd_weight(s, c->ci, c->co);
     size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, panels = panels_of(k, c->co),
-           tiles = winograd_of(s, c).tiles;
+           tiles = winograd_of(s, c).groups * lanes;
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
     float *v = scratch, *d = v + FREQUENCIES * z.v, *du = d + FREQUENCIES * z.d;
