@@ -85,7 +85,8 @@ typedef enum ddpm_purpose { /* which stream of numbers: two purposes never share
     DDPM_RANDOM_START,      /* x_T of sampling */
     DDPM_RANDOM_STEP,       /* z of a sampling step; step = its index */
     DDPM_RANDOM_SHUFFLE,    /* order of the data; step = epoch */
-    DDPM_RANDOM_USER        /* for the caller's own use: this value and above, up to 255 */
+    DDPM_RANDOM_USER,       /* for the caller's own use: this value and above, up to 127 */
+    DDPM_RANDOM_LABEL_DROPOUT = 128
 } ddpm_purpose;
 
 typedef struct ddpm_address {
@@ -539,6 +540,15 @@ DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *
 
 /* torch's MultiStepLR stepped once an epoch: lr gamma^(number of milestones <= epoch). */
 DDPM_API double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma);
+/* What a learning rate is multiplied by at optimiser step `step`, counted from 0: diffusers'
+ * get_cosine_schedule_with_warmup, rising to 1 over `warmup` steps and falling to 0 at step `total`; total 0: no fall
+ * (get_constant_schedule_with_warmup). */
+DDPM_API double ddpm_cosine_factor(uint64_t step, uint64_t warmup, uint64_t total);
+/* Label dropout, so that one network learns both terms of classifier-free guidance (Ho & Salimans 2022, algorithm 1):
+ * with probability p all labels of a picture become `none` (0 for a multi-hot, the extra class for an index).
+ *   first   seed and index in the run of the first picture: batch size and resuming do not matter; purpose is set here
+ *   labels  (n,width), in place */
+DDPM_API void ddpm_drop_labels(ddpm_address first, double p, ddpm_real none, int n, int width, ddpm_real *labels);
 /* diffusers' EMAModel.get_decay: 0 at s <= 0, else min(max_decay, (1 + s)/(10 + s)), s = step - 1, step counted from
  * 1. */
 DDPM_API double ddpm_ema_decay(uint64_t step, double max_decay);

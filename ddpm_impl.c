@@ -3041,6 +3041,27 @@ static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance)
                    (double[]){guidance, 1 - guidance}, 0, 0);
 }
 
+/* ---- Training with other recipes ------------------------------------------------------------------------------ */
+
+double ddpm_cosine_factor(uint64_t step, uint64_t warmup, uint64_t total)
+{
+    if (step < warmup) return (double)step / (double)warmup;
+    if (total == 0) return 1;
+    double share = total > warmup ? (double)(step - warmup) / (double)(total - warmup) : 1;
+    return share < 1 ? 0.5 * (1 + cos(3.14159265358979323846 * share)) : 0;
+}
+
+void ddpm_drop_labels(ddpm_address first, double p, ddpm_real none, int n, int width, ddpm_real *labels)
+{
+    first.purpose = DDPM_RANDOM_LABEL_DROPOUT;
+    for (int i = 0; i < n; i++, first.picture++) {
+        uint32_t word[4];
+        ddpm_philox(first, 0, word);
+        for (int k = 0; k < width && word[0] * 0x1p-32 < p; k++)
+            labels[(size_t)i * (size_t)width + (size_t)k] = none;
+    }
+}
+
 /* ---- Forward and gradients for tensors from the host ------------------------------------------------------------- */
 
 ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,

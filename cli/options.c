@@ -246,10 +246,17 @@ static void set_defaults(const cli_option *table)
     }
 }
 
-enum { CLI_TABLE_MAX = 64 };
+enum { CLI_TABLE_MAX = 96 };
+static const cli_option *parsed_table; /* of the last cli_parse, and which of its options were given */
+static char given[2][CLI_TABLE_MAX];   /* [0]: of the command, [1]: global */
 
-static int parse_named(const cli_command *command, const cli_option *global, char ***argument,
-                       char given[2][CLI_TABLE_MAX])
+int cli_given(const cli_option *option)
+{
+    ptrdiff_t index = parsed_table != NULL ? option - parsed_table : -1;
+    return index >= 0 && index < CLI_TABLE_MAX && given[0][index];
+}
+
+static int parse_named(const cli_command *command, const cli_option *global, char ***argument)
 {
     const char *name = **argument + 2;
     const char *equals = strchr(name, '=');
@@ -284,14 +291,14 @@ static int parse_named(const cli_command *command, const cli_option *global, cha
     return CLI_DONE;
 }
 
-static int parse_positional(const cli_command *command, const char *text, int position, char *given)
+static int parse_positional(const cli_command *command, const char *text, int position)
 {
     for (const cli_option *o = command->option; o->name != NULL; o++) {
         if (o->position != position) continue;
         complaint why;
         if (!set_value(o, text, why))
             return cli_usage_error(command->name, "%s: %s: '%s' %s", command->name, o->name, text, why);
-        given[o - command->option] = 1;
+        given[0][o - command->option] = 1;
         return CLI_DONE;
     }
     return cli_usage_error(command->name, "%s: unexpected argument '%s'\n      hint: a text with spaces needs quotes",
@@ -300,9 +307,10 @@ static int parse_positional(const cli_command *command, const char *text, int po
 
 int cli_parse(const cli_command *command, const cli_option *global, int argc, char **argv, int *help)
 {
-    char given[2][CLI_TABLE_MAX] = {{0}};
     int only_positional = 0, position = 0;
     *help = 0;
+    memset(given, 0, sizeof given);
+    parsed_table = command->option;
     set_defaults(command->option);
     set_defaults(global);
     for (char **argument = argv; argument < argv + argc && *argument != NULL; argument++) {
@@ -314,13 +322,13 @@ int cli_parse(const cli_command *command, const cli_option *global, int argc, ch
             *help = 1;
             return CLI_DONE;
         } else if (!only_positional && strncmp(text, "--", 2) == 0) {
-            status = parse_named(command, global, &argument, given);
+            status = parse_named(command, global, &argument);
         } else if (!only_positional && text[0] == '-' && text[1] != '\0') {
             status =
                 cli_usage_error(command->name, "%s: unknown option %s\n      hint: options begin with two dashes: -%s",
                                 command->name, text, text);
         } else {
-            status = parse_positional(command, text, ++position, given[0]);
+            status = parse_positional(command, text, ++position);
         }
         if (status != CLI_DONE) return status;
     }
@@ -402,9 +410,9 @@ static cJSON *value_to_json(const cli_option *o)
     case CLI_LIST:
         return cJSON_CreateIntArray(((const cli_list *)o->value)->value, ((const cli_list *)o->value)->count);
     case CLI_SIZE: return cJSON_CreateIntArray(o->value, 2);
-    case CLI_SEED: /* as text: a double cannot hold every uint64_t */
+    case CLI_SEED: /* beyond 2^53 as text: a double cannot hold every uint64_t */
         snprintf(number, sizeof number, "%llu", (unsigned long long)*(const uint64_t *)o->value);
-        return cJSON_CreateRaw(number);
+        return *(const uint64_t *)o->value >> 53 != 0 ? cJSON_CreateString(number) : cJSON_CreateRaw(number);
     case CLI_TEXT:
         return *(const char **)o->value != NULL ? cJSON_CreateString(*(const char **)o->value) : cJSON_CreateNull();
     case CLI_CHOICE: {
@@ -419,14 +427,19 @@ static cJSON *value_to_json(const cli_option *o)
     return NULL;
 }
 
+static void option_key(const cli_option *option, char *key, size_t size)
+{
+    size_t i = 0;
+    for (; option->name[i] != '\0' && i + 1 < size; i++)
+        key[i] = plain(option->name[i]);
+    key[i] = '\0';
+}
+
 int cli_settings_to_json(const cli_option *option, cJSON *object)
 {
     for (; option->name != NULL; option++) {
         char key[64];
-        size_t i = 0;
-        for (; option->name[i] != '\0' && i + 1 < sizeof key; i++)
-            key[i] = plain(option->name[i]);
-        key[i] = '\0';
+        option_key(option, key, sizeof key);
         cJSON *value = value_to_json(option);
         if (value == NULL || !cJSON_AddItemToObject(object, key, value)) {
             cJSON_Delete(value);
@@ -434,4 +447,71 @@ int cli_settings_to_json(const cli_option *option, cJSON *object)
         }
     }
     return 1;
+}
+
+/* A JSON value as one would type it; 0 if no option is typed like that. */
+static int json_to_text(const cJSON *item, const cli_option *o, char *text, size_t size)
+{
+    if (cJSON_IsNumber(item)) return snprintf(text, size, "%.17g", item->valuedouble) > 0;
+    if (cJSON_IsString(item)) return (size_t)snprintf(text, size, "%s", item->valuestring) < size;
+    if (!cJSON_IsArray(item)) return 0;
+    size_t used = 0;
+    const cJSON *entry;
+    text[0] = '\0';
+    cJSON_ArrayForEach (entry, item) {
+        const char *between = used == 0 ? "" : o->kind == CLI_SIZE ? "x" : ",";
+        if (!cJSON_IsNumber(entry) || used + 32 > size) return 0;
+        used += (size_t)snprintf(text + used, size - used, "%s%.17g", between, entry->valuedouble);
+    }
+    return 1;
+}
+
+/* Zero is what "not given" looks like where the table's default is a description. */
+static int stands_for_nothing(const cJSON *item, const cli_option *o)
+{
+    int zero = cJSON_IsNull(item) || (cJSON_IsNumber(item) && item->valuedouble == 0);
+    if (cJSON_IsArray(item)) zero = item->child == NULL || (item->child->valuedouble == 0 && o->kind == CLI_SIZE);
+    return zero && (o->fallback == NULL || o->fallback[0] == '(' || o->kind == CLI_TEXT || o->kind == CLI_LIST);
+}
+
+const char *cli_settings_from_json(const cli_option *option, const cJSON *object)
+{
+    static char wrong[400];
+    for (; option->name != NULL; option++) {
+        char key[64], text[1024];
+        complaint why;
+        option_key(option, key, sizeof key);
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+        if (item == NULL || cli_given(option)) continue;
+        if (stands_for_nothing(item, option)) {
+            set_zero(option);
+        } else if (option->kind == CLI_FLAG && cJSON_IsBool(item)) {
+            *(int *)option->value = cJSON_IsTrue(item);
+        } else if (option->kind == CLI_TEXT && cJSON_IsString(item)) {
+            *(const char **)option->value = item->valuestring;
+        } else if (option->kind == CLI_FLAG || option->kind == CLI_TEXT ||
+                   !json_to_text(item, option, text, sizeof text)) {
+            snprintf(wrong, sizeof wrong, "%s: this is not the kind of value that --%s takes", key, option->name);
+            return wrong;
+        } else if (!set_value(option, text, why)) {
+            snprintf(wrong, sizeof wrong, "%s: '%.100s' %.180s", key, text, why);
+            return wrong;
+        }
+    }
+    return NULL;
+}
+
+int cli_setting_differs(const cli_option *option, const cJSON *object)
+{
+    char key[64];
+    option_key(option, key, sizeof key);
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    cJSON *now = item != NULL ? value_to_json(option) : NULL;
+    char *one = now != NULL ? cJSON_PrintUnformatted(now) : NULL,
+         *other = now != NULL ? cJSON_PrintUnformatted(item) : NULL;
+    int differs = one != NULL && other != NULL && strcmp(one, other) != 0;
+    cJSON_Delete(now);
+    free(one);
+    free(other);
+    return differs;
 }

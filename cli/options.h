@@ -61,6 +61,9 @@ __attribute__((format(printf, 2, 3)))
 #endif
 int cli_usage_error(const char *command, const char *format, ...);
 
+/* 1 if the option's value came from the command line of the last cli_parse, 0 if it is its default or a file's. */
+int cli_given(const cli_option *option);
+
 /* ---- 3. Help and nearest names ------------------------------------------------------------------------------- */
 
 void cli_print_help(const cli_command *command, const cli_option *global); /* to stdout */
@@ -75,5 +78,11 @@ struct cJSON; /* cJSON.h's */
 /* Adds every option of the table with its current value to a JSON object, under its name with underscores.
  * Returns 0 when memory ran out. */
 int cli_settings_to_json(const cli_option *option, struct cJSON *object);
+/* The way back: options that were not given on the command line get the values that the object has for them; texts
+ * then point into it. An option that it lacks keeps its value. Returns NULL, or what is wrong with which value, in
+ * static memory. */
+const char *cli_settings_from_json(const cli_option *option, const struct cJSON *object);
+/* 1 if the object has another value for the option than the option has now; 0 also if it has none. */
+int cli_setting_differs(const cli_option *option, const struct cJSON *object);
 
 #endif

@@ -1,61 +1,94 @@
-/* cli/train.c - ddpm train: a data set and a model's config become a run directory with checkpoints and metrics.
- * Everything that can be refused is refused before the run directory is touched.
+/* cli/train.c - ddpm train: a data set and a model's config become a run directory with checkpoints and metrics, or a
+ * run that was stopped goes on. Everything that can be refused is refused before the run directory is touched.
  *
- * Contents: 1 options   2 the run's objects   3 memory   4 the run directory   5 checkpoints   6 epochs
- *           7 the command */
+ * Contents: 1 options   2 the run's objects   3 the model   4 the data and the network   5 memory
+ *           6 settings of a resumed run   7 state: training.json   8 the run directory   9 checkpoints
+ *           10 steps   11 epochs   12 the command */
 #include <cjson/cJSON.h>
-#include <dirent.h>
+#include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/run.h"
+#include "io/checkpoint.h"
 #include "io/file.h"
+#include "io/json.h"
 #include "io/model.h"
 #include "io/plot.h"
 #include "lab/dataset.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
-enum { LR_MULTISTEP, LR_CONSTANT };
+enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 
 static struct {
-    const char *data, *image_dir, *out, *model;
-    int epochs, batch_size, micro_batch, lr_schedule, timesteps, beta_schedule, save_every, workers, resolution[2];
-    double lr, gamma, max_grad_norm, ema_decay;
+    const char *data, *image_dir, *out, *model, *args;
+    int epochs, batch_size, micro_batch, lr_schedule, warmup, timesteps, beta_schedule, save_every, save_steps, keep,
+        max_steps, workers, pixel_unshuffle, resolution[2], resume, force;
+    double lr, gamma, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
     cli_list milestones;
     uint64_t seed;
 } set;
 
 /* clang-format off */
 static const cli_option options[] = {
-    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", CLI_REQUIRED,
+    {"data", "data_root train_data_dir", CLI_TEXT, "DATA", "(required; a run that is resumed knows it)",
      "folder with train.json and objects.json", &set.data, 0, 0, 1},
     {"image-dir", NULL, CLI_TEXT, "DIR", "(DATA, or iclevr or images in or beside it)",
      "folder of the pictures", &set.image_dir, 0, 0, 0},
-    {"out", "output_dir save_root", CLI_TEXT, "RUN", CLI_REQUIRED,
-     "run directory to make", &set.out, 0, 0, 0},
+    {"out", "output_dir save_root", CLI_TEXT, "RUN", "(required)",
+     "run directory to make, or to go on with", &set.out, 0, 0, 0},
     {"model", "weight_path weights", CLI_TEXT, "M", "lab",
-     "lab, small, tiny, or a UNet2DModel's config.json", &set.model, 0, 0, 0},
+     "lab, small, tiny, a UNet2DModel's config.json, a model_index.json, or, to fine-tune it, a model or run",
+     &set.model, 0, 0, 0},
+    {"pixel-unshuffle", NULL, CLI_INT, "R", "(the model's; 1: none)",
+     "the network sees R x R pixels as channels of one: a picture R times as large for the same work",
+     &set.pixel_unshuffle, 1, 64, 0},
     {"epochs", "num_epochs num_epoch", CLI_INT, "N", "50",
      "times over the data", &set.epochs, 1, 1e6, 0},
+    {"max-steps", "max_train_steps", CLI_INT, "N", "(no limit)",
+     "ends after so many steps; without --epochs, whatever number of epochs that takes", &set.max_steps, 1, 2e9, 0},
+    {"max-time", NULL, CLI_REAL, "MINUTES", "(no limit)",
+     "saves and ends after so long; --resume goes on", &set.max_time, 0, 1e9, 0},
     {"batch-size", "train_batch_size", CLI_INT, "N", "32",
      "pictures in a step", &set.batch_size, 1, 65536, 0},
     {"micro-batch", NULL, CLI_INT, "N", "(the whole batch)",
      "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
     {"lr", "learning_rate", CLI_REAL, "R", "1e-4", "learning rate of Adam", &set.lr, 0, 1e6, 0},
-    {"lr-schedule", "lr_scheduler", CLI_CHOICE, "multistep|constant", "multistep",
-     "multistep: times --gamma at each of --milestones", &set.lr_schedule, 0, 0, 0},
+    {"lr-schedule", "lr_scheduler", CLI_CHOICE, "multistep|constant|cosine", "multistep",
+     "multistep: times --gamma at each of --milestones; cosine: to 0 at the last step", &set.lr_schedule, 0, 0, 0},
+    {"warmup", "lr_warmup_steps", CLI_INT, "STEPS", "0",
+     "steps over which the rate rises from 0", &set.warmup, 0, 1e9, 0},
     {"milestones", NULL, CLI_LIST, "E,E,...", "15,60,150",
      "epochs at which the rate drops", &set.milestones, 1, 1e6, 0},
     {"gamma", NULL, CLI_REAL, "R", "0.1", "what the rate is multiplied by", &set.gamma, 0, 1, 0},
+    {"weight-decay", "adam_weight_decay", CLI_REAL, "R", "0",
+     "decoupled from the gradient (AdamW)", &set.weight_decay, 0, 1e3, 0},
+    {"cond-drop", "label_dropout", CLI_REAL, "P", "0",
+     "share of the pictures whose labels are left out, so that sample --guidance can be used: 0.1 is usual",
+     &set.cond_drop, 0, 1, 0},
     {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
      "steps of the noise schedule", &set.timesteps, 2, 100000, 0},
     {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, "squaredcos_cap_v2|linear", "squaredcos_cap_v2",
      "noise schedule", &set.beta_schedule, 0, 0, 0},
     {"save-every", "save_per_epoch save_model_epochs", CLI_INT, "N", "3",
      "epochs between checkpoints; the best and the last are kept as well", &set.save_every, 1, 1e6, 0},
+    {"save-steps", "checkpointing_steps", CLI_INT, "N", "(only after epochs)",
+     "steps between checkpoints, also within an epoch", &set.save_steps, 1, 2e9, 0},
+    {"save-minutes", NULL, CLI_REAL, "MINUTES", "(only after epochs)",
+     "time between checkpoints, also within an epoch", &set.save_minutes, 0, 1e9, 0},
+    {"keep", "checkpoints_total_limit", CLI_INT, "N", "2",
+     "newest checkpoints that can be continued from; of older ones the best and epoch=N stay as models; 0: all stay",
+     &set.keep, 0, 1e6, 0},
+    {"resume", NULL, CLI_FLAG, NULL, NULL,
+     "go on with RUN where it was stopped, with its settings", &set.resume, 0, 0, 0},
+    {"force", NULL, CLI_FLAG, NULL, NULL,
+     "resume although a setting or the data has changed", &set.force, 0, 0, 0},
+    {"args", NULL, CLI_TEXT, "FILE", "(none)",
+     "settings for what is not given here: the args.json of another run", &set.args, 0, 0, 0},
     {"seed", NULL, CLI_SEED, "S", "529", "of weights, order, noise", &set.seed, 0, 0, 0},
     {"workers", "num_workers dataloader_num_workers", CLI_INT, "N", "2",
      "threads that decode pictures", &set.workers, 1, 256, 0},
@@ -69,7 +102,16 @@ static const cli_option options[] = {
 };
 /* clang-format on */
 
+static int is_given(const char *name)
+{
+    for (const cli_option *o = options; o->name != NULL; o++)
+        if (strcmp(o->name, name) == 0) return cli_given(o);
+    return 0;
+}
+
 /* ---- 2. The run's objects ------------------------------------------------------------------------------------ */
+
+enum { MAX_BAD_STEPS = 10 }; /* in a row, that are skipped because a loss or gradient was not finite */
 
 typedef struct training {
     lab_dataset *data;
@@ -78,24 +120,37 @@ typedef struct training {
     ddpm_schedule schedule;
     ddpm_trainer trainer;
     io_model_info info;
+    char *source;                 /* a directory that weights come from: a generation, or a model to fine-tune */
+    int new_labels;               /* its label encoder does not fit the data's classes */
+    cJSON *args, *saved;          /* --args FILE; training.json of the generation that is resumed */
     ddpm_real *pictures, *labels; /* one batch */
-    FILE *metrics;
-    double *x, *y; /* epochs and loss after every step, for the curve */
-    int points, room;
+    int lock;
+    cli_csv metrics, timing;
     cli_progress bar;
-    double started;
-    double best;        /* lowest average loss of an epoch so far */
-    uint64_t best_step; /* of its checkpoint; 0: none */
-    int best_is_extra;  /* saved only for being the best: removed when it no longer is */
+    double started, last_save, last_curve; /* cli_seconds() */
+    double earlier;                        /* seconds that the run took before it was resumed */
+    double first_picture;                  /* of this process */
+
+    /* Where the run stands: with the trainer's counters and the arrays this is all that a checkpoint holds. */
+    int epoch, position; /* pictures of the epoch that are done */
+    double loss_sum;     /* of the epoch so far: loss times pictures */
+    int loss_pictures;
+    double best;                        /* lowest average loss of an epoch so far */
+    uint64_t best_step;                 /* of its checkpoint; 0: none */
+    int bad_steps;                      /* in a row, up to now */
+    uint64_t saved_step, saved_picture; /* of the newest checkpoint */
 } training;
 
 static void close_training(training *t)
 {
-    if (t->metrics != NULL) fclose(t->metrics);
+    cli_csv_close(&t->metrics);
+    cli_csv_close(&t->timing);
+    cli_run_unlock(t->lock);
     free(t->pictures);
     free(t->labels);
-    free(t->x);
-    free(t->y);
+    free(t->source);
+    cJSON_Delete(t->args);
+    cJSON_Delete(t->saved);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     ddpm_schedule_free(&t->schedule);
@@ -103,23 +158,25 @@ static void close_training(training *t)
     lab_dataset_close(t->data);
 }
 
-/* A preset's name, or a UNet's config.json, which gets the lab's label encoder if its class_embed_type is identity. */
-static ddpm_result read_model_config(int classes, ddpm_model_config *config)
+/* ---- 3. The model -------------------------------------------------------------------------------------------- */
+
+/* What the lab adds to a UNet with class_embed_type identity. */
+static ddpm_label_config label_encoder(const ddpm_unet_config *u, int classes)
 {
-    *config = ddpm_model_preset(set.model, classes);
-    if (config->unet.levels > 0) return DDPM_OK;
-    if (!io_is_file(set.model))
-        return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "--model %s is neither a preset nor a file\n"
-                         "      hint: lab, small, tiny, or a UNet2DModel's config.json",
-                         set.model);
+    int width = u->time_embedding_dim > 0 ? u->time_embedding_dim : 4 * u->block_out_channels[0];
+    return (ddpm_label_config){.num_classes = classes, .hidden_dim = 64, .embedding_dim = width};
+}
+
+/* A UNet's config.json, which gets the lab's label encoder if its class_embed_type is identity. */
+static ddpm_result read_unet_config(int classes, ddpm_model_config *config)
+{
     *config = ddpm_model_default();
     ddpm_result result = io_unet_config_read(set.model, &config->unet);
     if (result != DDPM_OK) return result;
     const ddpm_unet_config *u = &config->unet;
+    config->pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
     if (u->class_embed_type == DDPM_CLASS_IDENTITY) {
-        int width = u->time_embedding_dim > 0 ? u->time_embedding_dim : 4 * u->block_out_channels[0];
-        config->label = (ddpm_label_config){.num_classes = classes, .hidden_dim = 64, .embedding_dim = width};
+        config->label = label_encoder(u, classes);
     } else if (u->class_embed_type != DDPM_CLASS_NONE || u->num_class_embeds > 0) {
         return ddpm_fail(
             DDPM_ERR_UNSUPPORTED,
@@ -130,6 +187,83 @@ static ddpm_result read_model_config(int classes, ddpm_model_config *config)
     }
     return DDPM_OK;
 }
+
+static int same_classes(const io_model_info *info, const lab_classes *classes)
+{
+    int same = info->classes == classes->count;
+    for (int i = 0; same && i < classes->count; i++)
+        same = strcmp(info->class_name[i], classes->name[i]) == 0;
+    return same;
+}
+
+/* The configs of a model directory. Where the data has other classes the label encoder is made anew. */
+static ddpm_result read_directory(training *t, const char *path, const lab_classes *classes, ddpm_model_config *config,
+                                  ddpm_schedule_config *schedule)
+{
+    ddpm_result result = io_model_read_config(path, config, schedule, &t->info);
+    if (result != DDPM_OK) return result;
+    if (set.pixel_unshuffle > 0 && set.pixel_unshuffle != config->pixel_unshuffle)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: its pixel_unshuffle is %d\n      hint: leave out --pixel-unshuffle",
+                         path, config->pixel_unshuffle);
+    if (config->unet.num_class_embeds > 0 || config->unet.class_embed_type == DDPM_CLASS_TIMESTEP)
+        return ddpm_fail(DDPM_ERR_UNSUPPORTED,
+                         "%s: its class embedding takes one number a picture, the data has label sets\n"
+                         "      hint: a model with a label encoder, or without labels",
+                         path);
+    t->new_labels = config->unet.class_embed_type == DDPM_CLASS_IDENTITY &&
+                    (config->label.num_classes == 0 || !same_classes(&t->info, classes));
+    if (t->new_labels && config->label.num_classes > 0)
+        config->label.num_classes = classes->count;
+    else if (t->new_labels)
+        config->label = label_encoder(&config->unet, classes->count);
+    return DDPM_OK;
+}
+
+/* model_index.json stands for the configs of its directory, the weights being made anew. */
+static ddpm_result read_index(training *t, const lab_classes *classes, ddpm_model_config *config,
+                              ddpm_schedule_config *schedule)
+{
+    const char *slash = strrchr(set.model, '/');
+    char *directory = slash != NULL ? cli_text("%.*s", (int)(slash - set.model), set.model) : cli_text(".");
+    ddpm_result result = directory != NULL ? read_directory(t, directory, classes, config, schedule) : DDPM_ERR_MEMORY;
+    free(directory);
+    return result;
+}
+
+static int ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+/* --model: a preset, a config.json, a model_index.json, or a model or run to fine-tune; or a generation to go on with.
+ * *schedule is changed where the model says what its noise schedule is. */
+static ddpm_result read_model_config(training *t, const lab_classes *classes, ddpm_model_config *config,
+                                     ddpm_schedule_config *schedule)
+{
+    if (t->saved != NULL) return read_directory(t, t->source, classes, config, schedule);
+    *config = ddpm_model_preset(set.model, classes->count);
+    if (config->unet.levels > 0) {
+        ddpm_unet_config *u = &config->unet;
+        int r = config->pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
+        u->in_channels *= r * r;
+        u->out_channels *= r * r;
+        return DDPM_OK;
+    }
+    if (io_is_directory(set.model)) {
+        t->source = cli_find_model(set.model);
+        return t->source != NULL ? read_directory(t, t->source, classes, config, schedule) : DDPM_ERR_FILE;
+    }
+    if (!io_is_file(set.model))
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--model %s is neither a preset nor a file or directory\n"
+                         "      hint: lab, small, tiny, a UNet2DModel's config.json, or a model or run to fine-tune",
+                         set.model);
+    if (ends_with(set.model, "model_index.json")) return read_index(t, classes, config, schedule);
+    return read_unet_config(classes->count, config);
+}
+
+/* ---- 4. The data and the network ----------------------------------------------------------------------------- */
 
 /* The decoder threads need the pictures' size, which is the network's; the network needs the number of classes. */
 static ddpm_result open_data(training *t, const ddpm_model_config *config)
@@ -156,13 +290,24 @@ static int micro_batch(void)
     return set.micro_batch > 0 && set.micro_batch < set.batch_size ? set.micro_batch : set.batch_size;
 }
 
+/* Options that were given go before what the model says. */
+static void choose_schedule(const training *t, ddpm_schedule_config *schedule)
+{
+    int all = t->source == NULL && !ends_with(set.model, "model_index.json");
+    if (t->saved != NULL) return;
+    if (all || is_given("timesteps")) schedule->num_train_timesteps = set.timesteps;
+    if (all || is_given("beta-schedule"))
+        schedule->beta_schedule = set.beta_schedule == 0 ? DDPM_BETA_SQUAREDCOS_CAP_V2 : DDPM_BETA_LINEAR;
+}
+
 /* Everything up to the plan of the network: errors in the input show here, large memory comes later. */
 static ddpm_result plan_training(const cli_context *context, training *t)
 {
     ddpm_model_config config;
+    ddpm_schedule_config schedule = ddpm_schedule_default();
     lab_classes classes = {0};
     ddpm_result result = lab_classes_find(set.data, &classes);
-    if (result == DDPM_OK) result = read_model_config(classes.count, &config);
+    if (result == DDPM_OK) result = read_model_config(t, &classes, &config, &schedule);
     lab_classes_free(&classes);
     if (result == DDPM_OK) result = open_data(t, &config);
     if (result != DDPM_OK) return result;
@@ -171,15 +316,27 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     config.unet.sample_size[1] = data->width / (config.pixel_unshuffle > 1 ? config.pixel_unshuffle : 1);
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK) result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), 1);
+    choose_schedule(t, &schedule);
+    if (result == DDPM_OK) result = ddpm_schedule_create(&t->schedule, &schedule);
+    if (result == DDPM_OK && set.cond_drop > 0 && t->net->labels == NULL)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT, "--cond-drop leaves out labels, and this model takes none\n"
+                                              "      hint: leave out --cond-drop");
     return result;
+}
+
+/* Weights: PyTorch's initialisation, over which goes what the source has. */
+static ddpm_result fill_model(training *t)
+{
+    ddpm_result result = ddpm_model_init(t->model, set.seed);
+    if (result != DDPM_OK || t->source == NULL) return result;
+    return t->saved != NULL ? io_checkpoint_load(t->source, t->model)
+                            : io_model_fill(t->source, t->model, !t->new_labels);
 }
 
 static ddpm_result start_training(training *t)
 {
-    ddpm_schedule_config schedule = ddpm_schedule_default();
-    schedule.num_train_timesteps = set.timesteps;
-    schedule.beta_schedule = set.beta_schedule == 0 ? DDPM_BETA_SQUAREDCOS_CAP_V2 : DDPM_BETA_LINEAR;
     ddpm_train_config config = ddpm_train_default();
+    config.weight_decay = set.weight_decay;
     config.max_grad_norm = set.max_grad_norm;
     config.ema_decay = set.ema_decay;
     config.seed = set.seed;
@@ -187,22 +344,23 @@ static ddpm_result start_training(training *t)
     if ((t->pictures = cli_alloc((size_t)set.batch_size * picture, sizeof *t->pictures)) == NULL ||
         (t->labels = cli_alloc((size_t)set.batch_size * (size_t)t->data->classes.count, sizeof *t->labels)) == NULL)
         return DDPM_ERR_MEMORY;
-    ddpm_result result = ddpm_schedule_create(&t->schedule, &schedule);
-    if (result == DDPM_OK) result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
-    if (result == DDPM_OK) result = ddpm_model_init(t->model, set.seed);
+    ddpm_result result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
+    if (result == DDPM_OK) result = fill_model(t);
     if (result == DDPM_OK) result = ddpm_graph_alloc(t->net->graph);
     if (result == DDPM_OK) result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
-    t->info = io_model_info_default();
+    t->trainer.step = t->saved_step;
+    t->trainer.picture = t->saved_picture;
     t->info.pixel_unshuffle = t->model->config.pixel_unshuffle;
     t->info.height = t->net->height;
     t->info.width = t->net->width;
+    t->info.label_dropout = set.cond_drop;
     if (result == DDPM_OK && t->model->config.label.num_classes > 0)
         result =
             io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
     return result;
 }
 
-/* ---- 3. Memory ----------------------------------------------------------------------------------------------- */
+/* ---- 5. Memory ----------------------------------------------------------------------------------------------- */
 
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
 static ddpm_result report_plan(const training *t)
@@ -217,6 +375,9 @@ static ddpm_result report_plan(const training *t)
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
+    if (t->saved == NULL && t->source != NULL)
+        cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
+                 t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
     cli_note("memory  %s: weights, gradients, moments and average %s, network for %d pictures %s, data %s",
              cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(), cli_bytes(graph, c),
              cli_bytes(cache + batch, d));
@@ -228,24 +389,188 @@ static ddpm_result report_plan(const training *t)
     return DDPM_OK;
 }
 
-/* ---- 4. The run directory ------------------------------------------------------------------------------------ */
+/* ---- 6. Settings of a resumed run ---------------------------------------------------------------------------- */
+
+/* On resuming, these may differ from the run's settings: they do not change what is computed. With the cosine schedule
+ * the end of the run does. */
+static const char *const free_settings[] = {"data",       "image-dir",    "out",    "max-time", "save-every",
+                                            "save-steps", "save-minutes", "keep",   "resume",   "force",
+                                            "args",       "workers",      "epochs", "max-steps"};
+/* And these are what the network is: another one cannot go on with its weights. */
+static const char *const fixed_settings[] = {"model", "pixel-unshuffle", "resolution", "timesteps", "beta-schedule"};
+
+static int is_among(const char *name, const char *const *list, size_t count)
+{
+    int found = 0;
+    for (size_t i = 0; i < count; i++)
+        found |= strcmp(name, list[i]) == 0;
+    return found;
+}
+#define AMONG(name, list) is_among(name, list, sizeof(list) / sizeof(list)[0])
+
+/* Settings as the run had them, and as they were given now: a difference that matters is refused. */
+static ddpm_result compare_settings(const cJSON *settings)
+{
+    char changed[400] = "";
+    size_t used = 0;
+    int fixed = 0;
+    for (const cli_option *o = options; o->name != NULL; o++) {
+        int ends = strcmp(o->name, "epochs") == 0 || strcmp(o->name, "max-steps") == 0;
+        int is_free = AMONG(o->name, free_settings) && !(ends && set.lr_schedule == LR_COSINE);
+        if (is_free || !cli_given(o) || !cli_setting_differs(o, settings) || used > 300) continue;
+        used += (size_t)snprintf(changed + used, sizeof changed - used, "%s--%s", used > 0 ? ", " : "", o->name);
+        fixed |= AMONG(o->name, fixed_settings);
+    }
+    if (used == 0) return DDPM_OK;
+    if (fixed)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: the run has other settings: %s\n"
+                         "      hint: leave them out; --model %s --out NEW trains its model on with others",
+                         set.out, changed, set.out);
+    if (set.force) {
+        cli_note("changed %s: the run goes on with other settings than it began with", changed);
+        return DDPM_OK;
+    }
+    return ddpm_fail(DDPM_ERR_ARGUMENT,
+                     "%s: the run has other settings: %s\n"
+                     "      hint: leave them out; or --force: it then goes on with the new ones",
+                     set.out, changed);
+}
+
+static ddpm_result take_settings(const cJSON *settings, const char *path)
+{
+    const char *wrong = cli_settings_from_json(options, settings);
+    return wrong == NULL ? DDPM_OK
+                         : ddpm_fail(DDPM_ERR_FORMAT, "%s: %s\n      hint: mend it, or give that option", path, wrong);
+}
+
+static ddpm_result read_args(training *t, const char *path)
+{
+    ddpm_result result = io_json_read(path, &t->args);
+    return result == DDPM_OK ? take_settings(t->args, path) : result;
+}
+
+/* Finds what --resume goes on with. A run that was killed before its first checkpoint starts again with its settings;
+ * so --resume may be given always. */
+static ddpm_result find_generation(training *t)
+{
+    uint64_t step;
+    if (!io_is_directory(set.out)) return DDPM_OK;
+    ddpm_result result = cli_run_lock(set.out, &t->lock);
+    if (result == DDPM_OK) result = io_checkpoint_newest(set.out, &t->source, &step);
+    if (result != DDPM_OK) return result;
+    char *path = t->source != NULL ? io_join(t->source, "training.json") : io_join(set.out, "args.json");
+    if (path == NULL) return DDPM_ERR_MEMORY;
+    const cJSON *settings = NULL;
+    if (t->source != NULL) {
+        result = io_json_read(path, &t->saved);
+        settings = cJSON_GetObjectItemCaseSensitive(t->saved, "settings");
+    } else if (io_is_file(path)) {
+        result = io_json_read(path, &t->args);
+        settings = t->args;
+    }
+    int resume = set.resume, force = set.force; /* not the run's, but this call's */
+    if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
+    if (result == DDPM_OK && settings != NULL) result = take_settings(settings, path);
+    set.resume = resume;
+    set.force = force;
+    free(path);
+    return result;
+}
+
+/* ---- 7. State: training.json --------------------------------------------------------------------------------- */
+
+static char *describe_state(const training *t)
+{
+    cJSON *object = cJSON_CreateObject(), *settings = cJSON_CreateObject();
+    char *text = NULL;
+    if (object != NULL && settings != NULL && cli_settings_to_json(options, settings) &&
+        cJSON_AddNumberToObject(object, "version", 1) != NULL &&
+        cJSON_AddNumberToObject(object, "step", (double)t->trainer.step) != NULL &&
+        cJSON_AddNumberToObject(object, "pictures", (double)t->trainer.picture) != NULL &&
+        cJSON_AddNumberToObject(object, "epoch", t->epoch) != NULL &&
+        cJSON_AddNumberToObject(object, "position", t->position) != NULL &&
+        cJSON_AddNumberToObject(object, "loss_sum", t->loss_sum) != NULL &&
+        cJSON_AddNumberToObject(object, "loss_pictures", t->loss_pictures) != NULL &&
+        cJSON_AddNumberToObject(object, "best_loss", t->best) != NULL &&
+        cJSON_AddNumberToObject(object, "best_step", (double)t->best_step) != NULL &&
+        cJSON_AddNumberToObject(object, "bad_steps", t->bad_steps) != NULL &&
+        cJSON_AddNumberToObject(object, "data_pictures", t->data->count) != NULL) {
+        cJSON_AddItemToObject(object, "settings", settings);
+        settings = NULL;
+        text = cJSON_Print(object);
+    }
+    cJSON_Delete(object);
+    cJSON_Delete(settings);
+    if (text == NULL) ddpm_fail(DDPM_ERR_MEMORY, "no memory to write %s/training.json", set.out);
+    return text;
+}
+
+static int take_integer(const cJSON *object, const char *name, double high, int64_t *out)
+{
+    return io_json_integer(cJSON_GetObjectItemCaseSensitive(object, name), 0, (int64_t)high, out);
+}
+
+static ddpm_result read_state(training *t)
+{
+    int64_t version, step, picture, epoch, position, pictures, best_step, bad_steps, count;
+    const cJSON *loss = cJSON_GetObjectItemCaseSensitive(t->saved, "loss_sum");
+    const cJSON *best = cJSON_GetObjectItemCaseSensitive(t->saved, "best_loss");
+    const cJSON *saved = t->saved;
+    if (!take_integer(saved, "version", 1, &version) || !take_integer(saved, "step", 0x1p52, &step) ||
+        !take_integer(saved, "pictures", 0x1p52, &picture) || !take_integer(saved, "epoch", 1e9, &epoch) ||
+        !take_integer(saved, "position", 2e9, &position) || !take_integer(saved, "loss_pictures", 2e9, &pictures) ||
+        !take_integer(saved, "best_step", 0x1p52, &best_step) ||
+        !take_integer(saved, "bad_steps", MAX_BAD_STEPS, &bad_steps) ||
+        !take_integer(saved, "data_pictures", 2e9, &count) || !cJSON_IsNumber(loss) || !cJSON_IsNumber(best))
+        return ddpm_fail(DDPM_ERR_FORMAT,
+                         "%s/training.json does not say where the run stands\n"
+                         "      hint: was it edited? Move that directory away to go on from the one before it",
+                         t->source);
+    if (count != t->data->count && !set.force)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: the data has %d pictures, the run began with %lld\n"
+                         "      hint: --force goes on with the next epoch; --model %s --out NEW trains on",
+                         set.out, t->data->count, (long long)count, set.out);
+    if (t->new_labels)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: the data has other classes than the run\n"
+                         "      hint: --model %s --out NEW fine-tunes its model with a new label encoder",
+                         set.out, set.out);
+    t->saved_step = (uint64_t)step;
+    t->saved_picture = (uint64_t)picture;
+    t->epoch = (int)epoch;
+    t->position = (int)position;
+    t->loss_sum = loss->valuedouble;
+    t->loss_pictures = (int)pictures;
+    t->best = best->valuedouble;
+    t->best_step = (uint64_t)best_step;
+    t->bad_steps = (int)bad_steps;
+    if (count != t->data->count && t->position > 0) {
+        t->epoch++;
+        t->position = t->loss_pictures = 0;
+        t->loss_sum = 0;
+    }
+    return DDPM_OK;
+}
+
+/* ---- 8. The run directory ------------------------------------------------------------------------------------ */
 
 static ddpm_result refuse_used_directory(void)
 {
-    DIR *directory = opendir(set.out);
-    if (directory == NULL) {
-        if (io_is_file(set.out))
-            return ddpm_fail(DDPM_ERR_FILE, "%s is a file\n      hint: --out names the directory to make", set.out);
-        return DDPM_OK; /* does not exist; other reasons show when it is made */
-    }
-    int used = 0;
-    for (struct dirent *entry;
-         !used && (entry = readdir(directory)) != NULL;) /* "step-12.tmp-345" was never finished */
-        used = strncmp(entry->d_name, "step-", 5) == 0 && strchr(entry->d_name, '.') == NULL;
-    closedir(directory);
-    return used ? ddpm_fail(DDPM_ERR_ARGUMENT,
-                            "%s holds the checkpoints of another run\n      hint: choose another --out", set.out)
-                : DDPM_OK;
+    char *path = NULL;
+    uint64_t step;
+    if (io_is_file(set.out))
+        return ddpm_fail(DDPM_ERR_FILE, "%s is a file\n      hint: --out names the directory to make", set.out);
+    if (!io_is_directory(set.out)) return DDPM_OK; /* does not exist; other reasons show when it is made */
+    ddpm_result result = io_checkpoint_newest(set.out, &path, &step);
+    if (result == DDPM_OK && path != NULL)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "%s holds the checkpoints of another run\n"
+                           "      hint: --resume goes on with it; or choose another --out",
+                           set.out);
+    free(path);
+    return result;
 }
 
 static ddpm_result write_settings(const cli_context *context, const training *t)
@@ -269,188 +594,349 @@ static ddpm_result write_settings(const cli_context *context, const training *t)
     return result;
 }
 
+/* Seconds in the last row of timing.csv: the clock of a resumed run goes on. */
+static double last_seconds(const training *t)
+{
+    unsigned char *text;
+    size_t size;
+    double seconds = 0;
+    if (io_read_file(t->timing.path, &text, &size) != DDPM_OK) return 0;
+    while (size > 0 && text[size - 1] == '\n')
+        text[--size] = '\0';
+    const char *comma = strrchr((char *)text, ',');
+    if (comma != NULL) seconds = strtod(comma + 1, NULL);
+    free(text);
+    return seconds;
+}
+
+static int due_epoch(int epoch)
+{
+    return epoch % set.save_every == 0 || epoch == set.epochs - 1;
+}
+
+/* latest, best, epoch=N: what the state says, so that a run that was killed before it made them has them again. */
+static ddpm_result link_generation(const training *t)
+{
+    uint64_t step = t->trainer.step;
+    ddpm_result result = cli_run_link(set.out, "latest", step);
+    if (result == DDPM_OK && t->best_step == step) result = cli_run_link(set.out, "best", step);
+    if (result == DDPM_OK && t->best_step == step) result = cli_run_link(set.out, "training_best", step);
+    if (result == DDPM_OK && t->position == 0 && t->epoch > 0 && due_epoch(t->epoch - 1)) {
+        char name[32];
+        snprintf(name, sizeof name, "epoch=%d", t->epoch - 1);
+        result = cli_run_link(set.out, name, step);
+    }
+    return result;
+}
+
 static ddpm_result open_run(const cli_context *context, training *t)
 {
     ddpm_result result = io_make_directory(set.out);
+    if (result == DDPM_OK && t->lock < 0) result = cli_run_lock(set.out, &t->lock);
+    if (result == DDPM_OK) result = cli_run_sweep(set.out);
     if (result == DDPM_OK) result = write_settings(context, t);
-    char *path = result == DDPM_OK ? io_join(set.out, "metrics.csv") : NULL;
-    if (result == DDPM_OK && path == NULL) result = DDPM_ERR_MEMORY;
-    if (result == DDPM_OK && (t->metrics = fopen(path, "w")) == NULL)
-        result = ddpm_fail(DDPM_ERR_FILE, "%s cannot be written\n      hint: is there room, and the right to?", path);
-    if (result == DDPM_OK) {
-        setvbuf(t->metrics, NULL, _IOLBF, 4096); /* a line is there as soon as its step is done */
-        fprintf(t->metrics, "step,epoch,lr,loss,grad_norm,pictures_per_second,seconds\n");
-    }
-    free(path);
+    if (result == DDPM_OK && t->saved != NULL) result = link_generation(t);
+    if (result == DDPM_OK)
+        result = cli_csv_open(&t->metrics, set.out, "metrics.csv", "step,epoch,lr,loss,grad_norm", t->saved_step);
+    if (result == DDPM_OK)
+        result = cli_csv_open(&t->timing, set.out, "timing.csv", "step,pictures_per_second,seconds", t->saved_step);
+    if (result == DDPM_OK && t->saved_step > 0) t->earlier = last_seconds(t);
     return result;
 }
 
-/* ---- 5. Checkpoints ------------------------------------------------------------------------------------------ */
+/* ---- 9. Checkpoints ------------------------------------------------------------------------------------------ */
 
-/* RUN/name -> step-N, replaced in one piece: a link under another name, then rename. */
-static ddpm_result link_checkpoint(const char *name, uint64_t step)
+static ddpm_result save_checkpoint(training *t)
 {
-    ddpm_result result = DDPM_ERR_MEMORY;
-    char *target = cli_text("step-%llu", (unsigned long long)step);
-    char *temporary = cli_text("%s/.link-%ld", set.out, (long)getpid());
-    char *link = io_join(set.out, name);
-    if (target != NULL && temporary != NULL && link != NULL) {
-        unlink(temporary);
-        if (symlink(target, temporary) == 0 && rename(temporary, link) == 0)
-            result = DDPM_OK;
-        else
-            result = ddpm_fail(DDPM_ERR_FILE,
-                               "%s cannot be made a link to %s\n      hint: does this file system have links?", link,
-                               target);
-    }
-    free(target);
-    free(temporary);
-    free(link);
+    char *state = describe_state(t);
+    if (state == NULL) return DDPM_ERR_MEMORY;
+    ddpm_result result = cli_csv_flush(&t->metrics, 1);
+    if (result == DDPM_OK) result = cli_csv_flush(&t->timing, 1);
+    if (result == DDPM_OK)
+        result = io_checkpoint_save(set.out, t->trainer.step, t->model, &t->schedule.config, &t->info, state);
+    if (result == DDPM_OK) result = link_generation(t);
+    if (result == DDPM_OK) t->saved_step = t->trainer.step;
+    if (result == DDPM_OK) result = cli_run_prune(set.out, set.keep);
+    free(state);
+    t->last_save = cli_seconds();
     return result;
 }
 
-static char *checkpoint_path(uint64_t step)
+/* A save that fails costs a message: the checkpoint before it is still there, and the next may find room. */
+static ddpm_result try_to_save(training *t)
 {
-    return cli_text("%s/step-%llu", set.out, (unsigned long long)step);
-}
-
-static ddpm_result save_checkpoint(const training *t)
-{
-    char *path = checkpoint_path(t->trainer.step);
-    if (path == NULL) return DDPM_ERR_MEMORY;
-    ddpm_result result = io_model_save(path, t->model, DDPM_EMA, IO_F32, &t->schedule.config, &t->info);
-    free(path);
-    return result == DDPM_OK ? link_checkpoint("latest", t->trainer.step) : result;
-}
-
-/* After an epoch: saves it if it is due, the last, or the best so far, and moves the links. A checkpoint that was
- * saved only for being the best goes when a better one has come. */
-static ddpm_result end_epoch(training *t, int epoch, double loss)
-{
-    uint64_t step = t->trainer.step, beaten = t->best_is_extra ? t->best_step : 0;
-    int due = epoch % set.save_every == 0 || epoch == set.epochs - 1;
-    int best = t->best_step == 0 || loss < t->best;
-    if (!due && !best) return DDPM_OK;
     ddpm_result result = save_checkpoint(t);
-    if (result == DDPM_OK && due) {
-        char name[32];
-        snprintf(name, sizeof name, "epoch=%d", epoch);
-        result = link_checkpoint(name, step);
-    }
-    if (result != DDPM_OK || !best) return result;
-    result = link_checkpoint("best", step);
-    t->best = loss;
-    t->best_step = step;
-    t->best_is_extra = !due;
-    char *old = result == DDPM_OK && beaten > 0 ? checkpoint_path(beaten) : NULL;
-    if (old != NULL) result = io_remove_tree(old);
-    free(old);
-    return result;
-}
-
-/* ---- 6. Epochs ----------------------------------------------------------------------------------------------- */
-
-static double learning_rate(int epoch)
-{
-    if (set.lr_schedule == LR_CONSTANT) return set.lr;
-    return ddpm_multistep_lr(set.lr, epoch, set.milestones.value, set.milestones.count, set.gamma);
-}
-
-static ddpm_result write_metrics(const training *t, int epoch, double lr, double loss, double rate)
-{
-    fprintf(t->metrics, "%llu,%d,%.9g,%.9g,%.9g,%.4g,%.3f\n", (unsigned long long)t->trainer.step, epoch, lr, loss,
-            t->trainer.grad_norm, rate, cli_seconds() - t->started);
-    return ferror(t->metrics)
-               ? ddpm_fail(DDPM_ERR_FILE, "%s/metrics.csv cannot be written\n      hint: is the disk full?", set.out)
-               : DDPM_OK;
-}
-
-static ddpm_result keep_point(training *t, double epochs, double loss)
-{
-    if (t->points == t->room) {
-        int room = t->room > 0 ? 2 * t->room : 1024;
-        double *x = realloc(t->x, (size_t)room * sizeof *x), *y = realloc(t->y, (size_t)room * sizeof *y);
-        t->x = x != NULL ? x : t->x;
-        t->y = y != NULL ? y : t->y;
-        if (x == NULL || y == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the losses of %d steps", room);
-        t->room = room;
-    }
-    t->x[t->points] = epochs;
-    t->y[t->points++] = loss;
+    if (result != DDPM_ERR_FILE) return result;
+    cli_progress_clear(&t->bar);
+    cli_note("ddpm: step %llu is not saved, training goes on: %s", (unsigned long long)t->trainer.step, ddpm_error());
     return DDPM_OK;
 }
 
-/* RUN/loss.png: every step pale, their running mean bold. */
-static ddpm_result draw_curve(const training *t)
+/* RUN/loss.png from metrics.csv: every step pale, their running mean bold. */
+static ddpm_result draw_curve(training *t)
 {
-    io_picture picture = {0};
-    double window = t->points < 1000 ? t->points / 20.0 : 50; /* steps */
-    io_series loss = {.x = t->x, .y = t->y, .count = t->points, .smooth = window / (1 + window)};
+    unsigned char *text = NULL;
+    size_t size, rows = 0;
+    ddpm_result result = cli_csv_flush(&t->metrics, 0);
+    if (result == DDPM_OK) result = io_read_file(t->metrics.path, &text, &size);
+    if (result != DDPM_OK) return result;
+    for (size_t i = 0; i < size; i++)
+        rows += text[i] == '\n';
+    double *x = cli_alloc(2 * rows + 1, sizeof *x), *y = x != NULL ? x + rows : NULL;
+    int points = 0;
+    for (const char *line = strchr((char *)text, '\n'); x != NULL && line != NULL && line[1] != '\0';
+         line = strchr(line + 1, '\n')) {
+        double step;
+        if (sscanf(line + 1, "%lf,%*d,%*f,%lf", &step, &y[points]) == 2)
+            x[points++] = step * set.batch_size / t->data->count;
+    }
+    double window = points < 1000 ? points / 20.0 : 50; /* steps */
+    io_series loss = {.x = x, .y = y, .count = points, .smooth = window / (1 + window)};
     io_plot plot = {.title = set.out, .x_label = "epochs", .y_label = "loss", .series = &loss, .count = 1, .log_y = 1};
+    io_picture picture = {0};
     char *path = io_join(set.out, "loss.png");
-    ddpm_result result = path != NULL ? io_plot_draw(&plot, &picture) : DDPM_ERR_MEMORY;
-    if (result == DDPM_OK) result = io_picture_write_png(path, &picture, NULL, 0);
+    result = x == NULL || path == NULL ? DDPM_ERR_MEMORY : points == 0 ? DDPM_OK : io_plot_draw(&plot, &picture);
+    if (result == DDPM_OK && points > 0) result = io_picture_write_png(path, &picture, NULL, 0);
     io_picture_free(&picture);
+    t->last_curve = cli_seconds();
     free(path);
+    free(x);
+    free(text);
     return result;
 }
 
-static ddpm_result train_epoch(training *t, int epoch)
+/* ---- 10. Steps ----------------------------------------------------------------------------------------------- */
+
+static int steps_of_epoch(const training *t)
 {
-    double lr = learning_rate(epoch), total = 0, begin = cli_seconds(), last = begin;
-    int pictures = 0, steps = (t->data->count + set.batch_size - 1) / set.batch_size;
-    ddpm_result result = lab_dataset_start_epoch(t->data, (uint32_t)epoch);
-    for (int step = 1, got; result == DDPM_OK; step++) {
-        double loss;
-        result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, &got);
-        if (result != DDPM_OK || got == 0) break;
-        result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, got, lr, &loss);
-        if (result != DDPM_OK) break;
-        double now = cli_seconds();
-        total += loss * got;
-        pictures += got;
-        result = write_metrics(t, epoch, lr, loss, got / (now - last));
-        if (result == DDPM_OK) result = keep_point(t, epoch + (double)step / steps, loss);
-        last = now;
-        cli_progress_show(&t->bar, epoch + (double)step / steps,
-                          "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", epoch, set.epochs,
-                          (unsigned long long)t->trainer.step, lr, total / pictures, pictures / (now - begin));
-    }
-    cli_progress_clear(&t->bar);
-    if (result != DDPM_OK) return result;
-    cli_short duration;
-    double seconds = cli_seconds() - begin;
-    cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", epoch, total / pictures, lr, pictures / seconds,
-             cli_duration(seconds, duration));
-    result = draw_curve(t);
-    return result == DDPM_OK ? end_epoch(t, epoch, total / pictures) : result;
+    return (t->data->count + set.batch_size - 1) / set.batch_size;
 }
 
-/* ---- 7. The command ------------------------------------------------------------------------------------------ */
+/* Steps of the whole run, where the cosine ends. */
+static uint64_t planned_steps(const training *t)
+{
+    uint64_t steps = (uint64_t)set.epochs * (uint64_t)steps_of_epoch(t), most = (uint64_t)set.max_steps;
+    return most > 0 && most < steps ? most : steps;
+}
+
+static double learning_rate(const training *t)
+{
+    uint64_t warmup = (uint64_t)set.warmup, total = set.lr_schedule == LR_COSINE ? planned_steps(t) : 0;
+    double rate = set.lr;
+    if (set.lr_schedule == LR_MULTISTEP)
+        rate = ddpm_multistep_lr(set.lr, t->epoch, set.milestones.value, set.milestones.count, set.gamma);
+    return rate * ddpm_cosine_factor(t->trainer.step, warmup, total);
+}
+
+/* A step whose loss or gradient is not finite is left out: one picture with a rare t may do that, a model that has
+ * come apart does it every time. */
+static ddpm_result skip_step(training *t, int pictures)
+{
+    t->trainer.picture += (uint64_t)pictures; /* their noise is not drawn again */
+    cli_progress_clear(&t->bar);
+    if (++t->bad_steps >= MAX_BAD_STEPS) {
+        char text[1024];
+        snprintf(text, sizeof text, "%s", ddpm_error());
+        return ddpm_fail(DDPM_ERR_NONFINITE, "%d steps in a row went wrong after step %llu: %s", t->bad_steps,
+                         (unsigned long long)t->trainer.step, text);
+    }
+    cli_note("step %llu is skipped: %.*s", (unsigned long long)t->trainer.step + 1, (int)strcspn(ddpm_error(), "\n"),
+             ddpm_error());
+    return DDPM_OK;
+}
+
+static ddpm_result write_metrics(training *t, double lr, double loss, int pictures, double begin)
+{
+    double now = cli_seconds();
+    unsigned long long step = t->trainer.step;
+    ddpm_result result =
+        cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g\n", step, t->epoch, lr, loss, t->trainer.grad_norm);
+    if (result == DDPM_OK)
+        result =
+            cli_csv_add(&t->timing, "%llu,%.4g,%.3f\n", step, pictures / (now - begin), t->earlier + now - t->started);
+    if (result == DDPM_OK && (cli_csv_flush(&t->metrics, 0) != DDPM_OK || cli_csv_flush(&t->timing, 0) != DDPM_OK) &&
+        t->metrics.used < 1000) { /* said at first, not at every step */
+        cli_progress_clear(&t->bar);
+        cli_note("ddpm: %s (the rows wait in memory)", ddpm_error());
+    }
+    return result;
+}
+
+/* The next pictures of the epoch; *got is 0 when it is at its end. */
+static ddpm_result train_step(training *t, int *got)
+{
+    double loss, lr = learning_rate(t), begin = cli_seconds();
+    ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, got);
+    if (result != DDPM_OK || *got == 0) return result;
+    ddpm_address first = {.seed = set.seed, .picture = t->trainer.picture};
+    if (set.cond_drop > 0)
+        ddpm_drop_labels(first, set.cond_drop, 0, *got, t->model->config.label.num_classes, t->labels);
+    result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *got, lr, &loss);
+    t->position += *got;
+    if (result == DDPM_ERR_NONFINITE) return skip_step(t, *got);
+    if (result != DDPM_OK) return result;
+    t->bad_steps = 0;
+    t->loss_sum += loss * *got;
+    t->loss_pictures += *got;
+    return write_metrics(t, lr, loss, *got, begin);
+}
+
+static double average_loss(const training *t)
+{
+    return t->loss_pictures > 0 ? t->loss_sum / t->loss_pictures : 0;
+}
+
+static void show_progress(training *t)
+{
+    double now = cli_seconds(), epochs = t->epoch + (double)t->position / t->data->count;
+    double pictures = (double)t->trainer.picture - t->first_picture;
+    cli_progress_show(&t->bar, set.max_steps > 0 ? (double)t->trainer.step : epochs,
+                      "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", t->epoch, set.epochs,
+                      (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
+                      pictures / (now - t->started));
+}
+
+/* ---- 11. Epochs ---------------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t signalled;
+
+static void note_signal(int number)
+{
+    signalled = number;
+}
+
+/* The first SIGINT or SIGTERM asks for a save and an end after the step, a second one kills as usual. A file that
+ * may not grow (ulimit -f) is an error like a full disk, not a signal. */
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+/* Why the run ends before its last epoch; NULL: it does not. */
+static const char *reason_to_stop(const training *t)
+{
+    if (signalled) return signalled == SIGINT ? "Ctrl-C" : "SIGTERM";
+    if (set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps) return "--max-steps";
+    if (set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time) return "--max-time";
+    return NULL;
+}
+
+static int save_is_due(const training *t)
+{
+    return (set.save_steps > 0 && t->trainer.step % (uint64_t)set.save_steps == 0) ||
+           (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
+}
+
+/* Counts the epoch as done. Saves it if it is due, the last, or the best so far. */
+static ddpm_result end_epoch(training *t, double begin)
+{
+    double loss = average_loss(t), seconds = cli_seconds() - begin;
+    int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best), due = due_epoch(t->epoch);
+    cli_short duration;
+    cli_progress_clear(&t->bar);
+    cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", t->epoch, loss, learning_rate(t),
+             t->loss_pictures / seconds, cli_duration(seconds, duration));
+    t->epoch++;
+    t->position = t->loss_pictures = 0;
+    t->loss_sum = 0;
+    if (best) {
+        t->best = loss;
+        t->best_step = t->trainer.step;
+    }
+    ddpm_result result = cli_seconds() - t->last_curve >= 30 || t->epoch == 1 ? draw_curve(t) : DDPM_OK;
+    return result == DDPM_OK && (due || best) ? try_to_save(t) : result;
+}
+
+static ddpm_result train_epoch(training *t)
+{
+    double begin = cli_seconds();
+    ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
+    int stop = 0;
+    while (result == DDPM_OK && t->position < t->data->count && !stop) {
+        int got;
+        result = train_step(t, &got);
+        if (result != DDPM_OK) break;
+        stop = reason_to_stop(t) != NULL;
+        show_progress(t);
+        if (t->position < t->data->count && !stop && save_is_due(t)) result = try_to_save(t);
+    }
+    return result == DDPM_OK && t->position >= t->data->count ? end_epoch(t, begin) : result;
+}
+
+static ddpm_result train_epochs(training *t)
+{
+    ddpm_result result = DDPM_OK;
+    t->started = t->last_save = cli_seconds();
+    t->first_picture = (double)t->trainer.picture;
+    cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
+    catch_signals();
+    while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
+        result = train_epoch(t);
+        if (result == DDPM_OK && t->saved_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
+    }
+    cli_progress_clear(&t->bar);
+    if (result == DDPM_OK && t->saved_step != t->trainer.step) result = save_checkpoint(t);
+    return result == DDPM_OK ? draw_curve(t) : result;
+}
+
+/* ---- 12. The command ----------------------------------------------------------------------------------------- */
+
+/* Before anything large is allocated: where the run stands, if it goes on. */
+static ddpm_result find_run(training *t)
+{
+    if (!set.resume) return refuse_used_directory();
+    ddpm_result result = find_generation(t);
+    if (result != DDPM_OK) return result;
+    if (t->saved == NULL && set.data == NULL)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: there is no run to go on with\n      hint: check the path after --out",
+                         set.out);
+    if (t->saved == NULL) cli_note("run     %s has no checkpoint yet: it starts from the beginning", set.out);
+    return DDPM_OK;
+}
+
+static void report_end(const training *t)
+{
+    const char *reason = t->epoch < set.epochs ? reason_to_stop(t) : NULL;
+    unsigned long long step = t->trainer.step;
+    cli_short duration;
+    cli_duration(cli_seconds() - t->started, duration);
+    if (reason != NULL && strcmp(reason, "--max-steps") != 0)
+        cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s", reason, step,
+                 duration, set.out);
+    else if (t->best_step > 0)
+        cli_note("%llu steps in %s, lowest average loss %.5f (step-%llu)", step, duration, t->best,
+                 (unsigned long long)t->best_step);
+    else
+        cli_note("%llu steps in %s", step, duration);
+    printf("%s\n", set.out);
+}
 
 static ddpm_result train(const cli_context *context, training *t)
 {
-    ddpm_result result = refuse_used_directory();
+    ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
+    if (result == DDPM_OK) result = find_run(t);
+    if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK) result = plan_training(context, t);
     if (result == DDPM_OK) result = report_plan(t);
+    if (result == DDPM_OK && t->saved != NULL) result = read_state(t);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = open_run(context, t);
-    t->started = cli_seconds();
-    cli_progress_start(&t->bar, "train", set.epochs);
-    for (int epoch = 0; result == DDPM_OK && epoch < set.epochs; epoch++)
-        result = train_epoch(t, epoch);
-    if (result == DDPM_OK) {
-        cli_short duration;
-        cli_note("%llu steps in %s, lowest average loss %.5f (step-%llu)", (unsigned long long)t->trainer.step,
-                 cli_duration(cli_seconds() - t->started, duration), t->best, (unsigned long long)t->best_step);
-        printf("%s\n", set.out);
-    }
+    if (result == DDPM_OK) result = train_epochs(t);
+    if (result == DDPM_OK) report_end(t);
     return result;
 }
 
 static int run(const cli_context *context)
 {
-    training t = {0};
+    training t = {.lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
+    if (set.out == NULL)
+        return cli_usage_error("train", "train: --out is missing\n      usage: ddpm train %s", cli_train.usage);
+    if (set.data == NULL && !set.resume && set.args == NULL)
+        return cli_usage_error("train", "train: DATA is missing\n      usage: ddpm train %s", cli_train.usage);
+    t.info = io_model_info_default();
     ddpm_result result = train(context, &t);
     int status = cli_exit(result);
     close_training(&t);
@@ -459,9 +945,10 @@ static int run(const cli_context *context)
 
 const cli_command cli_train = {
     "train",
-    "DATA --out RUN [--model lab|small|tiny|CONFIG.json]",
+    "DATA --out RUN [--model lab|small|tiny|CONFIG.json|MODEL] [--resume]",
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
-    "loss.png and args.json. The defaults are the lab's recipe.",
+    "loss.png and args.json. The defaults are the lab's recipe. Ctrl-C or SIGTERM saves and ends;\n"
+    "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
     run};

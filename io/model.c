@@ -19,6 +19,7 @@ static const char label_prefix[] = "label_encoder.";
 static const char *name_in_part(const ddpm_tensor *param, io_part part)
 {
     size_t length = sizeof label_prefix - 1;
+    if (part == IO_PART_ALL) return param->name;
     int of_labels = !strncmp(param->name, label_prefix, length);
     if (of_labels != (part == IO_PART_LABEL_ENCODER)) return NULL;
     return of_labels ? param->name + length : param->name;
@@ -460,12 +461,39 @@ ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned 
     return result;
 }
 
+ddpm_result io_model_fill(const char *path, ddpm_model *model, int label_encoder)
+{
+    layout files;
+    unsigned arrays = DDPM_FOR_INFERENCE | (model->array[DDPM_EMA] ? 1u << DDPM_EMA : 0);
+    ddpm_result result = locate(path, &files);
+    if (!result && !io_is_file(files.file[WEIGHTS])) result = missing_weights(files.file[WEIGHTS]);
+    if (!result) result = io_weights_load(model, arrays, IO_PART_NETWORK, files.file[WEIGHTS]);
+    if (!result && label_encoder && files.file[LABEL])
+        result = io_weights_load(model, arrays, IO_PART_LABEL_ENCODER, files.file[LABEL_WEIGHTS]);
+    layout_free(&files);
+    return result;
+}
+
 /* ---- 5. A directory out ---------------------------------------------------------------------------------------- */
 
-/* What would be lost with the directory that is to be replaced: its first entry that no model directory has. */
+static const char *const evaluator[] = {"evaluator", "evaluator_judge"};
+
+/* What would be lost with the directory that is to be replaced: its first entry that neither a model directory nor a
+ * run's checkpoint (io/checkpoint.h) has. */
 static ddpm_result check_target(const char *path)
 {
-    static const char *const ours[] = {".", "..", "model_index.json", "unet", "scheduler", "label_encoder"};
+    static const char *const ours[] = {".",
+                                       "..",
+                                       "model_index.json",
+                                       "unet",
+                                       "scheduler",
+                                       "evaluator",
+                                       "unet_live",
+                                       "label_encoder_live",
+                                       "optimizer",
+                                       "training.json",
+                                       "evaluator_judge",
+                                       "label_encoder"};
     DIR *directory = opendir(path);
     if (!directory) /* absent is fine; what cannot be opened, the rename will report */
         return DDPM_OK;
@@ -484,66 +512,121 @@ static ddpm_result check_target(const char *path)
     return result;
 }
 
-static ddpm_result make_directories(const char *path, int labels)
+/* DIRECTORY/NAME<suffix>/FILE in new memory. */
+static char *part_path(const char *directory, const char *name, const char *suffix, const char *file)
 {
-    static const char *const below[] = {"unet", "scheduler", "label_encoder"};
-    ddpm_result result = DDPM_OK;
-    for (int i = 0; i < 2 + labels && !result; i++) {
-        char *directory = io_join(path, below[i]);
-        result = directory ? io_make_directory(directory) : DDPM_ERR_MEMORY;
-        free(directory);
-    }
+    char relative[160];
+    snprintf(relative, sizeof relative, "%.60s%.20s/%.60s", name, suffix, file);
+    return io_join(directory, relative);
+}
+
+static ddpm_result make_part(const char *directory, const char *name, const char *suffix)
+{
+    char *path = part_path(directory, name, suffix, "");
+    ddpm_result result = path ? io_make_directory(path) : DDPM_ERR_MEMORY;
+    free(path);
+    return result;
+}
+
+static ddpm_result write_part(const char *directory, const char *suffix, const ddpm_model *model, ddpm_array array,
+                              io_part part, io_dtype dtype)
+{
+    int labels = part == IO_PART_LABEL_ENCODER;
+    const char *name = labels ? "label_encoder" : "unet";
+    char *config = part_path(directory, name, suffix, "config.json");
+    char *weights =
+        part_path(directory, name, suffix, labels ? "model.safetensors" : "diffusion_pytorch_model.safetensors");
+    ddpm_result result = config && weights ? make_part(directory, name, suffix) : DDPM_ERR_MEMORY;
+    if (!result)
+        result = labels ? io_label_config_write(config, &model->config.label)
+                        : io_unet_config_write(config, &model->config.unet);
+    if (!result) result = io_weights_save(model, array, part, dtype, weights);
+    free(config);
+    free(weights);
+    return result;
+}
+
+ddpm_result io_networks_write(const char *directory, const char *suffix, const ddpm_model *model, ddpm_array array,
+                              io_dtype dtype)
+{
+    ddpm_result result = write_part(directory, suffix, model, array, IO_PART_NETWORK, dtype);
+    if (!result && model->config.label.num_classes)
+        result = write_part(directory, suffix, model, array, IO_PART_LABEL_ENCODER, dtype);
     return result;
 }
 
 /* The index comes last: its commit syncs the directory that by then has all entries. */
-static ddpm_result write_layout(const layout *files, const ddpm_model *model, ddpm_array array, io_dtype dtype,
-                                const ddpm_schedule_config *schedule, const io_model_info *info)
-{
-    ddpm_result result = io_unet_config_write(files->file[UNET], &model->config.unet);
-    if (!result) result = io_weights_save(model, array, IO_PART_NETWORK, dtype, files->file[WEIGHTS]);
-    if (!result) result = io_schedule_config_write(files->file[SCHEDULER], schedule);
-    if (!result && model->config.label.num_classes)
-        result = io_label_config_write(files->file[LABEL], &model->config.label);
-    if (!result && model->config.label.num_classes)
-        result = io_weights_save(model, array, IO_PART_LABEL_ENCODER, dtype, files->file[LABEL_WEIGHTS]);
-    if (!result) result = io_model_info_write(files->file[INDEX], info);
-    return result;
-}
-
 static ddpm_result write_directory(const char *path, const ddpm_model *model, ddpm_array array, io_dtype dtype,
                                    const ddpm_schedule_config *schedule, const io_model_info *info)
 {
-    layout files = {{0}};
-    ddpm_result result = make_directories(path, model->config.label.num_classes > 0);
-    for (int i = 0; i < FILES && !result; i++)
-        result = layout_set(&files, i, path, standard_name[i]);
-    if (!result) result = write_layout(&files, model, array, dtype, schedule, info);
-    layout_free(&files);
+    char *scheduler = io_join(path, standard_name[SCHEDULER]), *index = io_join(path, standard_name[INDEX]);
+    ddpm_result result = scheduler && index ? io_networks_write(path, "", model, array, dtype) : DDPM_ERR_MEMORY;
+    if (!result) result = make_part(path, "scheduler", "");
+    if (!result) result = io_schedule_config_write(scheduler, schedule);
+    if (!result) result = io_model_info_write(index, info);
+    free(scheduler);
+    free(index);
+    return result;
+}
+
+/* What can be refused before anything is written; *index is what will be in model_index.json. */
+static ddpm_result check_model(const char *directory, const ddpm_model *model, ddpm_array array,
+                               const io_model_info *info, io_model_info *index)
+{
+    *index = *info; /* class names stay the caller's */
+    index->pixel_unshuffle = model->config.pixel_unshuffle;
+    set_default_size(&model->config, index);
+    ddpm_result result = check_classes(directory, &model->config, info, DDPM_ERR_ARGUMENT);
+    if (!result && !model->array[array])
+        result =
+            ddpm_fail(DDPM_ERR_ARGUMENT, "%s: the model has no %s array to save\n      hint: ddpm_model_alloc makes it",
+                      directory, array == DDPM_EMA ? "EMA" : "such");
+    return result;
+}
+
+ddpm_result io_model_write(const char *directory, const ddpm_model *model, ddpm_array array, io_dtype dtype,
+                           const ddpm_schedule_config *schedule, const io_model_info *info)
+{
+    io_model_info index;
+    ddpm_result result = check_model(directory, model, array, info, &index);
+    return result ? result : write_directory(directory, model, array, dtype, schedule, &index);
+}
+
+/* Evaluators lie beside the model's files and are no part of what is being saved: they move from one directory to the
+ * other. */
+static ddpm_result move_evaluators(const char *from, const char *to)
+{
+    ddpm_result result = DDPM_OK;
+    for (size_t i = 0; i < sizeof evaluator / sizeof *evaluator && !result; i++) {
+        char *old = io_join(from, evaluator[i]), *moved = io_join(to, evaluator[i]);
+        if (!old || !moved)
+            result = DDPM_ERR_MEMORY;
+        else if (io_is_directory(old) && rename(old, moved))
+            result =
+                ddpm_fail(DDPM_ERR_FILE, "%s: cannot be moved to %s\n      hint: move it out of the way", old, moved);
+        free(old);
+        free(moved);
+    }
     return result;
 }
 
 ddpm_result io_model_save(const char *directory, const ddpm_model *model, ddpm_array array, io_dtype dtype,
                           const ddpm_schedule_config *schedule, const io_model_info *info)
 {
-    io_model_info index = *info; /* class names stay the caller's */
-    index.pixel_unshuffle = model->config.pixel_unshuffle;
-    set_default_size(&model->config, &index);
-    ddpm_result result = check_classes(directory, &model->config, info, DDPM_ERR_ARGUMENT);
-    if (!result && !model->array[array])
-        result =
-            ddpm_fail(DDPM_ERR_ARGUMENT, "%s: the model has no %s array to save\n      hint: ddpm_model_alloc makes it",
-                      directory, array == DDPM_EMA ? "EMA" : "such");
+    io_model_info index;
+    ddpm_result result = check_model(directory, model, array, info, &index);
     if (!result) result = check_target(directory);
     if (result) return result;
     char *fresh = io_beside(directory, "tmp");
     if (!fresh) return DDPM_ERR_MEMORY;
     result = io_remove_tree(fresh); /* left by a process that had our number and was killed */
     if (!result) result = write_directory(fresh, model, array, dtype, schedule, &index);
+    if (!result) result = move_evaluators(directory, fresh);
     if (!result) result = io_replace_directory(fresh, directory);
     if (result) {
         char text[1024]; /* the first failure is the one to report */
         snprintf(text, sizeof text, "%s", ddpm_error());
+        move_evaluators(fresh, directory);
         io_remove_tree(fresh);
         ddpm_fail(result, "%s", text);
     }

@@ -22,12 +22,18 @@ extern "C" {
 /* Writes one array of the model (DDPM_EMA for sampling, as diffusers' own training does, or DDPM_WEIGHT), as IO_F32 or
  * IO_F16, with its configs. info's pixel_unshuffle and version are taken from the model and this program. The
  * directory is made as "<directory>.tmp-PID", synced, and renamed into place; a model that stood there is replaced
- * whole. On failure it still stands there and the new one is removed.
+ * whole, but its evaluators (evaluator/, evaluator_judge/) stay. On failure it still stands there and the new one is
+ * removed.
  * DDPM_ERR_ARGUMENT: `directory` holds something that is not part of a model (it would be lost), an array that is not
  * allocated, class names that do not fit the model; DDPM_ERR_RANGE: a weight too large for F16; DDPM_ERR_FILE,
  * _MEMORY. */
 ddpm_result io_model_save(const char *directory, const ddpm_model *model, ddpm_array array, io_dtype dtype,
                           const ddpm_schedule_config *schedule, const io_model_info *info);
+
+/* The same files, written into `directory` (made if need be) one by one: for what makes a directory of its own around
+ * them and renames that. */
+ddpm_result io_model_write(const char *directory, const ddpm_model *model, ddpm_array array, io_dtype dtype,
+                           const ddpm_schedule_config *schedule, const io_model_info *info);
 
 /* Reads the configs of a model directory: ours, a diffusers pipeline's, or a UNet2DModel's own (config.json in `path`).
  * What is absent gets its default: no label encoder, ddpm_schedule_default(), io_model_info_default() with the UNet's
@@ -41,11 +47,15 @@ ddpm_result io_model_read_config(const char *path, ddpm_model_config *config, dd
 ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned arrays, ddpm_model **model,
                           ddpm_schedule_config *schedule, io_model_info *info);
 
+/* Fills DDPM_WEIGHT and, if it is allocated, DDPM_EMA of a model that exists from the model directory `path`, whose
+ * network must fit; label_encoder 0 leaves the model's own as it is. For fine-tuning. Errors as in io_weights_load. */
+ddpm_result io_model_fill(const char *path, ddpm_model *model, int label_encoder);
+
 /* ---- 2. Weights alone ---- */
 
 /* A model's parameters lie in two files: those of the label encoder ("label_encoder." in front, which the file leaves
- * out), and all others. */
-typedef enum io_part { IO_PART_NETWORK, IO_PART_LABEL_ENCODER } io_part;
+ * out), and all others. Adam's moments lie in one, under the model's own names. */
+typedef enum io_part { IO_PART_NETWORK, IO_PART_LABEL_ENCODER, IO_PART_ALL } io_part;
 
 /* Fills the given arrays (a mask of 1 << DDPM_WEIGHT, ...; each allocated) with the file's tensors. Every parameter
  * of the part must be there once, in its shape, and nothing else; any dtype is converted. Names of old diffusers
@@ -54,6 +64,11 @@ typedef enum io_part { IO_PART_NETWORK, IO_PART_LABEL_ENCODER } io_part;
 ddpm_result io_weights_load(ddpm_model *model, unsigned arrays, io_part part, const char *path);
 /* Writes one array's tensors of the part as IO_F32 or IO_F16; no second copy of the model is held. */
 ddpm_result io_weights_save(const ddpm_model *model, ddpm_array array, io_part part, io_dtype dtype, const char *path);
+
+/* One array's networks with their configs: directory/unet<suffix>/ and, with labels, directory/label_encoder<suffix>/,
+ * as a model directory has them without a suffix. */
+ddpm_result io_networks_write(const char *directory, const char *suffix, const ddpm_model *model, ddpm_array array,
+                              io_dtype dtype);
 
 #ifdef __cplusplus
 }

@@ -407,14 +407,24 @@ const char *lab_dataset_describe(const lab_dataset *ds)
 
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch)
 {
+    return lab_dataset_resume_epoch(ds, epoch, 0);
+}
+
+ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position)
+{
     struct lab_dataset_private *p = ds->p;
+    if (position < 0 || position > ds->count)
+        return ddpm_fail(DDPM_ERR_RANGE,
+                         "picture %d of an epoch was asked for, the data set has %d\n"
+                         "      hint: has the data changed since the run was stopped?",
+                         position, ds->count);
     queue_stop(&p->queue);
     ddpm_shuffle((ddpm_address){.seed = ds->config.seed, .step = epoch, .purpose = DDPM_RANDOM_SHUFFLE},
                  (uint32_t)ds->count, p->order);
-    for (int i = 0; i < ds->count; i++)
+    for (int i = position; i < ds->count; i++)
         if (!p->cached[p->order[i]].pixel) p->queue.list[p->queue.count++] = p->order[i];
     ddpm_result result = queue_start(ds);
-    p->position = result ? -1 : 0;
+    p->position = result ? -1 : position;
     return result;
 }
 

@@ -54,6 +54,9 @@ const char *lab_dataset_describe(const lab_dataset *ds);
 /* Begins an epoch: the order is ddpm_shuffle at {seed, 0, epoch, DDPM_RANDOM_SHUFFLE}. Starts decode threads if a
  * picture is not yet in memory; an epoch in progress is dropped. */
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch);
+/* The same from picture `position` of the epoch's order on, 0 to count: for a run that was stopped within it.
+ * DDPM_ERR_RANGE beyond. */
+ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position);
 /* The next pictures of the epoch: n of them, fewer at its end, none (*got = 0) after it.
  *   pictures  (n,channels,height,width) in [-1,1]: (v/255 - 0.5)/0.5
  *   labels    (n,classes) of 0 and 1, or NULL
