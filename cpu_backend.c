@@ -5,8 +5,11 @@
  * does not depend on how many threads there are: so neither do the bits. All memory a step needs is in the graph's
  * scratch, asked for in plan().
  *
- * Contents: 1 instruction sets   2 direct convolution   3 Winograd   4 which one, and the rows   5 elementwise rows
- *           6 update   7 the backend */
+ * Rows run on all threads of a team at once (cpu_team.h): each thread calls the same row, takes its share of the outputs,
+ * and meets the others at barrier() where it needs what they wrote. There is no OpenMP here.
+ *
+ * Contents: 1 instruction sets, threads   2 direct convolution   3 Winograd   4 which one, and the rows
+ *           5 elementwise rows   6 update   7 the backend */
 #ifdef __linux__
 #define _DEFAULT_SOURCE /* madvise */
 #endif
@@ -22,9 +25,11 @@
 #include <omp.h>
 #endif
 
+#include "cpu_team.h"
+
 #ifdef __GNUC__ /* gcc and clang: vectors. Elsewhere ddpm_cpu() is the reference (section 7) */
 
-/* ---- 1. Instruction sets ----------------------------------------------------------------------------------------- */
+/* ---- 1. Instruction sets, threads -------------------------------------------------------------------------------- */
 
 typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
     int m, n, k;
@@ -40,10 +45,6 @@ typedef struct cpu_pictures { /* (n,channels,h,w) */
     int n, channels, h, w;
     float *data;
 } cpu_pictures;
-
-typedef struct cpu_adam { /* of one step: see adam() in ddpm_impl.c */
-    float clip, one_b1, b2, one_b2, keep, rate, root, eps, ema;
-} cpu_adam;
 
 typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction set */
     const char *isa;
@@ -63,7 +64,12 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*silu)(size_t count, const float *x, float *y);
     void (*silu_backward)(size_t count, const float *x, const float *dy, float *dx, int accumulate);
     void (*add)(size_t count, const float *a, const float *b, float scale, float *y);
+    void (*add_one)(size_t count, const float *a, float b, float scale, float *y);
     void (*add_scaled)(size_t count, const float *a, float scale, float *y, int accumulate);
+    void (*difference)(size_t count, const float *a, const float *b, float scale, float *y, int accumulate);
+    double (*square_errors)(size_t count, const float *a, const float *b);
+    void (*twice)(size_t count, const float *x, float *y);
+    void (*twice_backward)(size_t count, const float *a, const float *b, float *dx, int accumulate);
     void (*sums)(size_t count, const float *a, const float *b, float shift, double *out);
     double (*sum)(size_t count, const float *x);
     double (*squares)(size_t count, const float *x, float mean);
@@ -71,7 +77,7 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*normalise_silu_backward)(size_t count, const float *x, float mean, float scale, float shift, float *dy);
     void (*normalise_backward)(size_t count, const float *x, float mean, const float *dy, float a, float b, float c,
                                float *dx, int accumulate);
-    void (*adam)(const cpu_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema);
+    void (*adam)(const ddpm_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema);
 } cpu_kernels;
 
 #ifdef __clang__
@@ -92,8 +98,10 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define BROADCAST(x) ((CPU(vec))_mm_set1_ps(x))
 #define KEEP(v) __asm__("" : "+x"(v))
+#define ROOT(x) ((CPU(vec))_mm_sqrt_ps(x))
 #define ISA_NAME "baseline"
 #include "cpu_kernels.h"
+#undef ROOT
 #undef CPU
 #undef LANES
 #undef NV
@@ -112,8 +120,10 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define NV 3
 #define FMA(a, b, c) ((CPU(vec))_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define BROADCAST(x) ((CPU(vec))_mm256_set1_ps(x))
+#define ROOT(x) ((CPU(vec))_mm256_sqrt_ps((__m256)(x)))
 #define ISA_NAME "avx2"
 #include "cpu_kernels.h"
+#undef ROOT
 #undef CPU
 #undef LANES
 #undef MR
@@ -136,6 +146,7 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define BROADCAST(x) ((CPU(vec))_mm512_set1_ps(x))
 #define KEEP(v) __asm__("" : "+v"(v))
 #define LOAD_NINE(p) ((CPU(vec))_mm512_maskz_loadu_ps(0x1FF, (p)))
+#define ROOT(x) ((CPU(vec))_mm512_sqrt_ps((__m512)(x)))
 #define ISA_NAME "avx512"
 #include "cpu_kernels.h"
 #ifdef __clang__
@@ -147,9 +158,11 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #ifdef __aarch64__
 #include <arm_neon.h>
 #define FMA(a, b, c) ((CPU(vec))vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define ROOT(x) ((CPU(vec))vsqrtq_f32((float32x4_t)(x)))
 #define BROADCAST(x) ((CPU(vec))vdupq_n_f32(x))
 #else
 #define FMA(a, b, c) ((a) * (b) + (c))
+#define ROOT(x) ((CPU(vec)){sqrtf((x)[0]), sqrtf((x)[1]), sqrtf((x)[2]), sqrtf((x)[3])})
 #define BROADCAST(x) ((CPU(vec)){x, x, x, x})
 #endif
 #define CPU(name) name##_baseline
@@ -165,6 +178,7 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 typedef struct cpu_state {
     const cpu_kernels *kernels;
     int threads;
+    cpu_team *team;
 } cpu_state;
 
 static const cpu_kernels *const instruction_sets[] = {/* the widest first */
@@ -198,7 +212,12 @@ static ddpm_result cpu_open(void **state, int threads, const char *isa)
             isa);
     cpu_state *s = malloc(sizeof *s);
     if (!s) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: %zu bytes refused", sizeof *s);
-    *s = (cpu_state){kernels, threads > 0 ? threads : 1};
+    *s = (cpu_state){kernels, threads > 0 ? threads : 1, NULL};
+    ddpm_result result = cpu_team_open(&s->team, s->threads);
+    if (result != DDPM_OK) {
+        free(s);
+        return result;
+    }
 #ifdef _OPENMP
     omp_set_num_threads(s->threads); /* for the reference's rows */
 #endif
@@ -208,7 +227,9 @@ static ddpm_result cpu_open(void **state, int threads, const char *isa)
 
 static void cpu_close(void *state)
 {
-    free(state);
+    cpu_state *s = state;
+    if (s != NULL) cpu_team_close(s->team);
+    free(s);
 }
 
 static const char *cpu_isa(const void *state)
@@ -221,28 +242,10 @@ static const cpu_state *state_of(const ddpm_graph *g)
     return g->device->state;
 }
 
-static int thread_index(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-static int thread_count(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_threads();
-#else
-    return 1;
-#endif
-}
-
 /* This thread's share of `count` things: first ... end - 1. */
 static void share(size_t count, size_t *first, size_t *end)
 {
-    size_t threads = (size_t)thread_count(), i = (size_t)thread_index();
+    size_t threads = (size_t)cpu_team_count(), i = (size_t)cpu_team_index();
     *first = count * i / threads;
     *end = count * (i + 1) / threads;
 }
@@ -411,7 +414,6 @@ static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
     size_t panels = panels_of(kernels, c->co), mr = (size_t)kernels->rows;
     size_t pixels = (size_t)c->n * (size_t)c->oh * (size_t)c->ow, blocks = (pixels + z.width - 1) / z.width;
     float *packed = scratch;
-    #pragma omp parallel num_threads(s->threads)
     {
         size_t first, end;
         share(panels * (size_t)c->ci, &first, &end);
@@ -420,8 +422,9 @@ static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
             kernels->pack(c->co - (int)(panel * mr), taps, c->weight + panel * mr * c->w_out + i * c->w_in, c->w_out,
                           c->w_tap, packed + (panel * (size_t)k + i * (size_t)taps) * mr);
         }
-        #pragma omp barrier
-        float *column = packed + z.packed + (size_t)thread_index() * (z.columns + z.block), *block = column + z.columns;
+        cpu_team_barrier();
+        float *column = packed + z.packed + (size_t)cpu_team_index() * (z.columns + z.block),
+              *block = column + z.columns;
         columns where;
         share(blocks * panels, &first, &end);
         for (size_t job = first, run; job < end; job += run) {
@@ -451,7 +454,6 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 {
     int taps = c->kernel * c->kernel, k = c->ci * taps, plane = c->oh * c->ow, pixels = c->n * plane;
     float *row = scratch, *turned = scratch + line((size_t)k * FEW_PIXELS); /* (pixels,k); (k,pixels) */
-    #pragma omp parallel num_threads(s->threads)
     {
         float y[4 * FEW_PIXELS];
         size_t first, end;
@@ -462,7 +464,7 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
             fill_columns(&where, (int)i, turned + i * (size_t)(taps * FEW_PIXELS), FEW_PIXELS);
         s->kernels->turn((int)(end - first) * taps, pixels, turned + first * (size_t)(taps * FEW_PIXELS), FEW_PIXELS,
                          row + first * (size_t)taps, (size_t)k);
-        #pragma omp barrier
+        cpu_team_barrier();
         share((size_t)(c->co + 3) / 4, &first, &end);
         for (int o = (int)first * 4; o < (int)end * 4 && o < c->co; o += 4) {
             int rows = c->co - o < 4 ? c->co - o : 4;
@@ -509,7 +511,6 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
     int taps = c->kernel * c->kernel, by_input = c->ci >= c->co;
     const weight_sizes z = sizes_of_weight(s, c);
     size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane, mr = (size_t)kernels->rows;
-    #pragma omp parallel num_threads(s->threads)
     {
         int i0 = 0, i1 = c->ci, o0 = 0, o1 = c->co;
         if (by_input)
@@ -518,7 +519,7 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
             range(c->co, 16, &o0, &o1);
         int k = (i1 - i0) * taps;
         columns where;
-        float *turned = scratch + (size_t)thread_index() * (z.turned + z.row + z.packed), *row = turned + z.turned,
+        float *turned = scratch + (size_t)cpu_team_index() * (z.turned + z.row + z.packed), *row = turned + z.turned,
               *packed = row + z.row;
         for (size_t at = 0; at < pixels && i0 < i1 && o0 < o1; at += z.depth) {
             int count = (int)(pixels - at < z.depth ? pixels - at : z.depth);
@@ -581,12 +582,11 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
     const cpu_kernels *kernels = s->kernels;
     int taps = c->kernel * c->kernel, mr = kernels->rows;
     size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane;
-    #pragma omp parallel num_threads(s->threads)
     {
         int i0, i1;
         range(c->ci, 16, &i0, &i1);
         int k = (i1 - i0) * taps;
-        float *packed = scratch + (size_t)thread_index() * columns_scratch(s, c),
+        float *packed = scratch + (size_t)cpu_team_index() * columns_scratch(s, c),
               *block = packed + line((size_t)(DEPTH + mr) * (size_t)c->co);
         for (int n = 0; n < c->n && !c->accumulate && i0 < i1; n++)
             memset(dx + ((size_t)n * (size_t)c->ci + (size_t)i0) * (size_t)c->h * (size_t)c->w, 0,
@@ -702,13 +702,12 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
     const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
     size_t most = WIDTH / (size_t)k->lanes;
     float *u = scratch;
-    #pragma omp parallel num_threads(s->threads)
     {
         size_t first, end;
-        float *v = u + FREQUENCIES * (w.chunks * w.u + (size_t)thread_index() * (w.v + w.m)),
+        float *v = u + FREQUENCIES * (w.chunks * w.u + (size_t)cpu_team_index() * (w.v + w.m)),
               *m = v + FREQUENCIES * w.v;
         winograd_weights(s, c, &w, u);
-        #pragma omp barrier
+        cpu_team_barrier();
         share(w.groups * w.chunks, &first, &end);
         for (size_t job = first, groups, chunks; job < end; job += groups * chunks) {
             size_t group = job / w.chunks, chunk = job % w.chunks, whole = chunk ? 0 : (end - job) / w.chunks;
@@ -752,7 +751,6 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
     float *v = scratch, *d = v + FREQUENCIES * z.v, *du = d + FREQUENCIES * z.d;
-    #pragma omp parallel num_threads(s->threads)
     {
         size_t first, end;
         for (size_t tile = 0; tile < tiles; tile += DEEP) {
@@ -765,7 +763,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
                 else
                     k->turned(&y, tile + t, (int)((channel - ci) * lanes), 1, d, z.d, depth, t);
             }
-            #pragma omp barrier
+            cpu_team_barrier();
             share(FREQUENCIES * panels, &first, &end);
             for (size_t job = first, run; job < end; job += run) {
                 size_t f = job / panels, from = job % panels;
@@ -781,7 +779,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
                                  .accumulate = tile > 0};
                 k->product(&p);
             }
-        #pragma omp barrier
+            cpu_team_barrier();
         }
         share((size_t)c->co * ci, &first, &end);
         for (size_t job = first; job < end; job++)
@@ -852,7 +850,7 @@ static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
     return few_pixels(g, node) ? THIN : PACKED;
 }
 
-static ddpm_result cpu_conv_forward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     conv c = conv_of(g, node);
     algorithm how = choose(g, node);
@@ -868,16 +866,17 @@ static ddpm_result cpu_conv_forward(const ddpm_graph *g, const ddpm_node *node)
 static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, float *db)
 {
     size_t plane = (size_t)c->oh * (size_t)c->ow;
-    #pragma omp parallel for schedule(static) num_threads(s->threads)
-    for (int o = 0; o < c->co; o++) {
+    size_t first, end;
+    share((size_t)c->co, &first, &end);
+    for (size_t o = first; o < end; o++) {
         double total = 0;
         for (int n = 0; n < c->n; n++)
-            total += s->kernels->sum(plane, dy + ((size_t)n * (size_t)c->co + (size_t)o) * plane);
+            total += s->kernels->sum(plane, dy + ((size_t)n * (size_t)c->co + o) * plane);
         db[o] += (float)total;
     }
 }
 
-static ddpm_result cpu_conv_backward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
     conv c = conv_of(g, node);
@@ -893,6 +892,7 @@ static ddpm_result cpu_conv_backward(const ddpm_graph *g, const ddpm_node *node)
         c.accumulate = (int)(node->accumulate & 1);
         direct_data(s, &c, dy, node->in[0]->grad, g->scratch);
     }
+    if (node->wants & 1) cpu_team_barrier(); /* they use the same scratch */
     if (node->wants & 2 && how == WINOGRAD)
         winograd_weight(s, &c, dy, node->in[1]->grad, g->scratch);
     else if (node->wants & 2)
@@ -955,32 +955,29 @@ static void share_array(size_t count, size_t *first, size_t *length)
     *length = end * 16 < count ? end * 16 - *first : count > *first ? count - *first : 0;
 }
 
-static ddpm_result cpu_activation_forward(const ddpm_graph *g, const ddpm_node *node)
+/* What is left to the reference's row: one thread calls it (OpenMP's may then do the work). */
+static ddpm_result left_to_reference(const ddpm_graph *g, const ddpm_node *node, int backward)
 {
-    const cpu_state *s = state_of(g);
-    size_t count = ddpm_elements(node->out, g->n);
-    if (node->attr.activation.kind != DDPM_SILU) return ddpm_reference()->rows[node->op].forward(g, node);
-    #pragma omp parallel num_threads(s->threads)
-    {
-        size_t at, length;
-        share_array(count, &at, &length);
-        s->kernels->silu(length, node->in[0]->data + at, node->out->data + at);
-    }
+    const ddpm_row *row = &ddpm_reference()->rows[node->op];
+    return cpu_team_index() == 0 ? (backward ? row->backward : row->forward)(g, node) : DDPM_OK;
+}
+
+static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    if (node->attr.activation.kind != DDPM_SILU) return left_to_reference(g, node, 0);
+    size_t at, length;
+    share_array(ddpm_elements(node->out, g->n), &at, &length);
+    state_of(g)->kernels->silu(length, node->in[0]->data + at, node->out->data + at);
     return DDPM_OK;
 }
 
-static ddpm_result cpu_activation_backward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *node)
 {
-    const cpu_state *s = state_of(g);
-    size_t count = ddpm_elements(node->out, g->n);
-    if (node->attr.activation.kind != DDPM_SILU) return ddpm_reference()->rows[node->op].backward(g, node);
-    #pragma omp parallel num_threads(s->threads)
-    {
-        size_t at, length;
-        share_array(count, &at, &length);
-        s->kernels->silu_backward(length, node->in[0]->data + at, node->out->grad + at, node->in[0]->grad + at,
-                                  adds_to(node, 0));
-    }
+    if (node->attr.activation.kind != DDPM_SILU) return left_to_reference(g, node, 1);
+    size_t at, length;
+    share_array(ddpm_elements(node->out, g->n), &at, &length);
+    state_of(g)->kernels->silu_backward(length, node->in[0]->data + at, node->out->grad + at, node->in[0]->grad + at,
+                                        adds_to(node, 0));
     return DDPM_OK;
 }
 
@@ -1006,15 +1003,16 @@ static void fold_silu(ddpm_graph *g, int i)
     silu->wants = 0;
 }
 
-static ddpm_result cpu_norm_forward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result norm_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
     const float *weight = node->in[1]->data, *bias = node->in[2]->data;
     float *aux = node->aux->data; /* (N,2,G): mean, r */
     int groups = node->attr.norm.groups, channels = node->in[0]->shape[1] / groups;
     size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
-    #pragma omp parallel for schedule(static) num_threads(s->threads)
-    for (int group = 0; group < g->n * groups; group++) {
+    size_t first, end;
+    share((size_t)(g->n * groups), &first, &end);
+    for (int group = (int)first; group < (int)end; group++) {
         int n = group / groups, k = group % groups;
         const float *x = node->in[0]->data + (size_t)group * count;
         float *y = node->out->data + (size_t)group * count;
@@ -1031,7 +1029,7 @@ static ddpm_result cpu_norm_forward(const ddpm_graph *g, const ddpm_node *node)
 }
 
 /* Each channel's sums of dy and dy (x - mean) serve dx as well as dw and db. Scratch: them, (N,C,2) doubles. */
-static ddpm_result cpu_norm_backward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result norm_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
     const float *weight = node->in[1]->data, *bias = node->in[2]->data, *aux = node->aux->data;
@@ -1039,74 +1037,77 @@ static ddpm_result cpu_norm_backward(const ddpm_graph *g, const ddpm_node *node)
     double *sums = (double *)(void *)g->scratch;
     int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
     size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
-    #pragma omp parallel num_threads(s->threads)
-    {
-        #pragma omp for schedule(static)
-        for (int group = 0; group < g->n * groups; group++) {
-            int n = group / groups, k = group % groups;
-            const float *x = node->in[0]->data + (size_t)group * count;
-            float *dy = node->out->grad + (size_t)group * count;
-            double mean_e = 0, mean_eh = 0, *own = sums + 2 * (size_t)group * (size_t)channels;
-            float mean = aux[(2 * n) * groups + k];
-            double r = (double)aux[(2 * n + 1) * groups + k];
-            for (int i = 0; i < channels; i++) {
-                double w = (double)weight[k * channels + i];
-                if (folded_silu(node)) /* nobody reads this gradient afterwards */
-                    s->kernels->normalise_silu_backward(plane, x + (size_t)i * plane, mean, (float)(r * w),
-                                                        bias[k * channels + i], dy + (size_t)i * plane);
-                s->kernels->sums(plane, dy + (size_t)i * plane, x + (size_t)i * plane, mean, own + 2 * i);
-                mean_e += w * own[2 * i] / (double)count;
-                mean_eh += w * r * own[2 * i + 1] / (double)count;
-            }
-            for (int i = 0; i < channels && dx; i++)
-                s->kernels->normalise_backward(plane, x + (size_t)i * plane, mean, dy + (size_t)i * plane,
-                                               (float)(r * (double)weight[k * channels + i]), (float)(-r * r * mean_eh),
-                                               (float)(-r * mean_e), dx + (size_t)group * count + (size_t)i * plane,
-                                               adds_to(node, 0));
+    size_t first, end;
+    share((size_t)(g->n * groups), &first, &end);
+    for (int group = (int)first; group < (int)end; group++) {
+        int n = group / groups, k = group % groups;
+        const float *x = node->in[0]->data + (size_t)group * count;
+        float *dy = node->out->grad + (size_t)group * count;
+        double mean_e = 0, mean_eh = 0, *own = sums + 2 * (size_t)group * (size_t)channels;
+        float mean = aux[(2 * n) * groups + k];
+        double r = (double)aux[(2 * n + 1) * groups + k];
+        for (int i = 0; i < channels; i++) {
+            double w = (double)weight[k * channels + i];
+            if (folded_silu(node)) /* nobody reads this gradient afterwards */
+                s->kernels->normalise_silu_backward(plane, x + (size_t)i * plane, mean, (float)(r * w),
+                                                    bias[k * channels + i], dy + (size_t)i * plane);
+            s->kernels->sums(plane, dy + (size_t)i * plane, x + (size_t)i * plane, mean, own + 2 * i);
+            mean_e += w * own[2 * i] / (double)count;
+            mean_eh += w * r * own[2 * i + 1] / (double)count;
         }
-        #pragma omp for schedule(static)
-        for (int c = 0; c < all; c++) {
-            double sum_dy = 0, sum_dyh = 0;
-            for (int n = 0; n < g->n; n++) {
-                const double *own = sums + 2 * ((size_t)n * (size_t)all + (size_t)c);
-                sum_dy += own[0];
-                sum_dyh += (double)aux[(2 * n + 1) * groups + c / channels] * own[1];
-            }
-            if (dw) dw[c] += (float)sum_dyh;
-            if (db) db[c] += (float)sum_dy;
+        for (int i = 0; i < channels && dx; i++)
+            s->kernels->normalise_backward(plane, x + (size_t)i * plane, mean, dy + (size_t)i * plane,
+                                           (float)(r * (double)weight[k * channels + i]), (float)(-r * r * mean_eh),
+                                           (float)(-r * mean_e), dx + (size_t)group * count + (size_t)i * plane,
+                                           adds_to(node, 0));
+    }
+    cpu_team_barrier();
+    share((size_t)all, &first, &end);
+    for (int c = (int)first; c < (int)end; c++) {
+        double sum_dy = 0, sum_dyh = 0;
+        for (int n = 0; n < g->n; n++) {
+            const double *own = sums + 2 * ((size_t)n * (size_t)all + (size_t)c);
+            sum_dy += own[0];
+            sum_dyh += (double)aux[(2 * n + 1) * groups + c / channels] * own[1];
         }
+        if (dw) dw[c] += (float)sum_dyh;
+        if (db) db[c] += (float)sum_dy;
     }
     return DDPM_OK;
 }
 
-static ddpm_result cpu_add_forward(const ddpm_graph *g, const ddpm_node *node)
+/* b may be (N,C,1,1): a plane then adds one number. */
+static ddpm_result add_forward(const ddpm_graph *g, const ddpm_node *node)
 {
-    const cpu_state *s = state_of(g);
-    if (ddpm_elements(node->in[1], 1) != ddpm_elements(node->out, 1))
-        return ddpm_reference()->rows[node->op].forward(g, node);
-    #pragma omp parallel num_threads(s->threads)
-    {
-        size_t at, length;
-        share_array(ddpm_elements(node->out, g->n), &at, &length);
-        s->kernels->add(length, node->in[0]->data + at, node->in[1]->data + at, (float)node->attr.affine.scale,
-                        node->out->data + at);
+    const cpu_kernels *kernels = state_of(g)->kernels;
+    const float *a = node->in[0]->data, *b = node->in[1]->data;
+    float *y = node->out->data, scale = (float)node->attr.affine.scale;
+    size_t at, length, count = ddpm_elements(node->out, g->n), plane = plane_of(node->out);
+    if (ddpm_elements(node->in[1], 1) == ddpm_elements(node->out, 1)) {
+        share_array(count, &at, &length);
+        kernels->add(length, a + at, b + at, scale, y + at);
+        return DDPM_OK;
     }
+    size_t first, end;
+    share(count / plane, &first, &end);
+    for (size_t i = first; i < end; i++)
+        kernels->add_one(plane, a + i * plane, b[i], scale, y + i * plane);
     return DDPM_OK;
 }
 
-static ddpm_result cpu_add_backward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
 {
-    const cpu_state *s = state_of(g);
+    const cpu_kernels *kernels = state_of(g)->kernels;
     const float *dy = node->out->grad;
     float *da = gradient_of(node, 0), *db = gradient_of(node, 1), scale = (float)node->attr.affine.scale;
-    size_t plane = plane_of(node->out), planes = ddpm_elements(node->out, g->n) / plane;
+    size_t plane = plane_of(node->out), first, end;
     int wide = ddpm_elements(node->in[1], 1) == ddpm_elements(node->out, 1);
-    #pragma omp parallel for schedule(static) num_threads(s->threads)
-    for (size_t i = 0; i < planes; i++) {
-        if (da) s->kernels->add_scaled(plane, dy + i * plane, scale, da + i * plane, adds_to(node, 0));
-        if (db && wide) s->kernels->add_scaled(plane, dy + i * plane, scale, db + i * plane, adds_to(node, 1));
+    share(ddpm_elements(node->out, g->n) / plane, &first, &end);
+    for (size_t i = first; i < end; i++) {
+        if (da) kernels->add_scaled(plane, dy + i * plane, scale, da + i * plane, adds_to(node, 0));
+        if (db && wide) kernels->add_scaled(plane, dy + i * plane, scale, db + i * plane, adds_to(node, 1));
         if (db && !wide) {
-            float sum = scale * (float)s->kernels->sum(plane, dy + i * plane);
+            float sum = scale * (float)kernels->sum(plane, dy + i * plane);
             db[i] = adds_to(node, 1) ? db[i] + sum : sum;
         }
     }
@@ -1114,10 +1115,9 @@ static ddpm_result cpu_add_backward(const ddpm_graph *g, const ddpm_node *node)
 }
 
 /* Concat: pictures of a and b in turn. */
-static ddpm_result cpu_concat_forward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result concat_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     size_t size[2] = {ddpm_elements(node->in[0], 1), ddpm_elements(node->in[1], 1)};
-    #pragma omp parallel num_threads(state_of(g)->threads)
     for (int i = 0; i < 2 * g->n; i++) {
         size_t at, length, n = (size_t)(i / 2);
         share_array(size[i % 2], &at, &length);
@@ -1127,67 +1127,153 @@ static ddpm_result cpu_concat_forward(const ddpm_graph *g, const ddpm_node *node
     return DDPM_OK;
 }
 
-static ddpm_result cpu_concat_backward(const ddpm_graph *g, const ddpm_node *node)
+static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
 {
-    const cpu_state *s = state_of(g);
+    const cpu_kernels *kernels = state_of(g)->kernels;
     size_t size[2] = {ddpm_elements(node->in[0], 1), ddpm_elements(node->in[1], 1)};
-    #pragma omp parallel num_threads(s->threads)
     for (int i = 0; i < 2 * g->n; i++) {
         size_t at, length, n = (size_t)(i / 2);
         float *to = gradient_of(node, i % 2);
         share_array(size[i % 2], &at, &length);
         if (to)
-            s->kernels->add_scaled(length, node->out->grad + n * (size[0] + size[1]) + (i % 2 ? size[0] : 0) + at, 1,
-                                   to + n * size[i % 2] + at, adds_to(node, i % 2));
+            kernels->add_scaled(length, node->out->grad + n * (size[0] + size[1]) + (i % 2 ? size[0] : 0) + at, 1,
+                                to + n * size[i % 2] + at, adds_to(node, i % 2));
     }
+    return DDPM_OK;
+}
+
+/* Rows of pixels [0, (N C H)) of x, each written `factor` times, `factor` pixels for one. */
+static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_tensor *x = node->in[0];
+    size_t f = (size_t)node->attr.resample.factor, w = (size_t)x->shape[3], first, end;
+    share((size_t)(g->n * x->shape[1] * x->shape[2]), &first, &end);
+    for (size_t row = first; row < end; row++) {
+        const float *from = x->data + row * w;
+        float *to = node->out->data + row * f * f * w;
+        if (f == 2)
+            state_of(g)->kernels->twice(w, from, to);
+        else
+            for (size_t i = 0; i < f * w; i++)
+                to[i] = from[i / f];
+        for (size_t copy = 1; copy < f; copy++)
+            memcpy(to + copy * f * w, to, f * w * sizeof *to);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_tensor *x = node->in[0];
+    size_t f = (size_t)node->attr.resample.factor, w = (size_t)x->shape[3], first, end;
+    share((size_t)(g->n * x->shape[1] * x->shape[2]), &first, &end);
+    for (size_t row = first; row < end; row++) {
+        const float *from = node->out->grad + row * f * f * w;
+        float *to = x->grad + row * w;
+        if (f == 2) {
+            state_of(g)->kernels->twice_backward(w, from, from + 2 * w, to, adds_to(node, 0));
+            continue;
+        }
+        for (size_t i = 0; i < w; i++) {
+            float sum = adds_to(node, 0) ? to[i] : 0;
+            for (size_t k = 0; k < f * f; k++)
+                sum += from[k / f * f * w + i * f + k % f];
+            to[i] = sum;
+        }
+    }
+    return DDPM_OK;
+}
+
+/* Pictures are divided among threads: a sum is one thread's. */
+static ddpm_result mse_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    size_t picture = ddpm_elements(node->in[0], 1), first, end;
+    share((size_t)g->n, &first, &end);
+    for (size_t n = first; n < end; n++)
+        node->out->data[n] = (float)state_of(g)->kernels->square_errors(picture, node->in[0]->data + n * picture,
+                                                                        node->in[1]->data + n * picture);
+    return DDPM_OK;
+}
+
+static ddpm_result mse_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    size_t picture = ddpm_elements(node->in[0], 1), at, length;
+    share_array(picture, &at, &length);
+    for (size_t n = 0; n < (size_t)g->n; n++)
+        for (int k = 0; k < 2; k++) {
+            float *to = gradient_of(node, k), twice = (k ? -2.0f : 2.0f) * node->out->grad[n];
+            size_t from = n * picture + at;
+            if (to)
+                state_of(g)->kernels->difference(length, node->in[0]->data + from, node->in[1]->data + from, twice,
+                                                 to + from, adds_to(node, k));
+        }
     return DDPM_OK;
 }
 
 /* ---- 6. Update --------------------------------------------------------------------------------------------------- */
 
-/* As the reference's: squared norms, one parameter a thread; then clipping, Adam and the average in one pass. */
-static ddpm_result cpu_update(ddpm_model *model, ddpm_step *step)
+/* A sum is cut into the same PARTS for any number of threads. */
+enum { PARTS = 64, SMALL = 1 << 14 }; /* SMALL: what one thread does before others would have woken up */
+
+typedef struct squares_call {
+    const cpu_kernels *kernels;
+    size_t count;
+    const float *x;
+    double part[PARTS];
+} squares_call;
+
+static ddpm_result sum_squares(void *arg)
 {
-    const cpu_state *s = model->device->state;
-    float *w = model->array[DDPM_WEIGHT], *grad = model->array[DDPM_GRAD], *m = model->array[DDPM_MOMENT1],
-          *v = model->array[DDPM_MOMENT2], *ema = model->array[DDPM_EMA];
-    double total = 0;
-    if (!model->square) model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *model->square);
-    double *square = model->square;
-    if (!square) return DDPM_ERR_MEMORY;
-    #pragma omp parallel for schedule(dynamic) num_threads(s->threads)
-    for (int p = 0; p < model->params; p++) {
-        const ddpm_tensor *x = model->param[p];
-        square[p] = x->trainable ? s->kernels->squares(ddpm_elements(x, 0), grad + x->offset, 0) : 0;
-    }
-    for (int p = model->params - 1; p >= 0; p--) {
-        if (!isfinite(square[p]))
-            return ddpm_fail(DDPM_ERR_NONFINITE,
-                             "the gradient of '%s' is not finite\n      hint: a smaller learning rate",
-                             model->param[p]->name);
-        total += square[p];
-    }
-    step->grad_norm = sqrt(total);
-    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
-    cpu_adam a = {.clip = (float)(clip < 1 ? clip : 1),
-                  .one_b1 = (float)(1 - step->beta1),
-                  .b2 = (float)step->beta2,
-                  .one_b2 = (float)(1 - step->beta2),
-                  .keep = (float)(1 - step->lr * step->weight_decay),
-                  .rate = (float)(step->lr / step->correction1),
-                  .root = (float)sqrt(step->correction2),
-                  .eps = (float)step->eps,
-                  .ema = (float)(1 - step->ema_decay)};
-    #pragma omp parallel for schedule(dynamic) num_threads(s->threads)
-    for (int p = 0; p < model->params; p++) {
-        size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
-        if (model->param[p]->trainable)
-            s->kernels->adam(&a, count, w + at, grad + at, m + at, v + at, ema ? ema + at : NULL);
-        else if (ema)
-            for (size_t i = at; i < at + count; i++)
-                ema[i] -= a.ema * (ema[i] - w[i]);
+    squares_call *call = arg;
+    size_t first, end, size = line((call->count + PARTS - 1) / PARTS);
+    share(PARTS, &first, &end);
+    for (size_t i = first; i < end; i++) {
+        size_t at = i * size < call->count ? i * size : call->count;
+        call->part[i] = call->kernels->squares(call->count - at < size ? call->count - at : size, call->x + at, 0);
     }
     return DDPM_OK;
+}
+
+static double cpu_squares(void *state, size_t count, const float *x)
+{
+    cpu_state *s = state;
+    squares_call call = {.kernels = s->kernels, .count = count, .x = x};
+    if (count <= SMALL) return s->kernels->squares(count, x, 0);
+    cpu_team_run(s->team, sum_squares, &call);
+    double total = 0;
+    for (int i = 0; i < PARTS; i++)
+        total += call.part[i];
+    return total;
+}
+
+typedef struct adam_call {
+    const cpu_kernels *kernels;
+    const ddpm_adam *s;
+    size_t count;
+    float *w, *m, *v, *ema;
+    const float *grad;
+} adam_call;
+
+static ddpm_result update_share(void *arg)
+{
+    const adam_call *c = arg;
+    size_t at, length;
+    share_array(c->count, &at, &length);
+    float *ema = c->ema ? c->ema + at : NULL;
+    if (c->grad)
+        c->kernels->adam(c->s, length, c->w + at, c->grad + at, c->m + at, c->v + at, ema);
+    else if (ema)
+        for (size_t i = 0; i < length; i++)
+            ema[i] -= c->s->ema * (ema[i] - c->w[at + i]);
+    return DDPM_OK;
+}
+
+static void cpu_adam(void *state, const ddpm_adam *s, size_t count, float *w, const float *grad, float *m, float *v,
+                     float *ema)
+{
+    cpu_state *cpu = state;
+    adam_call call = {cpu->kernels, s, count, w, m, v, ema, grad};
+    cpu_team_run(cpu->team, update_share, &call);
 }
 
 /* ---- 7. The backend ---------------------------------------------------------------------------------------------- */
@@ -1231,13 +1317,47 @@ static void cpu_free(void *state, void *memory)
     free(memory);
 }
 
+static const ddpm_row team_rows[DDPM_OP_COUNT] = {
+    /* what each thread calls */
+    [DDPM_OP_CONV2D] = {conv_forward, conv_backward},
+    [DDPM_OP_LINEAR] = {conv_forward, conv_backward},
+    [DDPM_OP_GROUP_NORM] = {norm_forward, norm_backward},
+    [DDPM_OP_ACTIVATION] = {activation_forward, activation_backward},
+    [DDPM_OP_ADD] = {add_forward, add_backward},
+    [DDPM_OP_CONCAT] = {concat_forward, concat_backward},
+    [DDPM_OP_UPSAMPLE] = {upsample_forward, upsample_backward},
+    [DDPM_OP_MSE] = {mse_forward, mse_backward},
+};
+
+typedef struct row_call {
+    ddpm_row_fn row;
+    const ddpm_graph *g;
+    const ddpm_node *node;
+} row_call;
+
+static ddpm_result call_row(void *arg)
+{
+    const row_call *call = arg;
+    return call->row(call->g, call->node);
+}
+
+static ddpm_result cpu_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    row_call call = {team_rows[node->op].forward, g, node};
+    return cpu_team_run(state_of(g)->team, call_row, &call);
+}
+
+static ddpm_result cpu_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    row_call call = {team_rows[node->op].backward, g, node};
+    return cpu_team_run(state_of(g)->team, call_row, &call);
+}
+
 static const ddpm_row cpu_rows[DDPM_OP_COUNT] = {
-    [DDPM_OP_CONV2D] = {cpu_conv_forward, cpu_conv_backward},
-    [DDPM_OP_LINEAR] = {cpu_conv_forward, cpu_conv_backward},
-    [DDPM_OP_GROUP_NORM] = {cpu_norm_forward, cpu_norm_backward},
-    [DDPM_OP_ACTIVATION] = {cpu_activation_forward, cpu_activation_backward},
-    [DDPM_OP_ADD] = {cpu_add_forward, cpu_add_backward},
-    [DDPM_OP_CONCAT] = {cpu_concat_forward, cpu_concat_backward},
+    [DDPM_OP_CONV2D] = {cpu_forward, cpu_backward},     [DDPM_OP_LINEAR] = {cpu_forward, cpu_backward},
+    [DDPM_OP_GROUP_NORM] = {cpu_forward, cpu_backward}, [DDPM_OP_ACTIVATION] = {cpu_forward, cpu_backward},
+    [DDPM_OP_ADD] = {cpu_forward, cpu_backward},        [DDPM_OP_CONCAT] = {cpu_forward, cpu_backward},
+    [DDPM_OP_UPSAMPLE] = {cpu_forward, cpu_backward},   [DDPM_OP_MSE] = {cpu_forward, cpu_backward},
 };
 
 const ddpm_backend *ddpm_cpu(void)
@@ -1250,7 +1370,8 @@ const ddpm_backend *ddpm_cpu(void)
         .plan = cpu_plan,
         .alloc = cpu_alloc,
         .free = cpu_free,
-        .update = cpu_update,
+        .squares = cpu_squares,
+        .adam = cpu_adam,
         .isa = cpu_isa,
     };
     return &cpu;

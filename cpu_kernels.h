@@ -3,7 +3,7 @@
  *     CPU(name)      the name of a function or type in this instruction set
  *     LANES          floats in a vector            MR, NV   the register tile: MR rows by NV vectors
  *     FMA(a, b, c)   a * b + c, rounded once where the processor can
- *     BROADCAST(x)   a vector of x
+ *     BROADCAST(x)   a vector of x                 ROOT(x)  square roots
  *     ISA_NAME       "avx512"           KEEP(v)    keeps v in a register of its own here
  *
  * Contents: 1 vectors   2 matrix products   3 Winograd transforms   4 elementwise   5 the table */
@@ -593,12 +593,6 @@ INLINE VEC CPU(exponential)(VEC x)
     return p * low * high;
 }
 
-INLINE VEC CPU(root)(VEC x)
-{
-    EACH(i, LANES) x[i] = sqrtf(x[i]);
-    return x;
-}
-
 INLINE VEC CPU(sigmoid)(VEC x)
 {
     return 1.0f / (1.0f + CPU(exponential)(-x));
@@ -654,6 +648,50 @@ static void CPU(add)(size_t count, const float *a, const float *b, float scale, 
 {
     for (size_t i = 0; i < count; i += LANES)
         CPU(put)(y + i, count - i, SCALED(scale, CPU(get)(a + i, count - i) + CPU(get)(b + i, count - i)));
+}
+
+/* y = (a + b) scale, b the same everywhere; y (+)= (a - b) scale */
+static void CPU(add_one)(size_t count, const float *a, float b, float scale, float *y)
+{
+    for (size_t i = 0; i < count; i += LANES)
+        CPU(put)(y + i, count - i, SCALED(scale, CPU(get)(a + i, count - i) + b));
+}
+
+static void CPU(difference)(size_t count, const float *a, const float *b, float scale, float *y, int accumulate)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t left = count - i;
+        VEC v = SCALED(scale, CPU(get)(a + i, left) - CPU(get)(b + i, left));
+        CPU(put)(y + i, left, accumulate ? CPU(get)(y + i, left) + v : v);
+    }
+}
+
+/* Each pixel twice: y (2 count). Backward: dx (+)= sums of 2x2 pixels of two rows a and b. */
+static void CPU(twice)(size_t count, const float *x, float *y)
+{
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        VEC v = CPU(load)(x + i);
+        CPU(store)(y + 2 * i, SHUFFLE(v, v, ZIP_LOW));
+        CPU(store)(y + 2 * i + LANES, SHUFFLE(v, v, ZIP_HIGH));
+    }
+    for (; i < count; i++)
+        y[2 * i] = y[2 * i + 1] = x[i];
+}
+
+static void CPU(twice_backward)(size_t count, const float *a, const float *b, float *dx, int accumulate)
+{
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        VEC low = CPU(load)(a + 2 * i) + CPU(load)(b + 2 * i);
+        VEC high = CPU(load)(a + 2 * i + LANES) + CPU(load)(b + 2 * i + LANES);
+        VEC v = SHUFFLE(low, high, EVEN) + SHUFFLE(low, high, ODD);
+        CPU(store)(dx + i, accumulate ? CPU(load)(dx + i) + v : v);
+    }
+    for (; i < count; i++) {
+        float v = (a[2 * i] + b[2 * i]) + (a[2 * i + 1] + b[2 * i + 1]);
+        dx[i] = accumulate ? dx[i] + v : v;
+    }
 }
 
 static void CPU(add_scaled)(size_t count, const float *a, float scale, float *y, int accumulate)
@@ -720,6 +758,22 @@ static double CPU(squares)(size_t count, const float *x, float mean)
     return total;
 }
 
+/* sum (a - b)^2 */
+static double CPU(square_errors)(size_t count, const float *a, const float *b)
+{
+    double total = 0;
+    for (size_t first = 0; first < count; first += CPU(SUM_BLOCK)) {
+        size_t end = count - first < CPU(SUM_BLOCK) ? count : first + CPU(SUM_BLOCK);
+        VEC one[4] = {{0}};
+        for (size_t i = first; i < end; i += LANES) {
+            VEC v = CPU(get)(a + i, end - i) - CPU(get)(b + i, end - i);
+            one[i / LANES % 4] = FMA(v, v, one[i / LANES % 4]);
+        }
+        total += (double)CPU(total)((one[0] + one[1]) + (one[2] + one[3]));
+    }
+    return total;
+}
+
 /* y = (x - mean) scale + shift, then silu of it if asked for */
 static void CPU(normalise)(size_t count, const float *x, float mean, float scale, float shift, int silu, float *y)
 {
@@ -750,14 +804,14 @@ static void CPU(normalise_backward)(size_t count, const float *x, float mean, co
 }
 
 /* Adam, and the moving average, in one pass (formulas: ddpm_impl.c) */
-static void CPU(adam)(const cpu_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema)
+static void CPU(adam)(const ddpm_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema)
 {
     for (size_t i = 0; i < count; i += LANES) {
         size_t left = count - i;
         VEC g = SCALED(s->clip, CPU(get)(grad + i, left)), m1 = CPU(get)(m + i, left), w1 = CPU(get)(w + i, left);
         m1 = PLUS(m1, s->one_b1, g - m1);
         VEC v1 = PLUS(SCALED(s->b2, CPU(get)(v + i, left)), s->one_b2, g * g);
-        w1 = SCALED(s->keep, w1) - SCALED(s->rate, m1) / (CPU(root)(v1) / s->root + s->eps);
+        w1 = SCALED(s->keep, w1) - SCALED(s->rate, m1) / (ROOT(v1) / s->root + s->eps);
         CPU(put)(m + i, left, m1);
         CPU(put)(v + i, left, v1);
         CPU(put)(w + i, left, w1);
@@ -774,7 +828,9 @@ static const cpu_kernels CPU(kernels) = {
     .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .dot = CPU(dot), .sum = CPU(sum),
     .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .weights = CPU(weights),
     .weight_gradient = CPU(weight_gradient),
-    .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_scaled = CPU(add_scaled),
+    .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
+    .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),
+    .twice = CPU(twice), .twice_backward = CPU(twice_backward),
     .sums = CPU(sums), .squares = CPU(squares), .normalise = CPU(normalise),
     .normalise_silu_backward = CPU(normalise_silu_backward), .normalise_backward = CPU(normalise_backward),
     .adam = CPU(adam),

@@ -149,6 +149,7 @@ typedef struct ddpm_tensor {
     size_t offset, grad_offset; /* of data and grad, in elements: in the graph's memory; in the model's flat arrays */
     int init;               /* of a parameter: ddpm_init and its scale */
     double init_scale;
+    double square;          /* of a parameter: squared norm of its gradient, negative until it is known */
     void *device;           /* a backend's own */
 } ddpm_tensor;
 
@@ -187,6 +188,10 @@ typedef struct ddpm_step {
     double ema_decay;
     double grad_norm;                   /* out: norm of all gradients, before clipping */
 } ddpm_step;
+
+typedef struct ddpm_adam { /* the same as factors (see adam() in ddpm_impl.c): one_b1 = 1 - beta1, keep = 1 - lr decay, */
+    ddpm_real clip, one_b1, b2, one_b2, keep, rate, root, eps, ema; /* rate = lr / correction1, root = sqrt(correction2) */
+} ddpm_adam;                                                        /* ema = 1 - ema_decay */
 
 typedef struct ddpm_graph {
     ddpm_node **node;
@@ -346,7 +351,12 @@ typedef struct ddpm_backend {
     ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
     ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i: ddpm_normals at first + i */
-    ddpm_result (*update)(ddpm_model *model, ddpm_step *step); /* norm, clip, Adam, EMA over the flat arrays */
+    /* The update, on host memory, of parameters next to each other: the sum of x^2; and clipping, Adam and the average in
+     * one pass, without Adam if grad is NULL, without the average if ema is NULL. */
+    double (*squares)(void *state, size_t count, const ddpm_real *x);
+    void (*adam)(void *state, const ddpm_adam *s, size_t count, ddpm_real *w, const ddpm_real *grad, ddpm_real *m,
+                 ddpm_real *v, ddpm_real *ema);
+    ddpm_result (*update)(ddpm_model *model, ddpm_step *step); /* all of ddpm_update, for memory of its own */
     const char *(*isa)(const void *state);                     /* the instruction set in use, for people: "avx512" */
 } ddpm_backend;
 
@@ -419,7 +429,6 @@ struct ddpm_model {
     size_t elements;                /* of all parameters together */
     void *array[DDPM_ARRAYS];       /* flat, in the backend's form; NULL where not allocated */
     ddpm_array in_use;              /* DDPM_WEIGHT or DDPM_EMA: what the parameters' data points at */
-    double *square;                 /* of the update: squared norm of each parameter's gradient */
     int declaring;                  /* being created: ddpm_param declares */
     ddpm_arena arena;
 };
@@ -532,6 +541,10 @@ DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, con
  * once. DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
+/* The last part of it, for loops of one's own: clips the gradients that are there, makes one step of Adam and moves the
+ * average, all in one pass over memory. step->grad_norm is set. DDPM_ERR_NONFINITE names a parameter whose gradient is
+ * not finite; nothing is then changed. */
+DDPM_API ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step);
 /* Loss and gradients alone: sets the model's gradients to d(mse)/d(parameter) for given x_t, t, labels and target,
  * all in host memory, n pictures of any number (micro-batches as above). prediction may be NULL. */
 DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,

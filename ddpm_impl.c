@@ -898,24 +898,21 @@ static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first
     return DDPM_OK;
 }
 
-/* Adam (Kingma & Ba 2015) with torch's clipping and decoupled weight decay, and the moving average, for one parameter:
+/* Adam (Kingma & Ba 2015) with torch's clipping and decoupled weight decay, and the moving average:
  * g <- c g;  m <- m + (1 - b1)(g - m);  v <- b2 v + (1 - b2) g^2
  * w <- w - lr decay w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps);   ema <- ema - (1 - d)(ema - w) */
-DDPM_CLONES static void adam(const ddpm_step *s, ddpm_real clip, size_t count, ddpm_real *restrict w,
-                             const ddpm_real *restrict grad, ddpm_real *restrict m, ddpm_real *restrict v)
+DDPM_CLONES static void adam(const ddpm_adam *s, size_t count, ddpm_real *restrict w, const ddpm_real *restrict grad,
+                             ddpm_real *restrict m, ddpm_real *restrict v)
 {
-    ddpm_real b1 = (ddpm_real)(1 - s->beta1), b2 = (ddpm_real)s->beta2, one_b2 = (ddpm_real)(1 - s->beta2),
-              eps = (ddpm_real)s->eps;
-    ddpm_real rate = (ddpm_real)(s->lr / s->correction1), root = (ddpm_real)sqrt(s->correction2),
-              keep = (ddpm_real)(1 - s->lr * s->weight_decay);
     for (size_t i = 0; i < count; i++) {
-        ddpm_real g = clip * grad[i];
-        m[i] += b1 * (g - m[i]);
-        v[i] = b2 * v[i] + one_b2 * g * g;
-        w[i] = keep * w[i] -
-               rate * m[i] /
-                   ((sizeof g == sizeof(float) ? (ddpm_real)sqrtf((float)v[i]) : (ddpm_real)sqrt((double)v[i])) / root +
-                    eps);
+        ddpm_real g = s->clip * grad[i];
+        m[i] += s->one_b1 * (g - m[i]);
+        v[i] = s->b2 * v[i] + s->one_b2 * g * g;
+        w[i] =
+            s->keep * w[i] -
+            s->rate * m[i] /
+                ((sizeof g == sizeof(float) ? (ddpm_real)sqrtf((float)v[i]) : (ddpm_real)sqrt((double)v[i])) / s->root +
+                 s->eps);
     }
 }
 
@@ -925,35 +922,55 @@ DDPM_CLONES static void move_average(ddpm_real rate, size_t count, const ddpm_re
         ema[i] -= rate * (ema[i] - w[i]);
 }
 
+static double host_squares(void *state, size_t count, const ddpm_real *x)
+{
+    (void)state;
+    return sum_products(x, 0, x, 0, count);
+}
+
+static void host_adam(void *state, const ddpm_adam *s, size_t count, ddpm_real *w, const ddpm_real *grad, ddpm_real *m,
+                      ddpm_real *v, ddpm_real *ema)
+{
+    enum { PART = 4096 }; /* what the average reads again is then still in the cache */
+    (void)state;
+    #pragma omp parallel for schedule(static)
+    for (size_t at = 0; at < count; at += PART) {
+        size_t part = count - at < PART ? count - at : PART;
+        if (grad) adam(s, part, w + at, grad + at, m + at, v + at);
+        if (ema) move_average(s->ema, part, w + at, ema + at);
+    }
+}
+
+/* Part II: the factors of this step; param->square, the squared norm of its gradient. */
+static ddpm_adam adam_factors(const ddpm_step *step);
+static void take_square(void *model, ddpm_tensor *param);
+
 static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 {
     ddpm_real *w = model->array[DDPM_WEIGHT], *grad = model->array[DDPM_GRAD], *m = model->array[DDPM_MOMENT1],
               *v = model->array[DDPM_MOMENT2], *ema = model->array[DDPM_EMA];
-    double total = 0, *square = model->square; /* (params): squared norm of each gradient */
-    if (!square) square = model->square = ddpm_arena_alloc(&model->arena, (size_t)model->params * sizeof *square);
-    if (!square) return DDPM_ERR_MEMORY;
-    #pragma omp parallel for schedule(dynamic)
-    for (int p = 0; p < model->params;
-         p++) { /* one parameter a thread: large and small ones alternate, hence dynamic */
-        const ddpm_tensor *x = model->param[p];
-        size_t count = ddpm_elements(x, 0);
-        square[p] = x->trainable ? sum_products(grad + x->offset, 0, grad + x->offset, 0, count) : 0;
-    }
+    const ddpm_backend *backend = backend_of(model->device);
+    double total = 0;
     for (int p = model->params - 1; p >= 0; p--) {
-        if (!isfinite(square[p]))
+        ddpm_tensor *x = model->param[p];
+        if (!x->trainable) continue;
+        if (x->square < 0) take_square(model, x); /* backward has done so for most */
+        if (!isfinite(x->square))
             return ddpm_fail(DDPM_ERR_NONFINITE,
-                             "the gradient of '%s' is not finite\n      hint: a smaller learning rate",
-                             model->param[p]->name);
-        total += square[p];
+                             "the gradient of '%s' is not finite\n      hint: a smaller learning rate", x->name);
+        total += x->square;
     }
     step->grad_norm = sqrt(total);
-    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
-    #pragma omp parallel for schedule(dynamic)
-    for (int p = 0; p < model->params; p++) {
-        size_t at = model->param[p]->offset, count = ddpm_elements(model->param[p], 0);
-        if (model->param[p]->trainable)
-            adam(step, (ddpm_real)(clip < 1 ? clip : 1), count, w + at, grad + at, m + at, v + at);
-        if (ema) move_average((ddpm_real)(1 - step->ema_decay), count, w + at, ema + at);
+    const ddpm_adam s = adam_factors(step);
+    for (int p = 0, end; p < model->params; p = end) { /* stretches of parameters that are trained, or are not */
+        size_t at = model->param[p]->offset, last = at;
+        for (end = p; end < model->params && model->param[end]->trainable == model->param[p]->trainable; end++) {
+            last = model->param[end]->offset + ddpm_elements(model->param[end], 0);
+            model->param[end]->square = -1;
+        }
+        (backend->adam ? backend->adam : host_adam)(model->device ? model->device->state : NULL, &s, last - at, w + at,
+                                                    model->param[p]->trainable ? grad + at : NULL, m + at, v + at,
+                                                    ema ? ema + at : NULL);
     }
     return DDPM_OK;
 }
@@ -962,7 +979,6 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
 static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
-static ddpm_result update(ddpm_model *model, ddpm_step *step);
 
 /* ---- 6. Blocks, UNet2DModel, model ----------------------------------------------------------------------------------
  * Network code runs twice: once while a model is created, when it declares the parameters, and once for every
@@ -1394,7 +1410,8 @@ static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double
         result = ddpm_graph_find_nonfinite(g);
         if (result == DDPM_OK) result = ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
     }
-    if (result == DDPM_OK) result = ddpm_graph_backward(g, value, NULL, NULL);
+    ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
+    if (result == DDPM_OK) result = ddpm_graph_backward(g, value, ready, net->model);
     aligned_free(value);
     return result;
 }
@@ -1438,7 +1455,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
     g->step.correction1 = 1 - pow(c->beta1, step), g->step.correction2 = 1 - pow(c->beta2, step);
     g->step.weight_decay = c->weight_decay, g->step.max_grad_norm = c->max_grad_norm;
     g->step.ema_decay = ddpm_ema_decay(trainer->step + 1, c->ema_decay);
-    TRY(update(net->model, &g->step));
+    TRY(ddpm_update(net->model, &g->step));
     trainer->grad_norm = g->step.grad_norm;
     trainer->step++;
     trainer->picture += (uint64_t)n;
@@ -1854,7 +1871,6 @@ const ddpm_backend *ddpm_reference(void)
         .open = host_open,
         .lincomb = host_lincomb,
         .normal = host_normal,
-        .update = host_update,
         .isa = host_isa,
     };
     return &reference;
@@ -1881,7 +1897,30 @@ static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
     return (backend->download ? normal_on_host : host_normal)(g, x, first);
 }
 
-static ddpm_result update(ddpm_model *model, ddpm_step *step)
+static ddpm_adam adam_factors(const ddpm_step *step)
+{
+    double clip = step->max_grad_norm > 0 ? step->max_grad_norm / (step->grad_norm + 1e-6) : 1;
+    return (ddpm_adam){.clip = (ddpm_real)(clip < 1 ? clip : 1),
+                       .one_b1 = (ddpm_real)(1 - step->beta1),
+                       .b2 = (ddpm_real)step->beta2,
+                       .one_b2 = (ddpm_real)(1 - step->beta2),
+                       .keep = (ddpm_real)(1 - step->lr * step->weight_decay),
+                       .rate = (ddpm_real)(step->lr / step->correction1),
+                       .root = (ddpm_real)sqrt(step->correction2),
+                       .eps = (ddpm_real)step->eps,
+                       .ema = (ddpm_real)(1 - step->ema_decay)};
+}
+
+static void take_square(void *of, ddpm_tensor *param)
+{
+    const ddpm_model *model = of;
+    const ddpm_backend *backend = backend_of(model->device);
+    const ddpm_real *grad = (const ddpm_real *)model->array[DDPM_GRAD] + param->offset;
+    param->square = (backend->squares ? backend->squares : host_squares)(model->device ? model->device->state : NULL,
+                                                                         ddpm_elements(param, 0), grad);
+}
+
+ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step)
 {
     const ddpm_backend *backend = backend_of(model->device);
     if (backend->update) return backend->update(model, step);
@@ -1930,6 +1969,7 @@ ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int 
             x->shape[i] = i < dims ? shape[i] : 1;
         x->param = 1;
         x->trainable = trainable != 0;
+        x->square = -1;
         x->offset = model->elements;
         x->init = init;
         x->init_scale = scale;
@@ -2071,6 +2111,8 @@ ddpm_result ddpm_model_zero_grad(ddpm_model *model)
     size_t bytes = model->elements * sizeof(ddpm_real);
     if (!model->array[DDPM_GRAD])
         return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
+    for (int p = 0; p < model->params; p++)
+        model->param[p]->square = -1;
     if (backend->zero) return backend->zero(model->device->state, model->array[DDPM_GRAD], bytes);
     memset(model->array[DDPM_GRAD], 0, bytes);
     return DDPM_OK;
@@ -3204,8 +3246,6 @@ static ddpm_result update_on_host(ddpm_model *model, ddpm_step *step)
                                     (ddpm_real *)host.array[i] + model->param[p]->offset);
     }
     if (result == DDPM_OK) result = host_update(&host, step);
-    model->square = host.square;
-    model->arena = host.arena;
     for (int i = 0; i < DDPM_ARRAYS; i++) {
         for (int p = 0; p < model->params && result == DDPM_OK && host.array[i] && i != DDPM_GRAD; p++)
             result = ddpm_model_set(model, (ddpm_array)i, model->param[p],

@@ -391,6 +391,23 @@ typedef struct trained {
     double loss;
 } trained;
 
+/* The norm that backward gathered, of the last micro-batch's gradients, is that of the gradients that are there. Squares
+ * are summed in blocks of at most 64 additions a lane, a few more for lanes, blocks and parts (or in double): they err
+ * by less than gamma(80), the root by half of it. */
+static void check_norm(const ddpm_model *model, double norm)
+{
+    double square = 0;
+    for (int p = 0; p < model->params; p++) {
+        size_t count = ddpm_elements(model->param[p], 0);
+        float *gradient = calloc(count, sizeof *gradient);
+        OK(ddpm_model_get(model, DDPM_GRAD, model->param[p], gradient));
+        for (size_t i = 0; i < count; i++)
+            square += (double)gradient[i] * (double)gradient[i];
+        free(gradient);
+    }
+    assert_true(square > 0 && fabs(norm - sqrt(square)) <= 40 * unit * sqrt(square));
+}
+
 static trained train(const ddpm_backend *backend, const char *isa, int threads)
 {
     enum { SIZE = 16, BATCH = 3 };
@@ -411,8 +428,10 @@ static trained train(const ddpm_backend *backend, const char *isa, int threads)
     float *pictures = values((size_t)BATCH * 3 * SIZE * SIZE, 5, 0.5), labels[BATCH * 4] = {0};
     for (int i = 0; i < BATCH; i++)
         labels[4 * i + i % 4] = 1;
-    for (int step = 0; step < 2; step++)
+    for (int step = 0; step < 2; step++) {
         OK(ddpm_train_step(&trainer, pictures, labels, BATCH, 1e-3, &result.loss));
+        check_norm(model, trainer.grad_norm);
+    }
     ddpm_net_free(net);
     OK(ddpm_model_use(model, DDPM_EMA));
     OK(ddpm_net_create(&net, model, SIZE, SIZE, 2, 0));
