@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cpu_backend.h"
@@ -144,22 +143,8 @@ static int run_command(const cli_command *command, int argc, char **argv)
     return status;
 }
 
-/* OpenMP's threads wait for each other after every row. By default they do so spinning, for milliseconds: when the
- * machine has anything else to do, a training step takes three to thirty times as long. Sleeping costs some
- * microseconds. The runtime reads its settings before main(), so the program starts itself again with this one. */
-static void wait_asleep(char **argv)
-{
-#ifdef _OPENMP
-    if (getenv("OMP_WAIT_POLICY") == NULL && setenv("OMP_WAIT_POLICY", "passive", 0) == 0)
-        execv("/proc/self/exe", argv); /* where this fails, things are as they were */
-#else
-    (void)argv;
-#endif
-}
-
 int main(int argc, char **argv)
 {
-    wait_asleep(argv);
     if (argc < 2) {
         print_program_help(stderr);
         return CLI_USAGE;

@@ -24,9 +24,11 @@ fi
 
 heading "Races (ThreadSanitizer)"
 if [ -f tests/test_dataset.c ]; then
-    check "builds with ThreadSanitizer" build VARIANT=thread "$BUILD/$COMPILER-thread/tests/test_dataset"
-    # OpenMP's own barriers are not instrumented and would be reported: one thread there, so that the data set's remain.
-    OMP_NUM_THREADS=1 run_tests "threads" "$BUILD/$COMPILER-thread/tests/test_dataset"
+    check "builds with ThreadSanitizer" build VARIANT=thread \
+        "$BUILD/$COMPILER-thread/tests/test_dataset" "$BUILD/$COMPILER-thread/tests/test_cpu"
+    # OpenMP's own barriers are not instrumented and would be reported: one thread there, so that ours remain.
+    OMP_NUM_THREADS=1 run_tests "threads" \
+        "$BUILD/$COMPILER-thread/tests/test_dataset" "$BUILD/$COMPILER-thread/tests/test_cpu"
 fi
 
 heading "Memory (valgrind)"
