@@ -460,6 +460,10 @@ DDPM_API ddpm_result ddpm_model_zero_grad(ddpm_model *model);
 typedef enum ddpm_init { DDPM_INIT_UNIFORM, DDPM_INIT_NORMAL, DDPM_INIT_ONES, DDPM_INIT_ZEROS } ddpm_init;
 DDPM_API ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int dims, const int *shape,
                                  ddpm_init init, double scale, int trainable);
+/* A model of such a network: it has the parameters that `build`, called once on a graph of one picture, asks for; its
+ * config stays zero. The same code then builds the graphs that compute. */
+typedef void (*ddpm_build)(void *user, ddpm_graph *g, ddpm_model *model);
+DDPM_API ddpm_result ddpm_model_declare(ddpm_model **out, const ddpm_device *device, ddpm_build build, void *user);
 
 /* A network: a model's graph at one picture size with its inputs, outputs and the tensors that training and sampling
  * need. All are (N,C,H,W) of the picture (before pixel_unshuffle) unless said otherwise. */
@@ -545,6 +549,8 @@ DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pic
  * average, all in one pass over memory. step->grad_norm is set. DDPM_ERR_NONFINITE names a parameter whose gradient is
  * not finite; nothing is then changed. */
 DDPM_API ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step);
+/* Sets what the update reads of it, after `steps` steps. */
+DDPM_API void ddpm_step_set(ddpm_step *step, const ddpm_train_config *config, uint64_t steps, double lr);
 /* Loss and gradients alone: sets the model's gradients to d(mse)/d(parameter) for given x_t, t, labels and target,
  * all in host memory, n pictures of any number (micro-batches as above). prediction may be NULL. */
 DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,

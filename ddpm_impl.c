@@ -1416,6 +1416,15 @@ static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double
     return result;
 }
 
+void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, double lr)
+{
+    double step = (double)(steps + 1);
+    s->lr = lr, s->beta1 = c->beta1, s->beta2 = c->beta2, s->eps = c->eps;
+    s->correction1 = 1 - pow(c->beta1, step), s->correction2 = 1 - pow(c->beta2, step);
+    s->weight_decay = c->weight_decay, s->max_grad_norm = c->max_grad_norm;
+    s->ema_decay = ddpm_ema_decay(steps + 1, c->ema_decay);
+}
+
 ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
                             double *loss)
 {
@@ -1449,12 +1458,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
     aligned_free(t);
     if (result != DDPM_OK) return result;
 
-    const ddpm_train_config *c = &trainer->config;
-    double step = (double)(trainer->step + 1);
-    g->step.lr = lr, g->step.beta1 = c->beta1, g->step.beta2 = c->beta2, g->step.eps = c->eps;
-    g->step.correction1 = 1 - pow(c->beta1, step), g->step.correction2 = 1 - pow(c->beta2, step);
-    g->step.weight_decay = c->weight_decay, g->step.max_grad_norm = c->max_grad_norm;
-    g->step.ema_decay = ddpm_ema_decay(trainer->step + 1, c->ema_decay);
+    ddpm_step_set(&g->step, &trainer->config, trainer->step, lr);
     TRY(ddpm_update(net->model, &g->step));
     trainer->grad_norm = g->step.grad_norm;
     trainer->step++;
@@ -1982,13 +1986,10 @@ ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int 
     return x;
 }
 
-ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device)
+ddpm_result ddpm_model_declare(ddpm_model **out, const ddpm_device *device, ddpm_build build, void *user)
 {
-    *out = NULL;
-    TRY(check_config(config));
-    ddpm_net net = {0};
-    TRY(picture_size(config, 0, 0, &net));
     ddpm_graph *g;
+    *out = NULL;
     TRY(ddpm_graph_create(&g, device, 1, 0));
     ddpm_model *model = DDPM_MALLOC(sizeof *model);
     if (!model) {
@@ -1996,10 +1997,9 @@ ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config,
         return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: no room for a model");
     }
     memset(model, 0, sizeof *model);
-    model->config = *config;
     model->device = g->device;
     model->declaring = 1;
-    build_network(&net, g, model, 0);
+    build(user, g, model);
     model->declaring = 0;
     ddpm_result result = g->result;
     ddpm_graph_free(g);
@@ -2008,6 +2008,27 @@ ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config,
     else
         ddpm_model_free(model);
     return result;
+}
+
+typedef struct declaration { /* what build_unet is given */
+    const ddpm_model_config *config;
+    ddpm_net net;
+} declaration;
+
+static void build_unet(void *user, ddpm_graph *g, ddpm_model *model)
+{
+    declaration *d = user;
+    model->config = *d->config;
+    build_network(&d->net, g, model, 0);
+}
+
+ddpm_result ddpm_model_create(ddpm_model **out, const ddpm_model_config *config, const ddpm_device *device)
+{
+    *out = NULL;
+    declaration d = {.config = config};
+    TRY(check_config(config));
+    TRY(picture_size(config, 0, 0, &d.net));
+    return ddpm_model_declare(out, device, build_unet, &d);
 }
 
 void ddpm_model_free(ddpm_model *model)

@@ -12,7 +12,8 @@
 /* ---- 1. Commands, backends, global options ------------------------------------------------------------------- */
 
 static const cli_command *const commands[] = {
-    &cli_render, &cli_train, &cli_sample, &cli_test, &cli_info, &cli_predict, &cli_check_grad, &cli_bench,
+    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
+    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -47,7 +48,7 @@ static const cli_option global_options[] = {
 static void print_commands(FILE *file)
 {
     for (int i = 0; i < COMMANDS; i++)
-        fprintf(file, "  %-12s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(file, "  %-15s %s\n", commands[i]->name, commands[i]->summary);
 }
 
 static void print_program_help(FILE *file)

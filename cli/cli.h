@@ -19,7 +19,8 @@ typedef struct cli_context {
 
 /* ---- 2. Commands: each in the file of its name --------------------------------------------------------------- */
 
-extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, cli_predict, cli_check_grad, cli_bench;
+extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, cli_predict, cli_check_grad, cli_bench,
+    cli_eval, cli_train_evaluator;
 
 /* ---- 3. Results and errors ----------------------------------------------------------------------------------- */
 
@@ -78,6 +79,8 @@ typedef struct cli_model { /* start from {0} */
 /* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; free() it. NULL: see
  * ddpm_error(). PATH NULL (no --model): an error with a hint. */
 char *cli_find_model(const char *path);
+/* data/NAME of the working directory or, where that is not, of the program's; free() it. NULL: see ddpm_error(). */
+char *cli_bundled(const char *name);
 /* Finds the model and loads it for `arrays` (DDPM_FOR_INFERENCE, ...). On failure *out is empty. */
 ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out);
 void cli_model_close(cli_model *model);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "io/file.h"
@@ -47,6 +48,20 @@ char *cli_find_model(const char *path)
               "      hint: ddpm info %s tells what it is; a run has a checkpoint after its first epoch",
               path, path);
     return NULL;
+}
+
+char *cli_bundled(const char *name)
+{
+    char program[1024];
+    char *path = cli_text("data/%s", name);
+    if (path == NULL || io_is_file(path) || io_is_directory(path)) return path;
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    program[length > 0 ? length : 0] = '\0';
+    char *slash = strrchr(program, '/');
+    if (slash == NULL) return path;
+    *slash = '\0';
+    free(path);
+    return cli_text("%s/data/%s", program, name);
 }
 
 ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out)

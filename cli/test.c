@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/draw.h"
 #include "io/file.h"
@@ -50,19 +49,9 @@ static const char *type_name(void)
 
 /* ---- 2. Label sets ------------------------------------------------------------------------------------------- */
 
-/* data/NAME.json of the working directory, else beside the program. */
-static char *bundled_file(const char *name)
+static char *bundled_sets(void)
 {
-    char program[1024];
-    char *path = cli_text("data/%s.json", name);
-    if (path == NULL || io_is_file(path)) return path;
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    char *slash = strrchr(program, '/');
-    if (slash == NULL) return path;
-    *slash = '\0';
-    free(path);
-    return cli_text("%s/data/%s.json", program, name);
+    return cli_bundled(set.test_type == 0 ? "test.json" : "new_test.json");
 }
 
 /* The index of the lab's required set, appended if the file lacks it; -1 if the model does not know its classes. */
@@ -94,7 +83,7 @@ static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets)
                          "%s/model_index.json: no class names, so label sets mean nothing to this model\n"
                          "      hint: ddpm info %s tells what the model takes",
                          model->path, model->path);
-    char *path = set.data != NULL ? cli_text("%s/%s.json", set.data, type_name()) : bundled_file(type_name());
+    char *path = set.data != NULL ? cli_text("%s/%s.json", set.data, type_name()) : bundled_sets();
     ddpm_result result = path != NULL ? lab_label_sets_read(path, &model->classes, 0, sets) : DDPM_ERR_MEMORY;
     free(path);
     if (result == DDPM_OK && sets->count == 0)

@@ -148,6 +148,16 @@ static const field model_fields[] = {
     {.name = NULL}};
 static const form model_form = {"a model_index.json", model_fields};
 #undef DOCUMENT
+
+#define DOCUMENT io_evaluator_config
+static const field evaluator_fields[] = {
+    FIXED_ROW("_class_name", "\"ResNet18\""),
+    {.name = "width", .kind = REAL, .offset = AT(width), .low = 1.0 / 64, .high = 16, .flags = REQUIRED},
+    REQUIRED_ROW(sample_size, 8, 4096),
+    {.name = "class_names", .kind = TEXTS, .offset = AT(class_name), .count = AT(classes), .flags = REQUIRED},
+    {.name = NULL}};
+static const form evaluator_form = {"an evaluator's config.json", evaluator_fields};
+#undef DOCUMENT
 /* clang-format on */
 
 /* Enums are stored through int. */
@@ -626,5 +636,37 @@ ddpm_result io_model_info_write(const char *path, const io_model_info *info)
     document.version = IO_MODEL_VERSION;
     ddpm_result result = write_form(path, &model_form, &document, &scratch);
     io_model_info_free(&scratch);
+    return result;
+}
+
+void io_evaluator_config_free(io_evaluator_config *config)
+{
+    free_texts(config->class_name, config->classes);
+    *config = (io_evaluator_config){0};
+}
+
+ddpm_result io_evaluator_config_parse(const char *text, size_t size, const char *name, io_evaluator_config *out)
+{
+    io_evaluator_config config = {0};
+    ddpm_result result = parse_form(text, size, name, &evaluator_form, &config);
+    if (!result && !config.classes)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT, "%s: class_names is empty; accepted: at least one name", name);
+    if (result)
+        io_evaluator_config_free(&config);
+    else
+        *out = config;
+    return result;
+}
+
+ddpm_result io_evaluator_config_read(const char *path, io_evaluator_config *out)
+{
+    READ(io_evaluator_config_parse);
+}
+
+ddpm_result io_evaluator_config_write(const char *path, const io_evaluator_config *config)
+{
+    io_evaluator_config scratch = {0};
+    ddpm_result result = write_form(path, &evaluator_form, config, &scratch);
+    io_evaluator_config_free(&scratch);
     return result;
 }

@@ -1,5 +1,5 @@
 /* io/config.h - configurations on disk: diffusers' config.json of a UNet2DModel and scheduler_config.json of a
- * DDPMScheduler (a DDIMScheduler's is read too), our label encoder's config.json and model_index.json. Reading is
+ * DDPMScheduler (a DDIMScheduler's is read too), our label encoder's config.json, an evaluator's, and model_index.json. Reading is
  * strict: a field that would change the result and is not implemented is an error, never ignored.
  *
  * The rules of reading. A field left out has diffusers' default (UNet2DModel.__init__, DDPMScheduler.__init__ of
@@ -58,6 +58,18 @@ ddpm_result io_model_info_read(const char *path, io_model_info *out);
 ddpm_result io_model_info_parse(const char *text, size_t size, const char *name, io_model_info *out);
 /* version is written as IO_MODEL_VERSION. */
 ddpm_result io_model_info_write(const char *path, const io_model_info *info);
+
+/* An evaluator's config.json: torchvision's ResNet18 with fc = Linear(.., classes) + Sigmoid. */
+typedef struct io_evaluator_config {
+    char **class_name; /* owned, by io_evaluator_config_free */
+    int classes;       /* at least 1 */
+    double width;      /* of torchvision's channels (64, 128, 256, 512): 1, or 0.25 for (16, 32, 64, 128) */
+    int sample_size;   /* side of the square pictures it was trained on */
+} io_evaluator_config;
+void io_evaluator_config_free(io_evaluator_config *config);
+ddpm_result io_evaluator_config_read(const char *path, io_evaluator_config *out);
+ddpm_result io_evaluator_config_parse(const char *text, size_t size, const char *name, io_evaluator_config *out);
+ddpm_result io_evaluator_config_write(const char *path, const io_evaluator_config *config);
 
 #ifdef __cplusplus
 }

@@ -79,6 +79,10 @@ static void contradiction_hint(const ddpm_model *model, io_part part, char *out,
                  label->num_classes, label->hidden_dim, label->embedding_dim);
         return;
     }
+    if (!model->config.unet.levels) { /* no UNet: an evaluator */
+        snprintf(out, size, "the config.json beside it describes another network; were the two saved together?");
+        return;
+    }
     channels_text(&model->config.unet, channels, sizeof channels);
     snprintf(
         out, size,

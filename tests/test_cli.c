@@ -131,8 +131,8 @@ static void find_program(void)
 
 /* ---- 2. Help ------------------------------------------------------------------------------------------------- */
 
-static const cli_command *const commands[] = {&cli_render, &cli_train,   &cli_sample,     &cli_test,
-                                              &cli_info,   &cli_predict, &cli_check_grad, &cli_bench};
+static const cli_command *const commands[] = {&cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
+                                              &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -310,6 +310,36 @@ static void test_render(void **state)
     io_picture_free(&picture);
     assert_true(io_is_file(in_folder("data/train.json")));
     assert_fails(1, "render --out @/data --scenes 9 --size 64x48", "hint:");
+}
+
+/* Scenes 6 and 7 are held out: 6 pictures of 12 objects. An evaluator of two channels learns nothing in 3 steps, but
+ * its figures are those that eval finds for the same pictures. */
+static void test_evaluator(void **state)
+{
+    (void)state;
+    assert_runs("train-evaluator @/data --out @/evaluator --epochs 1 --batch-size 6 --held-out 2 --width 0.03125 "
+                "--resolution 32 --dtype f16");
+    assert_has(err, "24 pictures, 24 classes, multi-label, from train.json: 18 to train on, 6 (of 2 scenes) held out");
+    assert_has(err, "epoch 0: loss");
+    assert_has(out, "accuracy (mean of pictures): 0.");
+    assert_has(out, "accuracy (pooled objects): 0.");
+    assert_has(out, "Wilson, 6 pictures)");
+    assert_has(out, "Wilson, 12 objects)");
+    char *figures = strdup(strstr(out, "accuracy (mean"));
+    shell("sed -n '/CLEVR_train_00000[67]/p' @/data/train.json | sed '1s/^/{/;$s/,*$/}/' "
+          "> @/two.json");
+    assert_runs("eval --images @/data --labels-file @/two.json --evaluator @/evaluator");
+    assert_string_equal(out, figures);
+    free(figures);
+    assert_has(out, "missed               named instead        times");
+    assert_runs("render --out @/drawn --labels-file data/test.json --size 32x24");
+    assert_runs("eval --images @/drawn --labels-file data/test.json --evaluator @/evaluator");
+    assert_has(out, "Wilson, 32 pictures)");
+    assert_has(out, "Wilson, 72 objects)");
+    assert_fails(1, "eval --images @/drawn --labels-file data/objects.json --evaluator @/evaluator", "hint:");
+    assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/evaluator", "0.png");
+    assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/data", "train-evaluator makes one");
+    assert_fails(1, "train-evaluator @/data --out @/other --held-out 7", "hint:");
 }
 
 /* 24 pictures in batches of 10: steps of 10, 10 and 4. */
@@ -779,6 +809,7 @@ int main(void)
         cmocka_unit_test(test_aliases),
         cmocka_unit_test(test_backends),
         cmocka_unit_test(test_render),
+        cmocka_unit_test(test_evaluator),
         cmocka_unit_test(test_train),
         cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_unconditional),

@@ -1,0 +1,110 @@
+/* cli/judge.c - see cli/judge.h.
+ *
+ * Contents: 1 opening   2 scoring   3 printing */
+#include "cli/judge.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/file.h"
+
+/* ---- 1. Opening ---------------------------------------------------------------------------------------------- */
+
+static ddpm_result open_evaluator(const cli_context *context, const char *path, cli_judge *out)
+{
+    char *bundled = path == NULL ? cli_bundled("mini/evaluator_judge") : NULL;
+    if (path == NULL && bundled == NULL) return DDPM_ERR_MEMORY;
+    if (path == NULL && !io_is_directory(bundled)) {
+        ddpm_result result = ddpm_fail(DDPM_ERR_FILE,
+                                       "%s: the bundled evaluator is not there\n"
+                                       "      hint: --evaluator PATH; ddpm train-evaluator makes one",
+                                       bundled);
+        free(bundled);
+        return result;
+    }
+    ddpm_result result = lab_evaluator_load(path != NULL ? path : bundled, &context->device, &out->ev);
+    free(bundled);
+    return result;
+}
+
+ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out)
+{
+    *out = (cli_judge){0};
+    ddpm_result result = open_evaluator(context, path, out);
+    if (result == DDPM_OK) result = lab_evaluator_net_create(&out->net, out->ev, 1, LAB_SCORING);
+    if (result == DDPM_OK) result = lab_tally_create(&out->tally, out->ev->config.classes);
+    if (result == DDPM_OK) {
+        out->picture = cli_alloc(ddpm_elements(out->net->picture, 1), sizeof *out->picture);
+        out->scores = cli_alloc(ddpm_elements(out->net->scores, 1), sizeof *out->scores);
+        if (out->picture == NULL || out->scores == NULL) result = DDPM_ERR_MEMORY;
+    }
+    if (result != DDPM_OK) cli_judge_close(out);
+    return result;
+}
+
+void cli_judge_close(cli_judge *judge)
+{
+    lab_tally_free(&judge->tally);
+    lab_evaluator_net_free(judge->net);
+    lab_evaluator_free(judge->ev);
+    free(judge->picture);
+    free(judge->scores);
+    *judge = (cli_judge){0};
+}
+
+/* ---- 2. Scoring ---------------------------------------------------------------------------------------------- */
+
+ddpm_result cli_judge_picture(cli_judge *judge, const io_picture *picture, const int *label, int labels, int *hits)
+{
+    io_picture small;
+    int size = judge->ev->config.sample_size;
+    if (picture->channels != 3)
+        return ddpm_fail(DDPM_ERR_SHAPE, "an evaluator judges colour pictures, this one is gray");
+    ddpm_result result = io_picture_resize(picture, size, size, &small);
+    if (result != DDPM_OK) return result;
+    io_picture_to_real(&small, judge->picture);
+    io_picture_free(&small);
+    result = lab_evaluator_scores(judge->net, 1, judge->picture, judge->scores);
+    return result == DDPM_OK ? lab_tally_add(&judge->tally, judge->scores, label, labels, hits) : result;
+}
+
+ddpm_result cli_judge_labels(const cli_judge *judge, const lab_classes *classes, const int *label, int labels, int *out)
+{
+    for (int i = 0; i < labels; i++) {
+        out[i] = lab_class_index(&judge->ev->classes, classes->name[label[i]]);
+        if (out[i] < 0)
+            return ddpm_fail(DDPM_ERR_RANGE, "%s knows no class '%s'\n      hint: --evaluator, one of these classes",
+                             judge->ev->path, classes->name[label[i]]);
+    }
+    return DDPM_OK;
+}
+
+/* ---- 3. Printing --------------------------------------------------------------------------------------------- */
+
+static void print_figure(const char *what, lab_accuracy a, const char *of, int count)
+{
+    printf("accuracy (%s): %.4f   (95%% interval %.4f to %.4f: Wilson, %d %s)\n", what, a.value, a.low, a.high, count,
+           of);
+}
+
+void cli_print_accuracy(const lab_tally *tally)
+{
+    print_figure("mean of pictures", lab_tally_pictures(tally), "pictures", tally->pictures);
+    print_figure("pooled objects", lab_tally_objects(tally), "objects", tally->objects);
+}
+
+void cli_print_classes(const lab_tally *tally, const lab_classes *classes)
+{
+    int n = tally->classes, missed = 0;
+    printf("\n%-20s %s\n", "class", "hits");
+    for (int c = 0; c < n; c++)
+        if (tally->present[c] > 0)
+            printf("%-20s %d/%d  %.4f\n", classes->name[c], tally->found[c], tally->present[c],
+                   (double)tally->found[c] / tally->present[c]);
+    for (int i = 0; i < n * n; i++) {
+        if (tally->taken[i] == 0) continue;
+        if (missed++ == 0) printf("\n%-20s %-20s times\n", "missed", "named instead");
+        printf("%-20s %-20s %d\n", classes->name[i / n], classes->name[i % n], tally->taken[i]);
+    }
+}
