@@ -131,8 +131,9 @@ static void find_program(void)
 
 /* ---- 2. Help ------------------------------------------------------------------------------------------------- */
 
-static const cli_command *const commands[] = {&cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
-                                              &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench};
+static const cli_command *const commands[] = {
+    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
+    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -326,7 +327,7 @@ static void test_evaluator(void **state)
     assert_has(out, "Wilson, 6 pictures)");
     assert_has(out, "Wilson, 12 objects)");
     char *figures = strdup(strstr(out, "accuracy (mean"));
-    shell("sed -n '/CLEVR_train_00000[67]/p' @/data/train.json | sed '1s/^/{/;$s/,*$/}/' "
+    shell("sed -n '/CLEVR_train_00000[67]/p' @/data/train.json | sed '1s/^/{/;$s/[,}]*$/}/' "
           "> @/two.json");
     assert_runs("eval --images @/data --labels-file @/two.json --evaluator @/evaluator");
     assert_string_equal(out, figures);
@@ -338,7 +339,8 @@ static void test_evaluator(void **state)
     assert_has(out, "Wilson, 72 objects)");
     assert_fails(1, "eval --images @/drawn --labels-file data/objects.json --evaluator @/evaluator", "hint:");
     assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/evaluator", "0.png");
-    assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/data", "train-evaluator makes one");
+    assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/data",
+                 "train-evaluator makes one");
     assert_fails(1, "train-evaluator @/data --out @/other --held-out 7", "hint:");
 }
 

@@ -4,7 +4,8 @@ computes it; for tests/test_evaluator.c.
     python tests/parity/make_evaluator_vectors.py            from the root of the repository
 
 torchvision is not needed: the network is written here with torch.nn, under torchvision's names (resnet.py of 0.28:
-ResNet, BasicBlock); `--check` compares names, shapes and outputs with torchvision's own where that is installed.
+ResNet, BasicBlock); `--check` compares names, shapes and outputs with torchvision's own where that is installed (with
+0.28.0 they are the same to the bit).
 config.json and model.safetensors are an evaluator as the program loads it, weights in float16; truth.safetensors holds,
 all in float64 of those weights: picture, labels; in training the probabilities `train.scores`, `train.loss` (mean
 binary cross-entropy), the gradients grad.NAME, and the running statistics after the step, after.NAME; in evaluation
