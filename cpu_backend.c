@@ -46,6 +46,16 @@ typedef struct cpu_pictures { /* (n,channels,h,w) */
     float *data;
 } cpu_pictures;
 
+typedef struct cpu_head { /* attention of one head of one picture: (d, tokens) each; NULL: not wanted */
+    int d;
+    size_t tokens;
+    float scale; /* 1 / sqrt d */
+    const float *q, *k, *v, *dy;
+    float *y, *dq, *dk, *dv;
+    float *largest, *total, *mean; /* (tokens): of a query's scores (times log2 e), of 2^(score - largest), of dp */
+    int add_q, add_k, add_v;       /* gradients are added to */
+} cpu_head;
+
 typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction set */
     const char *isa;
     int lanes, rows; /* floats in a vector; rows of a packed panel */
@@ -78,6 +88,9 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*normalise_backward)(size_t count, const float *x, float mean, const float *dy, float a, float b, float c,
                                float *dx, int accumulate);
     void (*adam)(const ddpm_adam *s, size_t count, float *w, const float *grad, float *m, float *v, float *ema);
+    void (*attend)(const cpu_head *h, size_t first, float *work);
+    void (*attend_queries)(const cpu_head *h, size_t first, float *work);
+    void (*attend_keys)(const cpu_head *h, size_t first, float *work);
 } cpu_kernels;
 
 #ifdef __clang__
@@ -99,9 +112,11 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define BROADCAST(x) ((CPU(vec))_mm_set1_ps(x))
 #define KEEP(v) __asm__("" : "+x"(v))
 #define ROOT(x) ((CPU(vec))_mm_sqrt_ps(x))
+#define MAXIMUM(a, b) ((CPU(vec))_mm_max_ps(a, b))
 #define ISA_NAME "baseline"
 #include "cpu_kernels.h"
 #undef ROOT
+#undef MAXIMUM
 #undef CPU
 #undef LANES
 #undef NV
@@ -121,9 +136,11 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define FMA(a, b, c) ((CPU(vec))_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define BROADCAST(x) ((CPU(vec))_mm256_set1_ps(x))
 #define ROOT(x) ((CPU(vec))_mm256_sqrt_ps((__m256)(x)))
+#define MAXIMUM(a, b) ((CPU(vec))_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define ISA_NAME "avx2"
 #include "cpu_kernels.h"
 #undef ROOT
+#undef MAXIMUM
 #undef CPU
 #undef LANES
 #undef MR
@@ -147,6 +164,7 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #define KEEP(v) __asm__("" : "+v"(v))
 #define LOAD_NINE(p) ((CPU(vec))_mm512_maskz_loadu_ps(0x1FF, (p)))
 #define ROOT(x) ((CPU(vec))_mm512_sqrt_ps((__m512)(x)))
+#define MAXIMUM(a, b) ((CPU(vec))_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define ISA_NAME "avx512"
 #include "cpu_kernels.h"
 #ifdef __clang__
@@ -159,10 +177,12 @@ enum { DOT_ROWS = 4 }; /* of the tile of `dot` */
 #include <arm_neon.h>
 #define FMA(a, b, c) ((CPU(vec))vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define ROOT(x) ((CPU(vec))vsqrtq_f32((float32x4_t)(x)))
+#define MAXIMUM(a, b) ((CPU(vec))vmaxq_f32((float32x4_t)(a), (float32x4_t)(b)))
 #define BROADCAST(x) ((CPU(vec))vdupq_n_f32(x))
 #else
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define ROOT(x) ((CPU(vec)){sqrtf((x)[0]), sqrtf((x)[1]), sqrtf((x)[2]), sqrtf((x)[3])})
+#define MAXIMUM(a, b) CPU(choose)((a) > (b), a, b)
 #define BROADCAST(x) ((CPU(vec)){x, x, x, x})
 #endif
 #define CPU(name) name##_baseline
@@ -1142,6 +1162,60 @@ static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
+/* Threads take blocks of queries, or of keys, of all heads of all pictures. Scratch for each: the kernels' work.
+ * aux (N,heads,3,L): largest, total, mean. */
+static size_t attention_work(const cpu_state *s, const ddpm_node *node)
+{
+    size_t d = (size_t)(node->out->shape[1] / node->attr.attention.heads), tokens = plane_of(node->out);
+    return line((size_t)s->kernels->lanes * (node->wants ? 4 * d + 2 * tokens : 2 * d));
+}
+
+static cpu_head head_of(const ddpm_node *node, size_t head)
+{
+    cpu_head h = {.d = node->out->shape[1] / node->attr.attention.heads, .tokens = plane_of(node->out)};
+    size_t at = head * (size_t)h.d * h.tokens;
+    h.scale = (float)(1 / sqrt((double)h.d));
+    h.q = node->in[0]->data + at, h.k = node->in[1]->data + at, h.v = node->in[2]->data + at;
+    h.y = node->out->data + at;
+    h.largest = node->aux->data + head * 3 * h.tokens;
+    h.total = h.largest + h.tokens, h.mean = h.total + h.tokens;
+    if (!node->wants) return h;
+    h.dy = node->out->grad + at;
+    h.dq = gradient_of(node, 0), h.dk = gradient_of(node, 1), h.dv = gradient_of(node, 2);
+    if (h.dq) h.dq += at;
+    if (h.dk) h.dk += at;
+    if (h.dv) h.dv += at;
+    h.add_q = adds_to(node, 0), h.add_k = adds_to(node, 1), h.add_v = adds_to(node, 2);
+    return h;
+}
+
+static void attend(const ddpm_graph *g, const ddpm_node *node,
+                   void (*kernel)(const cpu_head *h, size_t first, float *work))
+{
+    const cpu_state *s = state_of(g);
+    size_t lanes = (size_t)s->kernels->lanes, blocks = (plane_of(node->out) + lanes - 1) / lanes, first, end;
+    float *work = g->scratch + (size_t)cpu_team_index() * attention_work(s, node);
+    share((size_t)(g->n * node->attr.attention.heads) * blocks, &first, &end);
+    for (size_t job = first; job < end; job++) {
+        const cpu_head h = head_of(node, job / blocks);
+        kernel(&h, job % blocks * lanes, work);
+    }
+}
+
+static ddpm_result attention_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    attend(g, node, state_of(g)->kernels->attend);
+    return DDPM_OK;
+}
+
+static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    attend(g, node, state_of(g)->kernels->attend_queries);
+    cpu_team_barrier(); /* the keys read means of all queries */
+    if (node->wants & 6) attend(g, node, state_of(g)->kernels->attend_keys);
+    return DDPM_OK;
+}
+
 /* Rows of pixels [0, (N C H)) of x, each written `factor` times, `factor` pixels for one. */
 static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -1285,6 +1359,9 @@ static ddpm_result cpu_plan(ddpm_graph *g)
         const ddpm_node *node = g->node[i];
         if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR)
             g->scratch_elements = larger(g->scratch_elements, conv_scratch(g, node));
+        if (node->op == DDPM_OP_ATTENTION)
+            g->scratch_elements =
+                larger(g->scratch_elements, (size_t)state_of(g)->threads * attention_work(state_of(g), node));
         if (node->op == DDPM_OP_GROUP_NORM) fold_silu(g, i);
         if (node->op == DDPM_OP_GROUP_NORM) /* (N,C,2) doubles */
             g->scratch_elements = larger(g->scratch_elements, 4 * (size_t)(g->capacity * node->out->shape[1]));
@@ -1323,6 +1400,7 @@ static const ddpm_row team_rows[DDPM_OP_COUNT] = {
     [DDPM_OP_LINEAR] = {conv_forward, conv_backward},
     [DDPM_OP_GROUP_NORM] = {norm_forward, norm_backward},
     [DDPM_OP_ACTIVATION] = {activation_forward, activation_backward},
+    [DDPM_OP_ATTENTION] = {attention_forward, attention_backward},
     [DDPM_OP_ADD] = {add_forward, add_backward},
     [DDPM_OP_CONCAT] = {concat_forward, concat_backward},
     [DDPM_OP_UPSAMPLE] = {upsample_forward, upsample_backward},
@@ -1356,8 +1434,9 @@ static ddpm_result cpu_backward(const ddpm_graph *g, const ddpm_node *node)
 static const ddpm_row cpu_rows[DDPM_OP_COUNT] = {
     [DDPM_OP_CONV2D] = {cpu_forward, cpu_backward},     [DDPM_OP_LINEAR] = {cpu_forward, cpu_backward},
     [DDPM_OP_GROUP_NORM] = {cpu_forward, cpu_backward}, [DDPM_OP_ACTIVATION] = {cpu_forward, cpu_backward},
-    [DDPM_OP_ADD] = {cpu_forward, cpu_backward},        [DDPM_OP_CONCAT] = {cpu_forward, cpu_backward},
-    [DDPM_OP_UPSAMPLE] = {cpu_forward, cpu_backward},   [DDPM_OP_MSE] = {cpu_forward, cpu_backward},
+    [DDPM_OP_ATTENTION] = {cpu_forward, cpu_backward},  [DDPM_OP_ADD] = {cpu_forward, cpu_backward},
+    [DDPM_OP_CONCAT] = {cpu_forward, cpu_backward},     [DDPM_OP_UPSAMPLE] = {cpu_forward, cpu_backward},
+    [DDPM_OP_MSE] = {cpu_forward, cpu_backward},
 };
 
 const ddpm_backend *ddpm_cpu(void)

@@ -4,9 +4,10 @@
  *     LANES          floats in a vector            MR, NV   the register tile: MR rows by NV vectors
  *     FMA(a, b, c)   a * b + c, rounded once where the processor can
  *     BROADCAST(x)   a vector of x                 ROOT(x)  square roots
+ *     MAXIMUM(a, b)  the larger, of NaNs the one in b
  *     ISA_NAME       "avx512"           KEEP(v)    keeps v in a register of its own here
  *
- * Contents: 1 vectors   2 matrix products   3 Winograd transforms   4 elementwise   5 the table */
+ * Contents: 1 vectors   2 matrix products   3 Winograd transforms   4 elementwise   5 attention   6 the table */
 
 /* clang-format off */
 /* ---- 1. Vectors (of gcc and clang) ------------------------------------------------------------------------------- */
@@ -821,7 +822,210 @@ static void CPU(adam)(const ddpm_adam *s, size_t count, float *w, const float *g
     }
 }
 
-/* ---- 5. The table ------------------------------------------------------------------------------------------------ */
+/* ---- 5. Attention ---------------------------------------------------------------------------------------------------
+ * Formulas: ddpm_impl.c. Lanes are LANES queries (forward, dq) or keys (dk, dv), so that nothing is summed across lanes:
+ * with q' = q log2 e / sqrt d one vector s_j = sum_c q'_c k_c[j] holds the scores of all of them with token j, p_j =
+ * 2^(s_j - l). Tokens j come in steps of AHEAD, sums independent of each other. */
+
+enum { CPU(AHEAD) = LANES == 16 ? 8 : 4, CPU(TOKENS) = 64 }; /* TOKENS: between two looks at the largest score */
+
+/* 2^x for x <= 0 or little above: 2^n 2^f, n = x rounded (by adding 1.5 2^23 + 127, which leaves n + 127 in the low bits),
+ * |f| <= 1/2 exact; 2^f by a minimax polynomial of degree 6 with a relative error of 0.3 u, two roundings to sum it:
+ * below 2 u. Below -126 it stays 2^-126. NaN stays NaN. */
+INLINE VEC CPU(power)(VEC x)
+{
+    const VEC magic = BROADCAST(12583039.0f);
+    x = MAXIMUM(BROADCAST(-126.0f), x);
+    VEC shifted = x + magic, f = x - (shifted - magic);
+    VEC p = FMA(BROADCAST(0.000153458124f), f, BROADCAST(0.00133999309f));
+    p = FMA(p, f, BROADCAST(0.00961848907f));
+    p = FMA(p, f, BROADCAST(0.0555032864f));
+    p = FMA(p, f, BROADCAST(0.240226462f));
+    p = FMA(p, f, BROADCAST(0.693147182f));
+    p = FMA(p, f, BROADCAST(1.0f));
+    return p * (VEC)((CPU(uvec))shifted << 23);
+}
+
+/* out[c] = factor x[c], d vectors of tokens first ...; zeros beyond the last */
+INLINE void CPU(gather)(const cpu_head *h, const float *x, size_t first, float factor, float *out)
+{
+    for (int c = 0; c < h->d; c++)
+        CPU(store)(out + c * LANES, SCALED(factor, CPU(get)(x + (size_t)c * h->tokens + first, h->tokens - first)));
+}
+
+/* x[c] (+)= factor out[c] */
+INLINE void CPU(scatter)(const cpu_head *h, float *x, size_t first, VEC factor, const float *out, int accumulate)
+{
+    for (int c = 0; c < h->d; c++) {
+        float *to = x + (size_t)c * h->tokens + first;
+        VEC v = CPU(load)(out + c * LANES) * factor;
+        CPU(put)(to, h->tokens - first, accumulate ? CPU(get)(to, h->tokens - first) + v : v);
+    }
+}
+
+/* s[b] = sum_c a_c x_c[j + b], b < ahead: a of the lanes, x of tokens j ... */
+INLINE void CPU(meet)(const cpu_head *h, const int ahead, const float *a, const float *x, size_t j, VEC *s)
+{
+    EACH(b, ahead) s[b] = (VEC){0};
+    for (int c = 0; c < h->d; c++) {
+        const float *from = x + (size_t)c * h->tokens + j;
+        VEC lanes = CPU(load)(a + c * LANES);
+        EACH(b, ahead) s[b] = FMA(lanes, BROADCAST(from[b]), s[b]);
+    }
+}
+
+/* sum_c += sum_b p[b] x_c[j + b] */
+INLINE void CPU(gain)(const cpu_head *h, const int ahead, const VEC *p, const float *x, size_t j, float *sum)
+{
+    for (int c = 0; c < h->d; c++) {
+        const float *from = x + (size_t)c * h->tokens + j;
+        VEC v = CPU(load)(sum + c * LANES);
+        EACH(b, ahead) v = FMA(p[b], BROADCAST(from[b]), v);
+        CPU(store)(sum + c * LANES, v);
+    }
+}
+
+INLINE VEC CPU(scores)(const cpu_head *h, const int ahead, const float *q, size_t j, float *out, VEC largest)
+{
+    VEC s[CPU(AHEAD)];
+    CPU(meet)(h, ahead, q, h->k, j, s);
+    EACH(b, ahead)
+    {
+        CPU(store)(out + b * LANES, s[b]);
+        largest = MAXIMUM(largest, s[b]);
+    }
+    return largest;
+}
+
+INLINE VEC CPU(take_values)(const cpu_head *h, const int ahead, const float *s, VEC largest, size_t j, float *y)
+{
+    VEC p[CPU(AHEAD)], total = {0};
+    EACH(b, ahead)
+    {
+        p[b] = CPU(power)(CPU(load)(s + b * LANES) - largest);
+        total += p[b];
+    }
+    CPU(gain)(h, ahead, p, h->v, j, y);
+    return total;
+}
+
+/* y and l of queries first ..., a block of TOKENS keys after the other: what was summed with a smaller largest score is
+ * scaled down (Milakov & Gimelshein 2018). work: 2 d vectors. */
+static void CPU(attend)(const cpu_head *h, size_t first, float *work)
+{
+    enum { AHEAD = CPU(AHEAD), TOKENS = CPU(TOKENS) };
+    float s[TOKENS * LANES] __attribute__((aligned(64))), *q = work, *y = q + h->d * LANES;
+    VEC largest = BROADCAST(-3e38f), total = {0};
+    CPU(gather)(h, h->q, first, h->scale * 1.44269504f, q);
+    memset(y, 0, (size_t)h->d * LANES * sizeof *y);
+    for (size_t j = 0; j < h->tokens; j += TOKENS) {
+        size_t count = h->tokens - j < TOKENS ? h->tokens - j : TOKENS, i = 0;
+        VEC before = largest, block = {0};
+        for (; i + AHEAD <= count; i += AHEAD)
+            largest = CPU(scores)(h, AHEAD, q, j + i, s + i * LANES, largest);
+        for (; i < count; i++)
+            largest = CPU(scores)(h, 1, q, j + i, s + i * LANES, largest);
+        VEC less = CPU(power)(before - largest);
+        for (int c = 0; c < h->d && j > 0; c++)
+            CPU(store)(y + c * LANES, CPU(load)(y + c * LANES) * less);
+        for (i = 0; i + AHEAD <= count; i += AHEAD)
+            block += CPU(take_values)(h, AHEAD, s + i * LANES, largest, j + i, y);
+        for (; i < count; i++)
+            block += CPU(take_values)(h, 1, s + i * LANES, largest, j + i, y);
+        total = total * less + block;
+    }
+    CPU(scatter)(h, h->y, first, 1.0f / total, y, 0);
+    CPU(put)(h->largest + first, h->tokens - first, largest);
+    CPU(put)(h->total + first, h->tokens - first, total);
+}
+
+/* p and dp of queries first ... with tokens j ..., to rows of work; returns the lanes' sums of p dp */
+INLINE VEC CPU(query_step)(const cpu_head *h, const int ahead, const float *q, const float *dy, VEC largest, VEC share,
+                           size_t j, float *p_row, float *dp_row)
+{
+    VEC s[CPU(AHEAD)], dp[CPU(AHEAD)], mean = {0};
+    CPU(meet)(h, ahead, q, h->k, j, s);
+    CPU(meet)(h, ahead, dy, h->v, j, dp);
+    EACH(b, ahead)
+    {
+        VEC p = CPU(power)(s[b] - largest) * share;
+        mean = FMA(p, dp[b], mean);
+        CPU(store)(p_row + (j + (size_t)b) * LANES, p);
+        CPU(store)(dp_row + (j + (size_t)b) * LANES, dp[b]);
+    }
+    return mean;
+}
+
+INLINE void CPU(query_gain)(const cpu_head *h, const int ahead, VEC mean, size_t j, const float *p_row,
+                            const float *dp_row, float *dq)
+{
+    VEC ds[CPU(AHEAD)];
+    EACH(b, ahead)
+    {
+        size_t at = (j + (size_t)b) * LANES;
+        ds[b] = CPU(load)(p_row + at) * (CPU(load)(dp_row + at) - mean);
+    }
+    CPU(gain)(h, ahead, ds, h->k, j, dq);
+}
+
+/* dq of queries first ..., and the mean of dp that their keys will ask for. work: 3 d + 2 tokens vectors. */
+static void CPU(attend_queries)(const cpu_head *h, size_t first, float *work)
+{
+    enum { AHEAD = CPU(AHEAD) };
+    size_t wide = (size_t)h->d * LANES, left = h->tokens - first, j = 0;
+    float *q = work, *dy = q + wide, *dq = dy + wide, *p_row = dq + wide, *dp_row = p_row + h->tokens * LANES;
+    VEC largest = CPU(get)(h->largest + first, left), total = CPU(get)(h->total + first, left), mean = {0};
+    VEC share = 1.0f / MAXIMUM(total, BROADCAST(1.0f)); /* one score at least is the largest; 1 in lanes beyond the end */
+    CPU(gather)(h, h->q, first, h->scale * 1.44269504f, q);
+    CPU(gather)(h, h->dy, first, 1, dy);
+    memset(dq, 0, wide * sizeof *dq);
+    for (; j + AHEAD <= h->tokens; j += AHEAD)
+        mean += CPU(query_step)(h, AHEAD, q, dy, largest, share, j, p_row, dp_row);
+    for (; j < h->tokens; j++)
+        mean += CPU(query_step)(h, 1, q, dy, largest, share, j, p_row, dp_row);
+    CPU(put)(h->mean + first, left, mean);
+    if (!h->dq) return;
+    for (j = 0; j + AHEAD <= h->tokens; j += AHEAD)
+        CPU(query_gain)(h, AHEAD, mean, j, p_row, dp_row, dq);
+    for (; j < h->tokens; j++)
+        CPU(query_gain)(h, 1, mean, j, p_row, dp_row, dq);
+    CPU(scatter)(h, h->dq, first, BROADCAST(h->scale), dq, h->add_q);
+}
+
+INLINE void CPU(key_step)(const cpu_head *h, const int ahead, const float *k, const float *v, size_t i, float *dk,
+                          float *dv)
+{
+    VEC p[CPU(AHEAD)], ds[CPU(AHEAD)];
+    CPU(meet)(h, ahead, k, h->q, i, p);
+    CPU(meet)(h, ahead, v, h->dy, i, ds);
+    EACH(b, ahead)
+    {
+        size_t at = i + (size_t)b;
+        p[b] = SCALED(1.0f / h->total[at], CPU(power)(p[b] - h->largest[at]));
+        ds[b] = p[b] * (ds[b] - h->mean[at]);
+    }
+    CPU(gain)(h, ahead, p, h->dy, i, dv);
+    CPU(gain)(h, ahead, ds, h->q, i, dk);
+}
+
+/* dk and dv of keys first .... work: 4 d vectors. */
+static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
+{
+    enum { AHEAD = CPU(AHEAD) };
+    size_t wide = (size_t)h->d * LANES, i = 0;
+    float *k = work, *v = k + wide, *dk = v + wide, *dv = dk + wide;
+    CPU(gather)(h, h->k, first, h->scale * 1.44269504f, k);
+    CPU(gather)(h, h->v, first, 1, v);
+    memset(dk, 0, 2 * wide * sizeof *dk);
+    for (; i + AHEAD <= h->tokens; i += AHEAD)
+        CPU(key_step)(h, AHEAD, k, v, i, dk, dv);
+    for (; i < h->tokens; i++)
+        CPU(key_step)(h, 1, k, v, i, dk, dv);
+    if (h->dk) CPU(scatter)(h, h->dk, first, BROADCAST(h->scale), dk, h->add_k);
+    if (h->dv) CPU(scatter)(h, h->dv, first, BROADCAST(1.0f), dv, h->add_v);
+}
+
+/* ---- 6. The table ------------------------------------------------------------------------------------------------ */
 
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
@@ -833,7 +1037,7 @@ static const cpu_kernels CPU(kernels) = {
     .twice = CPU(twice), .twice_backward = CPU(twice_backward),
     .sums = CPU(sums), .squares = CPU(squares), .normalise = CPU(normalise),
     .normalise_silu_backward = CPU(normalise_silu_backward), .normalise_backward = CPU(normalise_backward),
-    .adam = CPU(adam),
+    .adam = CPU(adam), .attend = CPU(attend), .attend_queries = CPU(attend_queries), .attend_keys = CPU(attend_keys),
 };
 
 #undef VEC

@@ -535,6 +535,135 @@ static void test_norm_silu(void **state)
     free(in), free(weights), free(dy);
 }
 
+/* Attention twice, as the convolutions: y = 2 attention(q,k,v), gradients are added to. (d,L) of one head at a time. */
+typedef struct attention_shape {
+    int n, heads, d, h, w;
+} attention_shape;
+
+static const attention_shape attention_shapes[] = {
+    {2, 3, 8, 4, 4}, {1, 2, 8, 16, 16}, {2, 1, 5, 5, 7}, {1, 1, 24, 9, 11}, {3, 2, 1, 1, 1}};
+enum { ATTENTION_SHAPES = sizeof attention_shapes / sizeof *attention_shapes };
+
+/* out: y, dq, dk, dv, each `count` = n heads d L */
+static void run_attention(const attention_shape *s, float *const in[4], const char *isa, int threads, float *out)
+{
+    ddpm_device device;
+    ddpm_graph *g;
+    size_t count = (size_t)(s->n * s->heads * s->d * s->h * s->w);
+    ddpm_tensor *x[3];
+    OK(ddpm_device_open(&device, ddpm_cpu(), threads, isa));
+    OK(ddpm_graph_create(&g, &device, s->n + 1, 1));
+    for (int k = 0; k < 3; k++)
+        x[k] = ddpm_input(g, "qkv", s->heads * s->d, s->h, s->w, 1);
+    ddpm_tensor *y =
+        ddpm_add(g, ddpm_attention(g, x[0], x[1], x[2], s->heads), ddpm_attention(g, x[0], x[1], x[2], s->heads), 1);
+    OK(ddpm_graph_plan(g, y, &y, 1));
+    OK(ddpm_graph_alloc(g));
+    for (int k = 0; k < 3; k++)
+        OK(ddpm_upload(&device, x[k], DDPM_DATA, s->n, in[k]));
+    OK(ddpm_graph_forward(g, s->n));
+    OK(ddpm_download(&device, y, DDPM_DATA, s->n, out));
+    OK(ddpm_graph_backward(g, in[3], NULL, NULL));
+    for (int k = 0; k < 3; k++)
+        OK(ddpm_download(&device, x[k], DDPM_GRADIENT, s->n, out + (size_t)(k + 1) * count));
+    ddpm_graph_free(g);
+    ddpm_device_close(&device);
+}
+
+/* One head in double: values[4] = y, dq, dk, dv and how far float may be from them, to first order. A score is a sum of d
+ * products of rounded factors, so it errs by e_ij = u (d + 4) sum |q k| / sqrt d, scaled once more; p_ij relatively by
+ * theta_i = 2 max_j e_ij + u (L + 16): twice, for its own score and those it is divided by; the exponential, the sum and
+ * the quotient. Every other sum of K terms adds u (K + 4) of the sum of its absolute values. */
+static void attention_truth(int d, int tokens, const float *q, const float *k, const float *v, const float *dy,
+                            double *value, double *bound)
+{
+    size_t all = (size_t)(d * tokens), square = (size_t)(tokens * tokens);
+    double *p = calloc(4 * square, sizeof *p), *p_bound = p + square, *ds = p_bound + square, *ds_bound = ds + square;
+    double scale = 1 / sqrt((double)d);
+    memset(value, 0, 4 * all * sizeof *value);
+    memset(bound, 0, 4 * all * sizeof *bound);
+    for (int i = 0; i < tokens; i++) {
+        double *row = p + i * tokens, largest = -1e300, total = 0, worst = 0, mean = 0, mean_bound = 0, mean_size = 0;
+        for (int j = 0; j < tokens; j++) {
+            double size = 0;
+            for (int c = 0; c < d; c++) {
+                double product = scale * (double)q[c * tokens + i] * (double)k[c * tokens + j];
+                row[j] += product, size += fabs(product);
+            }
+            largest = fmax(largest, row[j]), worst = fmax(worst, unit * (d + 4) * size);
+        }
+        for (int j = 0; j < tokens; j++)
+            total += row[j] = exp(row[j] - largest);
+        for (int j = 0; j < tokens; j++) {
+            double dp = 0, dp_size = 0, at = row[j] /= total, theta = 2 * worst + unit * (tokens + 16);
+            for (int c = 0; c < d; c++) {
+                double product = (double)dy[c * tokens + i] * (double)v[c * tokens + j];
+                dp += product, dp_size += fabs(product);
+            }
+            p_bound[i * tokens + j] = theta * at;
+            ds[i * tokens + j] = dp, ds_bound[i * tokens + j] = unit * (d + 4) * dp_size;
+            mean += at * dp, mean_size += at * fabs(dp);
+            mean_bound += theta * at * fabs(dp) + at * ds_bound[i * tokens + j];
+        }
+        mean_bound += unit * (tokens + 4) * mean_size;
+        for (int j = 0; j < tokens; j++) {
+            size_t at = (size_t)(i * tokens + j);
+            ds_bound[at] = p_bound[at] * fabs(ds[at] - mean) +
+                           p[at] * (ds_bound[at] + mean_bound + 4 * unit * (fabs(ds[at]) + fabs(mean)));
+            ds[at] = p[at] * (ds[at] - mean);
+        }
+    }
+    for (int c = 0; c < d; c++)
+        for (int i = 0; i < tokens; i++)
+            for (int j = 0; j < tokens; j++) {
+                size_t at = (size_t)(i * tokens + j), qi = (size_t)(c * tokens + i), kj = (size_t)(c * tokens + j);
+                const double factor[4] = {(double)v[kj], scale * (double)k[kj], scale * (double)q[qi], (double)dy[qi]};
+                for (int r = 0; r < 4; r++) {
+                    int of_p = r == 0 || r == 3;
+                    size_t to = (size_t)r * all + (r < 2 ? qi : kj);
+                    double x = of_p ? p[at] : ds[at], x_bound = of_p ? p_bound[at] : ds_bound[at];
+                    value[to] += x * factor[r];
+                    bound[to] += (x_bound + unit * (tokens + 4) * fabs(x)) * fabs(factor[r]);
+                }
+            }
+    free(p);
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    for (int i = 0; i < ATTENTION_SHAPES; i++) {
+        const attention_shape *s = &attention_shapes[i];
+        size_t head = (size_t)(s->d * s->h * s->w), count = head * (size_t)(s->n * s->heads);
+        float *in[4], *out = calloc(4 * count, sizeof *out), *again = calloc(4 * count, sizeof *again);
+        double *value = calloc(8 * head, sizeof *value), *bound = value + 4 * head, worst = 0;
+        for (uint32_t k = 0; k < 4; k++)
+            in[k] = values(count, 20 + k, k < 2 ? 2 : 1);
+        for (int set = 0; set < 3; set++) {
+            if (!available(sets[set])) continue;
+            run_attention(s, in, sets[set], 1, out);
+            run_attention(s, in, sets[set], 3, again);
+            assert_memory_equal(out, again, 4 * count * sizeof *out);
+            for (size_t at = 0; at < count; at += head) {
+                attention_truth(s->d, s->h * s->w, in[0] + at, in[1] + at, in[2] + at, in[3] + at, value, bound);
+                for (size_t k = 0; k < 4 * head; k++) {
+                    double ours = (double)out[k / head * count + at + k % head] / 2;
+                    double share = fabs(ours - value[k]) / (bound[k] + 1e-30);
+                    if (!(share <= 1))
+                        fail_msg("%s, shape %d, result %zu[%zu] is %.9g, should be %.9g: %.3g times the bound",
+                                 sets[set], i, k / head, at + k % head, ours, value[k], share);
+                    worst = fmax(worst, share);
+                }
+            }
+        }
+        print_message("           %d heads of %dx%dx%d: worst error %.2f of its bound\n", s->heads, s->d, s->h, s->w,
+                      worst);
+        for (int k = 0; k < 4; k++)
+            free(in[k]);
+        free(out), free(again), free(value);
+    }
+}
+
 static void test_isa(void **state)
 {
     (void)state;
@@ -555,7 +684,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_isa),      cmocka_unit_test(test_shapes),    cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_training), cmocka_unit_test(test_norm_silu),
+        cmocka_unit_test(test_training), cmocka_unit_test(test_norm_silu), cmocka_unit_test(test_attention),
     };
     return cmocka_run_group_tests_name("cpu backend", tests, NULL, NULL);
 }
