@@ -51,12 +51,16 @@ static void free_pictures(io_picture *picture, int count)
         io_picture_free(&picture[i]);
 }
 
+/* Multi-hot vectors for a label encoder, class indices for an Embedding (num_class_embeds). */
 static ddpm_result set_labels(const cli_drawing *d, int first, int n, ddpm_real *labels)
 {
-    int width = d->model->model->config.label.num_classes;
+    const cli_model *m = d->model;
+    int encoder = m->model->config.label.num_classes, classes = encoder > 0 ? encoder : m->classes.count;
     ddpm_result result = DDPM_OK;
-    for (int i = 0; width > 0 && result == DDPM_OK && i < n; i++)
-        result = lab_multi_hot(d->sets, (first + i) % d->sets->count, 1, width, labels + (size_t)i * (size_t)width);
+    if (ddpm_label_width(&m->model->config) == 0) return DDPM_OK;
+    for (int i = 0; result == DDPM_OK && i < n; i++)
+        result = lab_multi_hot(d->sets, (first + i) % d->sets->count, 1, classes, labels + (size_t)i * (size_t)classes);
+    if (result == DDPM_OK && encoder == 0) result = lab_class_labels(labels, n, classes, m->info.none_class, labels);
     return result;
 }
 
@@ -123,16 +127,18 @@ static ddpm_real *no_label(const cli_model *model)
     return labels;
 }
 
-/* UNet2DModel's classes other than a multi-hot have no names to draw by. */
+/* A class that is no name, a vector or a timestep, cannot be drawn by its name. */
 static ddpm_result check_labels(const cli_drawing *d)
 {
     const ddpm_model_config *config = &d->model->model->config;
-    if (ddpm_label_width(config) > 0 && config->label.num_classes == 0)
+    int width = ddpm_label_width(config);
+    int named = config->label.num_classes > 0 || (config->unet.num_class_embeds > 0 && d->model->classes.count > 0);
+    if (width > 0 && !named)
         return ddpm_fail(DDPM_ERR_UNSUPPORTED,
-                         "%s takes class indices or embeddings, not label sets\n"
+                         "%s takes class indices or embeddings without names, not label sets\n"
                          "      hint: ddpm predict runs it on tensors",
                          d->model->path);
-    if (config->label.num_classes > 0 && d->sets->count == 0)
+    if (width > 0 && d->sets->count == 0)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s draws label sets, none is given\n"
                          "      hint: ddpm sample \"%s\", or --labels-file FILE",
@@ -154,7 +160,8 @@ ddpm_result cli_draw(const cli_drawing *d)
     if (result == DDPM_OK) {
         size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
         b.values = cli_alloc((size_t)capacity * picture, sizeof *b.values);
-        labels = cli_alloc((size_t)capacity * (size_t)(ddpm_label_width(&d->model->model->config) + 1), sizeof *labels);
+        int width = ddpm_label_width(&d->model->model->config), classes = d->model->classes.count;
+        labels = cli_alloc((size_t)capacity * (size_t)((width > classes ? width : classes) + 1), sizeof *labels);
         b.frames = d->strips ? cli_alloc((size_t)capacity * CLI_FRAMES, sizeof *b.frames) : NULL;
         b.none = no_label(d->model);
         if (b.values == NULL || labels == NULL || b.none == NULL || (d->strips && b.frames == NULL))

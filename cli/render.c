@@ -6,7 +6,7 @@
 
 static struct {
     const char *out, *labels_file;
-    int scenes, size[2];
+    int scenes, size[2], layout;
     uint64_t seed;
 } set;
 
@@ -18,6 +18,8 @@ static const cli_option options[] = {
      "scenes, each of three pictures that grow by one object", &set.scenes, 1, 1e6, 0},
     {"seed", NULL, CLI_SEED, "S", "0", "another seed draws other scenes", &set.seed, 0, 0, 0},
     {"size", NULL, CLI_SIZE, "WxH", "320x240", "pixels of a picture", set.size, 4, 4096, 0},
+    {"layout", NULL, CLI_CHOICE, "lists|folders|plain", "lists",
+     "the lab's lists; one folder a class, with pictures of one object; or pictures without labels", &set.layout, 0, 0, 0},
     {"labels-file", NULL, CLI_TEXT, "FILE", NULL,
      "draw these label sets (as test.json) instead: 0.png, 1.png, ...", &set.labels_file, 0, 0, 0},
     {0},
@@ -40,7 +42,7 @@ static ddpm_result on_scene(void *user, int done, int total)
 {
     drawing *d = user;
     d->bar.total = total;
-    d->pictures = done * (set.labels_file != NULL ? 1 : LAB_GROWING);
+    d->pictures = done * (set.labels_file != NULL || set.layout == LAB_LAYOUT_FOLDERS ? 1 : LAB_GROWING);
     cli_progress_show(&d->bar, done, "%d pictures, %.1f a second", d->pictures, rate(d));
     return DDPM_OK;
 }
@@ -55,6 +57,7 @@ static int run(const cli_context *context)
     config.width = set.size[0];
     config.height = set.size[1];
     config.threads = context->device.threads;
+    config.layout = (lab_layout)set.layout;
     config.labels_file = set.labels_file;
     config.progress = on_scene;
     config.user = &d;
@@ -72,7 +75,7 @@ static int run(const cli_context *context)
 
 const cli_command cli_render = {
     "render",
-    "--out DIR [--scenes N] [--size WxH]",
+    "--out DIR [--scenes N] [--size WxH] [--layout lists|folders|plain]",
     "draws scenes and writes a data set in the lab's files and names",
     "Files: CLEVR_train_*.png, train.json, objects.json, test.json, new_test.json. The same seed gives the same bytes.",
     options,

@@ -1,7 +1,7 @@
 /* cli/train.c - ddpm train: a data set and a model's config become a run directory with checkpoints and metrics, or a
  * run that was stopped goes on. Everything that can be refused is refused before the run directory is touched.
  *
- * Contents: 1 options   2 the run's objects   3 the model   4 the data and the network   5 memory
+ * Contents: 1 options   2 the run's objects   3 the model   4 the data and the network   5 the data's troubles, memory
  *           6 settings of a resumed run   7 state: training.json   8 the run directory   9 checkpoints
  *           10 steps   11 epochs   12 the command */
 #include <cjson/cJSON.h>
@@ -27,7 +27,7 @@ enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 static struct {
     const char *data, *image_dir, *out, *model, *args;
     int epochs, batch_size, micro_batch, lr_schedule, warmup, timesteps, beta_schedule, save_every, save_steps, keep,
-        max_steps, workers, pixel_unshuffle, resolution[2], resume, force;
+        max_steps, workers, pixel_unshuffle, resolution[2], resize, channels, random_flip, unconditional, resume, force;
     double lr, gamma, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
     cli_list milestones;
     uint64_t seed;
@@ -36,9 +36,12 @@ static struct {
 /* clang-format off */
 static const cli_option options[] = {
     {"data", "data_root train_data_dir", CLI_TEXT, "DATA", "(required; a run that is resumed knows it)",
-     "folder with train.json and objects.json", &set.data, 0, 0, 1},
+     "folder with train.json and objects.json, or metadata.jsonl or .csv, or one folder a class, or pictures alone",
+     &set.data, 0, 0, 1},
     {"image-dir", NULL, CLI_TEXT, "DIR", "(DATA, or iclevr or images in or beside it)",
-     "folder of the pictures", &set.image_dir, 0, 0, 0},
+     "folder of a list's pictures", &set.image_dir, 0, 0, 0},
+    {"unconditional", NULL, CLI_FLAG, NULL, NULL,
+     "leave labels aside, whatever the data has", &set.unconditional, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "RUN", "(required)",
      "run directory to make, or to go on with", &set.out, 0, 0, 0},
     {"model", "weight_path weights", CLI_TEXT, "M", "lab",
@@ -94,6 +97,12 @@ static const cli_option options[] = {
      "threads that decode pictures", &set.workers, 1, 256, 0},
     {"resolution", NULL, CLI_SIZE, "N|WxH", "(the model's)",
      "pixels of a picture", set.resolution, 1, 4096, 0},
+    {"resize", NULL, CLI_CHOICE, "squeeze|crop", "squeeze",
+     "of pictures of another aspect: all of them, squeezed, or their middle", &set.resize, 0, 0, 0},
+    {"random-flip", NULL, CLI_FLAG, NULL, NULL,
+     "mirror half of the pictures left to right, others in every epoch", &set.random_flip, 0, 0, 0},
+    {"channels", NULL, CLI_INT, "1|3", "(the model's)",
+     "gray or colour", &set.channels, 1, 3, 0},
     {"max-grad-norm", NULL, CLI_REAL, "R", "1.0",
      "gradients are scaled down to this norm; 0: never", &set.max_grad_norm, 0, 1e9, 0},
     {"ema-decay", NULL, CLI_REAL, "R", "0.9999",
@@ -167,24 +176,52 @@ static ddpm_label_config label_encoder(const ddpm_unet_config *u, int classes)
     return (ddpm_label_config){.num_classes = classes, .hidden_dim = 64, .embedding_dim = width};
 }
 
-/* A UNet's config.json, which gets the lab's label encoder if its class_embed_type is identity. */
-static ddpm_result read_unet_config(int classes, ddpm_model_config *config)
+/* A preset's network takes labels as the data has them: sets through the lab's label encoder; one class a picture
+ * through an Embedding of one class more, which stands for "no label"; or none. */
+static ddpm_model_config preset_for(const lab_dataset *data)
 {
-    *config = ddpm_model_default();
-    ddpm_result result = io_unet_config_read(set.model, &config->unet);
-    if (result != DDPM_OK) return result;
-    const ddpm_unet_config *u = &config->unet;
-    config->pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
-    if (u->class_embed_type == DDPM_CLASS_IDENTITY) {
-        config->label = label_encoder(u, classes);
-    } else if (u->class_embed_type != DDPM_CLASS_NONE || u->num_class_embeds > 0) {
+    ddpm_model_config config = ddpm_model_preset(set.model, data->kind == LAB_MULTI_LABEL ? data->classes.count : 0);
+    int r = config.pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
+    if (data->kind == LAB_ONE_CLASS) config.unet.num_class_embeds = data->classes.count + 1;
+    config.unet.in_channels *= r * r;
+    config.unet.out_channels *= r * r;
+    return config;
+}
+
+/* What a network takes must be what the data has. */
+static ddpm_result check_labels(const char *path, const ddpm_unet_config *u, const lab_dataset *data)
+{
+    int takes_labels = u->class_embed_type != DDPM_CLASS_NONE || u->num_class_embeds > 0;
+    if (takes_labels && data->kind == LAB_UNLABELLED)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: takes labels, and the data has none (%s)\n"
+                         "      hint: \"class_embed_type\": null with \"num_class_embeds\": null trains without",
+                         path, lab_dataset_describe(data));
+    if (u->class_embed_type == DDPM_CLASS_TIMESTEP || (u->num_class_embeds > 0 && data->kind == LAB_MULTI_LABEL))
         return ddpm_fail(
             DDPM_ERR_UNSUPPORTED,
             "%s: its class embedding takes one number a picture, the data has label sets\n"
             "      hint: \"class_embed_type\": \"identity\" adds a label encoder; null with \"num_class_embeds\": "
             "null trains without labels",
-            set.model);
-    }
+            path);
+    return DDPM_OK;
+}
+
+/* A UNet's config.json, which gets the lab's label encoder if its class_embed_type is identity. */
+static ddpm_result read_unet_config(const lab_dataset *data, ddpm_model_config *config)
+{
+    *config = ddpm_model_default();
+    ddpm_result result = io_unet_config_read(set.model, &config->unet);
+    if (result == DDPM_OK) result = check_labels(set.model, &config->unet, data);
+    if (result != DDPM_OK) return result;
+    const ddpm_unet_config *u = &config->unet;
+    config->pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
+    if (u->class_embed_type == DDPM_CLASS_IDENTITY) config->label = label_encoder(u, data->classes.count);
+    if (u->num_class_embeds > 0 && u->num_class_embeds < data->classes.count)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: num_class_embeds is %d, the data has %d classes\n"
+                         "      hint: %d leaves one for \"no label\", which guidance needs",
+                         set.model, u->num_class_embeds, data->classes.count, data->classes.count + 1);
     return DDPM_OK;
 }
 
@@ -196,36 +233,38 @@ static int same_classes(const io_model_info *info, const lab_classes *classes)
     return same;
 }
 
-/* The configs of a model directory. Where the data has other classes the label encoder is made anew. */
-static ddpm_result read_directory(training *t, const char *path, const lab_classes *classes, ddpm_model_config *config,
+/* The configs of a model directory. Where the data has other classes what takes the labels is made anew. */
+static ddpm_result read_directory(training *t, const char *path, ddpm_model_config *config,
                                   ddpm_schedule_config *schedule)
 {
+    const lab_classes *classes = &t->data->classes;
+    ddpm_unet_config *u = &config->unet;
     ddpm_result result = io_model_read_config(path, config, schedule, &t->info);
+    if (result == DDPM_OK) result = check_labels(path, u, t->data);
     if (result != DDPM_OK) return result;
     if (set.pixel_unshuffle > 0 && set.pixel_unshuffle != config->pixel_unshuffle)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: its pixel_unshuffle is %d\n      hint: leave out --pixel-unshuffle",
                          path, config->pixel_unshuffle);
-    if (config->unet.num_class_embeds > 0 || config->unet.class_embed_type == DDPM_CLASS_TIMESTEP)
-        return ddpm_fail(DDPM_ERR_UNSUPPORTED,
-                         "%s: its class embedding takes one number a picture, the data has label sets\n"
-                         "      hint: a model with a label encoder, or without labels",
-                         path);
-    t->new_labels = config->unet.class_embed_type == DDPM_CLASS_IDENTITY &&
-                    (config->label.num_classes == 0 || !same_classes(&t->info, classes));
-    if (t->new_labels && config->label.num_classes > 0)
+    int encoder = u->class_embed_type == DDPM_CLASS_IDENTITY;
+    if (!encoder && u->num_class_embeds == 0) return DDPM_OK;
+    t->new_labels = (encoder && config->label.num_classes == 0) || !same_classes(&t->info, classes);
+    if (!t->new_labels) return DDPM_OK;
+    t->info.none_class = -1;
+    if (!encoder)
+        u->num_class_embeds = classes->count + 1;
+    else if (config->label.num_classes > 0)
         config->label.num_classes = classes->count;
-    else if (t->new_labels)
-        config->label = label_encoder(&config->unet, classes->count);
+    else
+        config->label = label_encoder(u, classes->count);
     return DDPM_OK;
 }
 
 /* model_index.json stands for the configs of its directory, the weights being made anew. */
-static ddpm_result read_index(training *t, const lab_classes *classes, ddpm_model_config *config,
-                              ddpm_schedule_config *schedule)
+static ddpm_result read_index(training *t, ddpm_model_config *config, ddpm_schedule_config *schedule)
 {
     const char *slash = strrchr(set.model, '/');
     char *directory = slash != NULL ? cli_text("%.*s", (int)(slash - set.model), set.model) : cli_text(".");
-    ddpm_result result = directory != NULL ? read_directory(t, directory, classes, config, schedule) : DDPM_ERR_MEMORY;
+    ddpm_result result = directory != NULL ? read_directory(t, directory, config, schedule) : DDPM_ERR_MEMORY;
     free(directory);
     return result;
 }
@@ -238,51 +277,55 @@ static int ends_with(const char *text, const char *end)
 
 /* --model: a preset, a config.json, a model_index.json, or a model or run to fine-tune; or a generation to go on with.
  * *schedule is changed where the model says what its noise schedule is. */
-static ddpm_result read_model_config(training *t, const lab_classes *classes, ddpm_model_config *config,
-                                     ddpm_schedule_config *schedule)
+static ddpm_result read_model_config(training *t, ddpm_model_config *config, ddpm_schedule_config *schedule)
 {
-    if (t->saved != NULL) return read_directory(t, t->source, classes, config, schedule);
-    *config = ddpm_model_preset(set.model, classes->count);
-    if (config->unet.levels > 0) {
-        ddpm_unet_config *u = &config->unet;
-        int r = config->pixel_unshuffle = set.pixel_unshuffle > 0 ? set.pixel_unshuffle : 1;
-        u->in_channels *= r * r;
-        u->out_channels *= r * r;
-        return DDPM_OK;
-    }
+    if (t->saved != NULL) return read_directory(t, t->source, config, schedule);
+    *config = preset_for(t->data);
+    if (config->unet.levels > 0) return DDPM_OK;
     if (io_is_directory(set.model)) {
         t->source = cli_find_model(set.model);
-        return t->source != NULL ? read_directory(t, t->source, classes, config, schedule) : DDPM_ERR_FILE;
+        return t->source != NULL ? read_directory(t, t->source, config, schedule) : DDPM_ERR_FILE;
     }
     if (!io_is_file(set.model))
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "--model %s is neither a preset nor a file or directory\n"
                          "      hint: lab, small, tiny, a UNet2DModel's config.json, or a model or run to fine-tune",
                          set.model);
-    if (ends_with(set.model, "model_index.json")) return read_index(t, classes, config, schedule);
-    return read_unet_config(classes->count, config);
+    if (ends_with(set.model, "model_index.json")) return read_index(t, config, schedule);
+    return read_unet_config(t->data, config);
 }
 
 /* ---- 4. The data and the network ----------------------------------------------------------------------------- */
 
-/* The decoder threads need the pictures' size, which is the network's; the network needs the number of classes. */
-static ddpm_result open_data(training *t, const ddpm_model_config *config)
+static ddpm_result open_data(training *t)
 {
     lab_dataset_config data = lab_dataset_default(set.data);
-    const ddpm_unet_config *u = &config->unet;
-    int shuffle = config->pixel_unshuffle > 1 ? config->pixel_unshuffle : 1;
     data.image_dir = set.image_dir;
+    data.unconditional = set.unconditional;
+    data.width = data.height = 0; /* the model says */
+    data.resize = set.resize == 0 ? LAB_SQUEEZE : LAB_CROP;
+    data.random_flip = set.random_flip;
     data.workers = set.workers;
     data.seed = set.seed;
-    data.channels = u->in_channels / (shuffle * shuffle);
-    data.width = set.resolution[0] > 0 ? set.resolution[0] : u->sample_size[1] * shuffle;
-    data.height = set.resolution[1] > 0 ? set.resolution[1] : u->sample_size[0] * shuffle;
-    if (data.width == 0 || data.height == 0)
+    return lab_dataset_open(&data, &t->data);
+}
+
+/* Size and channels of the pictures: the model's, unless --resolution and --channels change both. */
+static ddpm_result fit_pictures(training *t, ddpm_model_config *config)
+{
+    ddpm_unet_config *u = &config->unet;
+    int factor = config->pixel_unshuffle > 1 ? config->pixel_unshuffle : 1;
+    int width = set.resolution[0] > 0 ? set.resolution[0] : u->sample_size[1] * factor;
+    int height = set.resolution[1] > 0 ? set.resolution[1] : u->sample_size[0] * factor;
+    if (width == 0 || height == 0)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s: sample_size is null: the size of the pictures is not known\n"
                          "      hint: --resolution 64",
                          set.model);
-    return lab_dataset_open(&data, &t->data);
+    if (set.channels > 0) u->in_channels = u->out_channels = set.channels * factor * factor;
+    u->sample_size[0] = height / factor;
+    u->sample_size[1] = width / factor;
+    return lab_dataset_set_size(t->data, width, height, u->in_channels / (factor * factor));
 }
 
 static int micro_batch(void)
@@ -305,15 +348,11 @@ static ddpm_result plan_training(const cli_context *context, training *t)
 {
     ddpm_model_config config;
     ddpm_schedule_config schedule = ddpm_schedule_default();
-    lab_classes classes = {0};
-    ddpm_result result = lab_classes_find(set.data, &classes);
-    if (result == DDPM_OK) result = read_model_config(t, &classes, &config, &schedule);
-    lab_classes_free(&classes);
-    if (result == DDPM_OK) result = open_data(t, &config);
+    ddpm_result result = open_data(t);
+    if (result == DDPM_OK) result = read_model_config(t, &config, &schedule);
+    if (result == DDPM_OK) result = fit_pictures(t, &config);
     if (result != DDPM_OK) return result;
     const lab_dataset_config *data = &t->data->config;
-    config.unet.sample_size[0] = data->height / (config.pixel_unshuffle > 1 ? config.pixel_unshuffle : 1);
-    config.unet.sample_size[1] = data->width / (config.pixel_unshuffle > 1 ? config.pixel_unshuffle : 1);
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK) result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), 1);
     choose_schedule(t, &schedule);
@@ -321,6 +360,14 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     if (result == DDPM_OK && set.cond_drop > 0 && t->net->labels == NULL)
         result = ddpm_fail(DDPM_ERR_ARGUMENT, "--cond-drop leaves out labels, and this model takes none\n"
                                               "      hint: leave out --cond-drop");
+    int embeds = config.unet.num_class_embeds;
+    if (embeds > t->data->classes.count && t->info.none_class < 0) t->info.none_class = t->data->classes.count;
+    if (result == DDPM_OK && set.cond_drop > 0 && embeds > 0 && t->info.none_class < 0)
+        result =
+            ddpm_fail(DDPM_ERR_ARGUMENT,
+                      "%s: num_class_embeds %d leaves no class to stand for \"no label\", which --cond-drop needs\n"
+                      "      hint: %d does",
+                      set.model, embeds, embeds + 1);
     return result;
 }
 
@@ -342,7 +389,8 @@ static ddpm_result start_training(training *t)
     config.seed = set.seed;
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
     if ((t->pictures = cli_alloc((size_t)set.batch_size * picture, sizeof *t->pictures)) == NULL ||
-        (t->labels = cli_alloc((size_t)set.batch_size * (size_t)t->data->classes.count, sizeof *t->labels)) == NULL)
+        (t->labels = cli_alloc((size_t)set.batch_size * ((size_t)t->data->classes.count + 1), sizeof *t->labels)) ==
+            NULL)
         return DDPM_ERR_MEMORY;
     ddpm_result result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
     if (result == DDPM_OK) result = fill_model(t);
@@ -354,13 +402,63 @@ static ddpm_result start_training(training *t)
     t->info.height = t->net->height;
     t->info.width = t->net->width;
     t->info.label_dropout = set.cond_drop;
-    if (result == DDPM_OK && t->model->config.label.num_classes > 0)
+    if (result == DDPM_OK && t->net->labels != NULL)
         result =
             io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
     return result;
 }
 
-/* ---- 5. Memory ----------------------------------------------------------------------------------------------- */
+/* ---- 5. The data's troubles, memory ----------------------------------------------------------------------------------------------- */
+
+enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of each trouble */
+
+static void list_troubles(const lab_survey *survey)
+{
+    static const char *const what[] = {"cannot be read and %s left out", "%s smaller than asked for and enlarged",
+                                       "%s of the same pixels as another one"};
+    int next = 0;
+    for (int k = 0; k < LAB_TROUBLES; k++) {
+        int count = survey->count[k];
+        char text[80];
+        snprintf(text, sizeof text, what[k], count == 1 ? "is" : "are");
+        if (count > 0) cli_note("warning %d picture%s %s:", count, count == 1 ? "" : "s", text);
+        for (int i = 0; i < count && i < SHOWN; i++) {
+            const lab_finding *f = &survey->finding[next + i];
+            if (k == LAB_UNREADABLE)
+                cli_note("          %s", f->about); /* begins with the path */
+            else
+                cli_note("          %s (%s)", f->path, f->about);
+        }
+        if (count > SHOWN) cli_note("          and %d more", count - SHOWN);
+        next += count;
+    }
+}
+
+static void on_surveyed(void *user, int done, int total)
+{
+    cli_progress *bar = user;
+    bar->total = total;
+    cli_progress_show(bar, done, "%d of %d", done, total);
+}
+
+/* Looks at every picture, so that nothing about them comes up in the night. */
+static ddpm_result survey_data(const training *t)
+{
+    cli_progress bar;
+    lab_survey survey;
+    cli_progress_start(&bar, "pictures", t->data->count);
+    ddpm_result result = lab_dataset_survey(t->data, on_surveyed, &bar, &survey);
+    cli_progress_clear(&bar);
+    if (result != DDPM_OK) return result;
+    list_troubles(&survey);
+    if (survey.count[LAB_UNREADABLE] > 0) cli_note("data    %s", lab_dataset_describe(t->data));
+    lab_survey_free(&survey);
+    if (t->data->count < FEW)
+        cli_note(
+            "warning fewer than %d pictures: the model may learn them by heart instead of what they have in common",
+            FEW);
+    return DDPM_OK;
+}
 
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
 static ddpm_result report_plan(const training *t)
@@ -397,7 +495,8 @@ static const char *const free_settings[] = {"data",       "image-dir",    "out",
                                             "save-steps", "save-minutes", "keep",   "resume",   "force",
                                             "args",       "workers",      "epochs", "max-steps"};
 /* And these are what the network is: another one cannot go on with its weights. */
-static const char *const fixed_settings[] = {"model", "pixel-unshuffle", "resolution", "timesteps", "beta-schedule"};
+static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",   "channels",
+                                             "unconditional", "timesteps",       "beta-schedule"};
 
 static int is_among(const char *name, const char *const *list, size_t count)
 {
@@ -769,8 +868,11 @@ static ddpm_result train_step(training *t, int *got)
     ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, got);
     if (result != DDPM_OK || *got == 0) return result;
     ddpm_address first = {.seed = set.seed, .picture = t->trainer.picture};
-    if (set.cond_drop > 0)
-        ddpm_drop_labels(first, set.cond_drop, 0, *got, t->model->config.label.num_classes, t->labels);
+    int classes = t->data->classes.count;
+    if (set.cond_drop > 0) ddpm_drop_labels(first, set.cond_drop, 0, *got, classes, t->labels);
+    if (t->model->config.unet.num_class_embeds > 0)
+        result = lab_class_labels(t->labels, *got, classes, t->info.none_class, t->labels);
+    if (result != DDPM_OK) return result;
     result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *got, lr, &loss);
     t->position += *got;
     if (result == DDPM_ERR_NONFINITE) return skip_step(t, *got);
@@ -921,6 +1023,7 @@ static ddpm_result train(const cli_context *context, training *t)
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK) result = plan_training(context, t);
     if (result == DDPM_OK) result = report_plan(t);
+    if (result == DDPM_OK) result = survey_data(t);
     if (result == DDPM_OK && t->saved != NULL) result = read_state(t);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = open_run(context, t);

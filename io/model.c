@@ -136,11 +136,12 @@ static int param_index(const ddpm_model *model, io_part part, const char *name)
 /* Fills what the file holds and marks it in `seen`. It stops at the first stranger, so even a file of a million
  * tensors costs no more than one search for each parameter. */
 static ddpm_result load_present(ddpm_model *model, unsigned arrays, io_part part, const io_safetensors *file,
-                                char *seen, ddpm_real *room)
+                                char *seen, ddpm_real *room, const char *left_out)
 {
     char modern[256], hint[320];
     for (int i = 0; i < file->tensors; i++) {
         const io_tensor *tensor = &file->tensor[i];
+        if (left_out && !strcmp(tensor->name, left_out)) continue;
         int index = param_index(model, part, modern_name(tensor->name, modern, sizeof modern));
         if (index < 0 || seen[index]) {
             contradiction_hint(model, part, hint, sizeof hint);
@@ -175,7 +176,9 @@ static ddpm_result check_complete(const ddpm_model *model, io_part part, const c
                      hint);
 }
 
-ddpm_result io_weights_load(ddpm_model *model, unsigned arrays, io_part part, const char *path)
+/* `left_out`: a tensor that stays as it is, whatever the file says; or NULL. */
+static ddpm_result load_weights(ddpm_model *model, unsigned arrays, io_part part, const char *path,
+                                const char *left_out)
 {
     io_safetensors file;
     ddpm_result result = io_safetensors_open(path, &file);
@@ -183,12 +186,19 @@ ddpm_result io_weights_load(ddpm_model *model, unsigned arrays, io_part part, co
     char *seen = calloc((size_t)model->params + 1, 1);
     ddpm_real *room = room_for_one(model);
     if (!seen || !room) result = no_memory(path);
-    if (!result) result = load_present(model, arrays, part, &file, seen, room);
+    int kept = left_out && seen ? param_index(model, part, left_out) : -1;
+    if (kept >= 0) seen[kept] = 1;
+    if (!result) result = load_present(model, arrays, part, &file, seen, room, left_out);
     if (!result) result = check_complete(model, part, path, seen);
     free(room);
     free(seen);
     io_safetensors_close(&file);
     return result;
+}
+
+ddpm_result io_weights_load(ddpm_model *model, unsigned arrays, io_part part, const char *path)
+{
+    return load_weights(model, arrays, part, path, NULL);
 }
 
 /* ---- 3. Weights out -------------------------------------------------------------------------------------------- */
@@ -465,14 +475,16 @@ ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned 
     return result;
 }
 
-ddpm_result io_model_fill(const char *path, ddpm_model *model, int label_encoder)
+ddpm_result io_model_fill(const char *path, ddpm_model *model, int labels)
 {
     layout files;
     unsigned arrays = DDPM_FOR_INFERENCE | (model->array[DDPM_EMA] ? 1u << DDPM_EMA : 0);
     ddpm_result result = locate(path, &files);
     if (!result && !io_is_file(files.file[WEIGHTS])) result = missing_weights(files.file[WEIGHTS]);
-    if (!result) result = io_weights_load(model, arrays, IO_PART_NETWORK, files.file[WEIGHTS]);
-    if (!result && label_encoder && files.file[LABEL])
+    if (!result)
+        result =
+            load_weights(model, arrays, IO_PART_NETWORK, files.file[WEIGHTS], labels ? NULL : "class_embedding.weight");
+    if (!result && labels && files.file[LABEL])
         result = io_weights_load(model, arrays, IO_PART_LABEL_ENCODER, files.file[LABEL_WEIGHTS]);
     layout_free(&files);
     return result;

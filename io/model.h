@@ -48,8 +48,9 @@ ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned 
                           ddpm_schedule_config *schedule, io_model_info *info);
 
 /* Fills DDPM_WEIGHT and, if it is allocated, DDPM_EMA of a model that exists from the model directory `path`, whose
- * network must fit; label_encoder 0 leaves the model's own as it is. For fine-tuning. Errors as in io_weights_load. */
-ddpm_result io_model_fill(const char *path, ddpm_model *model, int label_encoder);
+ * network must fit; labels 0 leaves the model's own label encoder and class embedding as they are. For fine-tuning.
+ * Errors as in io_weights_load. */
+ddpm_result io_model_fill(const char *path, ddpm_model *model, int labels);
 
 /* ---- 2. Weights alone ---- */
 

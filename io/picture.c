@@ -705,6 +705,43 @@ ddpm_result io_picture_resize(const io_picture *in, int width, int height, io_pi
     return result;
 }
 
+/* (whole - part) / 2, halves to the even neighbour: torchvision's int(round(... / 2.0)). */
+static int centre_offset(int whole, int part)
+{
+    int twice = whole - part, half = twice / 2;
+    return half + (twice & half & 1);
+}
+
+/* The part of `in` from (left, top) on that `out` has room for. */
+static void copy_part(const io_picture *in, int left, int top, io_picture *out)
+{
+    size_t channels = (size_t)in->channels, row = (size_t)out->width * channels;
+    for (int y = 0; y < out->height; y++)
+        memcpy(out->pixel + (size_t)y * row,
+               in->pixel + ((size_t)(top + y) * (size_t)in->width + (size_t)left) * channels, row);
+}
+
+ddpm_result io_picture_resize_crop(const io_picture *in, int width, int height, io_picture *out)
+{
+    int64_t covering[2] = {width, height}; /* the longer side follows from the aspect */
+    io_picture resized;
+    ddpm_result result = io_picture_create(width, height, in->channels, out);
+    if (result) return result;
+    if ((int64_t)in->width * height > (int64_t)width * in->height)
+        covering[0] = (int64_t)in->width * height / in->height;
+    else
+        covering[1] = (int64_t)in->height * width / in->width;
+    for (int i = 0; i < 2; i++) /* more is refused below, and an int holds it */
+        covering[i] = covering[i] > IO_PICTURE_MAX_PIXELS ? IO_PICTURE_MAX_PIXELS + 1 : covering[i];
+    result = io_picture_resize(in, (int)covering[0], (int)covering[1], &resized);
+    if (!result)
+        copy_part(&resized, centre_offset(resized.width, width), centre_offset(resized.height, height), out);
+    else
+        io_picture_free(out);
+    io_picture_free(&resized);
+    return result;
+}
+
 /* ---- 9. To and from reals --------------------------------------------------------------------------------------- */
 
 void io_picture_to_real(const io_picture *in, ddpm_real *out)

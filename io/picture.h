@@ -75,6 +75,11 @@ ddpm_result io_picture_find_text(const unsigned char *data, size_t size, const c
  * DDPM_ERR_ARGUMENT, DDPM_ERR_MEMORY. */
 ddpm_result io_picture_resize(const io_picture *in, int width, int height, io_picture *out);
 
+/* torchvision's Resize(N) and CenterCrop(N) for width = height = N: the picture is resized to the smallest size of its
+ * aspect (rounded down) that covers width x height, and the middle is taken. DDPM_ERR_ARGUMENT (also: an aspect so
+ * extreme that it would pass IO_PICTURE_MAX_PIXELS), DDPM_ERR_MEMORY. */
+ddpm_result io_picture_resize_crop(const io_picture *in, int width, int height, io_picture *out);
+
 /* ---- 5. To and from reals ---- */
 
 /* out (channels, height, width) = (v / 255 - 0.5) / 0.5: torchvision's ToTensor and Normalize(0.5, 0.5). */

@@ -1,12 +1,12 @@
 /* lab/dataset.c - training data as batches: see lab/dataset.h.
- * A source lists (path, labels); a queue of decode threads fetches an epoch's pictures in the epoch's order. Order,
+ * lab/source.c lists (path, labels); a queue of decode threads fetches an epoch's pictures in the epoch's order. Order,
  * position and cache belong to the thread that asks for batches, so only the queue needs a lock.
  *
- * Contents:  1 the parts   2 the source: train.json   3 the decode queue   4 opening   5 epochs and batches */
+ * Contents:  1 the parts   2 the decode queue   3 opening   4 the survey   5 epochs and batches */
 #include "lab/dataset.h"
 
-#include "io/file.h"
 #include "io/picture.h"
+#include "lab/source.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -17,17 +17,24 @@
 
 enum { AHEAD = 256, MAX_WORKERS = 256, MAX_SIDE = 8192 }; /* AHEAD: most pictures decoded before they are asked for */
 
+typedef struct decoded {
+    io_picture picture; /* in the final size */
+    int width, height;  /* of the original */
+    uint64_t hash;      /* of its pixels, for the survey */
+} decoded;
+
 typedef struct slot { /* what came of decoding one picture */
     int filled;
     ddpm_result result;
     char *error; /* ddpm_error() is a thread's own: the text travels here */
-    io_picture picture;
+    decoded made;
 } slot;
 
 /* Pictures list[0..count-1] are decoded in this order: list[i] arrives in slot[i % AHEAD]. Threads claim the next one
  * while claimed < taken + AHEAD, so a slot is empty when its next picture comes. The lock guards the second group. */
 typedef struct decode_queue {
     uint32_t *list, count;
+    int hashing; /* for the survey */
     pthread_t thread[MAX_WORKERS];
     int threads;
 
@@ -39,159 +46,48 @@ typedef struct decode_queue {
 } decode_queue;
 
 struct lab_dataset_private {
-    char description[160];
-    uint32_t *order;    /* of the epoch in progress */
+    char description[160], from[32];
+    uint32_t epoch;     /* in progress */
+    uint32_t *order;    /* of its pictures */
     int position;       /* pictures of it already handed out; -1: no epoch */
     io_picture *cached; /* of each picture, all zero where it is not kept */
     size_t cached_bytes, picture_bytes;
     decode_queue queue;
 };
 
-/* ---- 2. The source: train.json ----------------------------------------------------------------------------------
- * A source fills ds->classes, labels, path and count from config: another form of data set is another such function. */
+/* ---- 2. The decode queue ----------------------------------------------------------------------------------------- */
 
-static int compare_text(const void *a, const void *b)
+/* FNV-1a's rule (Fowler, Noll, Vo) on words of eight bytes, folded so that the high bits count below. */
+static uint64_t hash_bytes(const unsigned char *bytes, size_t size, uint64_t hash)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* A JSON object may repeat a key; a picture counted twice with two label sets would be a silent error. */
-static ddpm_result check_all_different(const char *const *file, int count, const char *list_path)
-{
-    const char **sorted = malloc((size_t)count * sizeof *sorted);
-    if (!sorted) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %d file names", list_path, count);
-    memcpy(sorted, file, (size_t)count * sizeof *sorted);
-    qsort(sorted, (size_t)count, sizeof *sorted, compare_text);
-    ddpm_result result = DDPM_OK;
-    for (int i = 1; i < count && !result; i++)
-        if (!strcmp(sorted[i - 1], sorted[i]))
-            result = ddpm_fail(DDPM_ERR_FORMAT,
-                               "%s: picture '%.200s' is listed twice\n"
-                               "      hint: keep the entry with the right labels",
-                               list_path, sorted[i]);
-    free(sorted);
-    return result;
-}
-
-/* Reads {file name: [class name, ...]} into file[0..*count-1] (pointing into the JSON) and ds->labels. */
-static ddpm_result read_entries(const cJSON *json, const char *list_path, lab_dataset *ds, const char **file,
-                                int *count)
-{
-    const cJSON *item;
-    *count = 0;
-    cJSON_ArrayForEach (item, json) {
-        char where[512];
-        snprintf(where, sizeof where, "%.250s: entry %d (counted from 0), '%.200s'", list_path, *count, item->string);
-        ddpm_result result = lab_label_sets_add_json(&ds->labels, &ds->classes, item, 1, where);
-        if (result) return result;
-        file[(*count)++] = item->string;
+    for (size_t i = 0; i < size; i += 8) {
+        uint64_t word = 0;
+        memcpy(&word, bytes + i, size - i < 8 ? size - i : 8);
+        hash = (hash ^ word) * UINT64_C(1099511628211);
+        hash ^= hash >> 32;
     }
-    return DDPM_OK;
+    return hash;
 }
 
-/* Counts the files that `directory` holds into *found; *missing is the index of the first that it does not. */
-static ddpm_result count_pictures(const char *directory, const char *const *file, int count, int *found, int *missing)
+static uint64_t hash_picture(const io_picture *picture)
 {
-    *found = 0;
-    *missing = 0;
-    for (int i = 0; i < count && io_is_directory(directory); i++) {
-        char *path = io_join(directory, file[i]);
-        if (!path) return DDPM_ERR_MEMORY;
-        *missing = *found == i ? i : *missing;
-        *found += io_is_file(path);
-        free(path);
-    }
-    return DDPM_OK;
+    const int size[] = {picture->width, picture->height, picture->channels};
+    uint64_t hash = hash_bytes((const unsigned char *)size, sizeof size, UINT64_C(14695981039346656037));
+    size_t bytes = (size_t)picture->width * (size_t)picture->height * (size_t)picture->channels;
+    return hash_bytes(picture->pixel, bytes, hash);
 }
 
-/* Puts directory and file names together: ds->path. */
-static ddpm_result set_paths(lab_dataset *ds, const char *directory, const char *const *file, int count)
-{
-    ds->path = calloc((size_t)count, sizeof *ds->path);
-    if (!ds->path) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %d file names", directory, count);
-    ds->count = count;
-    for (int i = 0; i < count; i++) {
-        ds->path[i] = io_join(directory, file[i]);
-        if (!ds->path[i]) return DDPM_ERR_MEMORY;
-    }
-    return DDPM_OK;
-}
-
-/* Takes the first place that holds every picture. If none does, the one with the most of them is named in the error. */
-static ddpm_result find_pictures(lab_dataset *ds, const lab_dataset_config *config, const char *list_path,
-                                 const char *const *file, int count)
-{
-    static const char *const beside[] = {"", "iclevr", "images", "../iclevr"};
-    int places = config->image_dir ? 1 : (int)(sizeof beside / sizeof *beside), most = -1, first_missing = 0;
-    char tried[600] = "", best[150] = "";
-    size_t used = 0;
-    for (int i = 0; i < places; i++) {
-        char *directory = config->image_dir ? io_join(config->image_dir, "") : io_join(config->data, beside[i]);
-        int found = 0, missing = 0;
-        ddpm_result result = directory ? count_pictures(directory, file, count, &found, &missing) : DDPM_ERR_MEMORY;
-        if (!result && found == count) result = set_paths(ds, directory, file, count);
-        if (!result && found > most) {
-            most = found;
-            first_missing = missing;
-            snprintf(best, sizeof best, "%s", directory);
-        }
-        if (directory)
-            used += (size_t)snprintf(tried + used, sizeof tried - used, "%s%.140s", i ? ", " : "", directory);
-        free(directory);
-        if (result || found == count) return result;
-    }
-    return ddpm_fail(DDPM_ERR_FILE,
-                     "%s: %d of %d pictures are missing, the first is '%.200s' (in %s)\n"
-                     "      hint: tried %s; put the pictures there or name their folder",
-                     list_path, count - most, count, file[first_missing], best, tried);
-}
-
-static ddpm_result read_list(const cJSON *json, const char *list_path, const lab_dataset_config *config,
-                             lab_dataset *ds)
-{
-    if (!cJSON_IsObject(json) || !json->child)
-        return ddpm_fail(DDPM_ERR_FORMAT,
-                         "%s: %s\n      hint: the lab's form is "
-                         "{\"CLEVR_train_000000_0.png\": [\"gray cube\"], ...}",
-                         list_path, cJSON_IsObject(json) ? "the data set is empty" : "not a JSON object");
-    int count = cJSON_GetArraySize(json);
-    const char **file = calloc((size_t)count, sizeof *file);
-    if (!file) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %d file names", list_path, count);
-    ddpm_result result = read_entries(json, list_path, ds, file, &count);
-    if (!result) result = check_all_different(file, count, list_path);
-    if (!result) result = find_pictures(ds, config, list_path, file, count);
-    free(file);
-    return result;
-}
-
-/* The lab's form: train.json with several labels a picture, the class file beside it. */
-static ddpm_result read_multi_label(const lab_dataset_config *config, lab_dataset *ds)
-{
-    cJSON *json = NULL;
-    char *list_path = io_join(config->data, "train.json");
-    if (!list_path) return DDPM_ERR_MEMORY;
-    ddpm_result result = DDPM_OK;
-    if (!io_is_file(list_path))
-        result = ddpm_fail(DDPM_ERR_FILE,
-                           "%s: no such file\n      hint: a data set is a folder with train.json, "
-                           "objects.json and pictures; 'ddpm render --out DIR' makes one",
-                           list_path);
-    if (!result) result = lab_classes_find(config->data, &ds->classes);
-    if (!result) result = lab_json_read(list_path, &json);
-    if (!result) result = read_list(json, list_path, config, ds);
-    cJSON_Delete(json);
-    free(list_path);
-    return result;
-}
-
-/* ---- 3. The decode queue ----------------------------------------------------------------------------------------- */
-
-static ddpm_result decode(const lab_dataset *ds, uint32_t index, io_picture *out)
+static ddpm_result decode(const lab_dataset *ds, uint32_t index, decoded *out)
 {
     io_picture original;
-    ddpm_result result = io_picture_read(ds->path[index], ds->config.channels, &original);
+    const lab_dataset_config *c = &ds->config;
+    ddpm_result result = io_picture_read(ds->path[index], c->channels, &original);
     if (result) return result;
-    result = io_picture_resize(&original, ds->config.width, ds->config.height, out);
+    out->width = original.width;
+    out->height = original.height;
+    out->hash = ds->p->queue.hashing ? hash_picture(&original) : 0;
+    result = c->resize == LAB_CROP ? io_picture_resize_crop(&original, c->width, c->height, &out->picture)
+                                   : io_picture_resize(&original, c->width, c->height, &out->picture);
     io_picture_free(&original);
     return result;
 }
@@ -217,7 +113,7 @@ static void *decode_thread(void *argument)
         pthread_mutex_unlock(&q->lock);
 
         slot made = {.filled = 1};
-        made.result = decode(ds, q->list[i], &made.picture);
+        made.result = decode(ds, q->list[i], &made.made);
         if (made.result) made.error = copy_text(ddpm_error());
 
         pthread_mutex_lock(&q->lock);
@@ -238,7 +134,7 @@ static void queue_stop(decode_queue *q)
     while (q->threads)
         pthread_join(q->thread[--q->threads], NULL);
     for (int i = 0; i < AHEAD; i++) {
-        if (q->slot[i].filled && !q->slot[i].result) io_picture_free(&q->slot[i].picture);
+        if (q->slot[i].filled && !q->slot[i].result) io_picture_free(&q->slot[i].made.picture);
         free(q->slot[i].error);
         q->slot[i] = (slot){0};
     }
@@ -261,8 +157,9 @@ static ddpm_result queue_start(lab_dataset *ds)
     return DDPM_OK;
 }
 
-/* Waits for the next picture of the list; io_picture_free it. A failed one stays where it is. */
-static ddpm_result queue_take(decode_queue *q, io_picture *out)
+/* Waits for the next picture of the list; io_picture_free it. A failed one stays where it is, unless queue_drop takes
+ * it away. */
+static ddpm_result queue_take(decode_queue *q, decoded *out)
 {
     pthread_mutex_lock(&q->lock);
     slot *next = &q->slot[q->taken % AHEAD];
@@ -272,7 +169,7 @@ static ddpm_result queue_take(decode_queue *q, io_picture *out)
     if (result) {
         ddpm_fail(result, "%s", next->error ? next->error : "a decode thread ran out of memory");
     } else {
-        *out = next->picture;
+        *out = next->made;
         *next = (slot){0};
         q->taken++;
         pthread_cond_signal(&q->room);
@@ -281,7 +178,18 @@ static ddpm_result queue_take(decode_queue *q, io_picture *out)
     return result;
 }
 
-/* ---- 4. Opening -------------------------------------------------------------------------------------------------- */
+static void queue_drop(decode_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    slot *failed = &q->slot[q->taken % AHEAD];
+    free(failed->error);
+    *failed = (slot){0};
+    q->taken++;
+    pthread_cond_signal(&q->room);
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* ---- 3. Opening -------------------------------------------------------------------------------------------------- */
 
 lab_dataset_config lab_dataset_default(const char *data)
 {
@@ -294,23 +202,28 @@ lab_dataset_config lab_dataset_default(const char *data)
                                 .seed = 529};
 }
 
-static ddpm_result check_config(const lab_dataset_config *config)
+static ddpm_result check_size(const char *where, int width, int height, int channels)
 {
-    if (!config->data)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "no data folder given\n      hint: name the folder that holds train.json");
-    if (config->width < 1 || config->width > MAX_SIDE || config->height < 1 || config->height > MAX_SIDE)
+    if (width < 1 || width > MAX_SIDE || height < 1 || height > MAX_SIDE)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "%s: pictures of %dx%d were asked for\n      hint: each side must be 1 to %d", config->data,
-                         config->width, config->height, MAX_SIDE);
-    if (config->channels != 1 && config->channels != 3)
+                         "%s: pictures of %dx%d were asked for\n      hint: each side must be 1 to %d", where, width,
+                         height, MAX_SIDE);
+    if (channels != 1 && channels != 3)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s: pictures of %d channels were asked for\n"
                          "      hint: 3 for colour, 1 for gray",
-                         config->data, config->channels);
+                         where, channels);
+    return DDPM_OK;
+}
+
+static ddpm_result check_config(const lab_dataset_config *config)
+{
+    if (!config->data) return ddpm_fail(DDPM_ERR_ARGUMENT, "no data folder given\n      hint: name the data's folder");
     if (config->workers < 0 || config->workers > MAX_WORKERS)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: %d decode threads were asked for\n      hint: 0 (one) to %d",
                          config->data, config->workers, MAX_WORKERS);
-    return DDPM_OK;
+    int later = config->width == 0 && config->height == 0;
+    return later ? DDPM_OK : check_size(config->data, config->width, config->height, config->channels);
 }
 
 /* An empty data set that lab_dataset_close can free. */
@@ -346,7 +259,8 @@ static ddpm_result allocate(lab_dataset *ds)
 
 static void describe(lab_dataset *ds)
 {
-    char number[16];
+    static const char *const form[] = {"multi-label", "single-label", "unconditional"};
+    char number[16], classes[32] = "";
     int n = ds->count;
     if (n >= 1000000)
         snprintf(number, sizeof number, "%d,%03d,%03d", n / 1000000, n / 1000 % 1000, n % 1000);
@@ -354,8 +268,10 @@ static void describe(lab_dataset *ds)
         snprintf(number, sizeof number, "%d,%03d", n / 1000, n % 1000);
     else
         snprintf(number, sizeof number, "%d", n);
-    snprintf(ds->p->description, sizeof ds->p->description, "%s picture%s, %d class%s, multi-label, from train.json",
-             number, n == 1 ? "" : "s", ds->classes.count, ds->classes.count == 1 ? "" : "es");
+    if (ds->classes.count)
+        snprintf(classes, sizeof classes, "%d class%s, ", ds->classes.count, ds->classes.count == 1 ? "" : "es");
+    snprintf(ds->p->description, sizeof ds->p->description, "%s picture%s, %s%s, from %s", number, n == 1 ? "" : "s",
+             classes, form[ds->kind], ds->p->from);
 }
 
 ddpm_result lab_dataset_open(const lab_dataset_config *config, lab_dataset **out)
@@ -365,7 +281,7 @@ ddpm_result lab_dataset_open(const lab_dataset_config *config, lab_dataset **out
     if (result) return result;
     lab_dataset *ds = create(config);
     if (!ds) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory to open the data set", config->data);
-    result = read_multi_label(config, ds);
+    result = lab_source_read(config, ds, ds->p->from, sizeof ds->p->from);
     if (!result) result = allocate(ds);
     if (result) {
         lab_dataset_close(ds);
@@ -376,6 +292,13 @@ ddpm_result lab_dataset_open(const lab_dataset_config *config, lab_dataset **out
     return DDPM_OK;
 }
 
+static void empty_cache(lab_dataset *ds)
+{
+    for (int i = 0; ds->p->cached && i < ds->count; i++)
+        io_picture_free(&ds->p->cached[i]);
+    ds->p->cached_bytes = 0;
+}
+
 void lab_dataset_close(lab_dataset *ds)
 {
     if (!ds) return;
@@ -384,10 +307,9 @@ void lab_dataset_close(lab_dataset *ds)
     pthread_mutex_destroy(&p->queue.lock);
     pthread_cond_destroy(&p->queue.arrived);
     pthread_cond_destroy(&p->queue.room);
-    for (int i = 0; i < ds->count; i++) {
+    empty_cache(ds);
+    for (int i = 0; i < ds->count; i++)
         free(ds->path[i]);
-        if (p->cached) io_picture_free(&p->cached[i]);
-    }
     free(ds->path);
     free(p->order);
     free(p->cached);
@@ -398,35 +320,26 @@ void lab_dataset_close(lab_dataset *ds)
     free(ds);
 }
 
+ddpm_result lab_dataset_set_size(lab_dataset *ds, int width, int height, int channels)
+{
+    ddpm_result result = check_size("the data set", width, height, channels);
+    if (result) return result;
+    queue_stop(&ds->p->queue);
+    empty_cache(ds);
+    ds->p->position = -1;
+    ds->config.width = width;
+    ds->config.height = height;
+    ds->config.channels = channels;
+    ds->p->picture_bytes = (size_t)width * (size_t)height * (size_t)channels;
+    return DDPM_OK;
+}
+
 const char *lab_dataset_describe(const lab_dataset *ds)
 {
     return ds->p->description;
 }
 
-/* ---- 5. Epochs and batches --------------------------------------------------------------------------------------- */
-
-ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch)
-{
-    return lab_dataset_resume_epoch(ds, epoch, 0);
-}
-
-ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position)
-{
-    struct lab_dataset_private *p = ds->p;
-    if (position < 0 || position > ds->count)
-        return ddpm_fail(DDPM_ERR_RANGE,
-                         "picture %d of an epoch was asked for, the data set has %d\n"
-                         "      hint: has the data changed since the run was stopped?",
-                         position, ds->count);
-    queue_stop(&p->queue);
-    ddpm_shuffle((ddpm_address){.seed = ds->config.seed, .step = epoch, .purpose = DDPM_RANDOM_SHUFFLE},
-                 (uint32_t)ds->count, p->order);
-    for (int i = position; i < ds->count; i++)
-        if (!p->cached[p->order[i]].pixel) p->queue.list[p->queue.count++] = p->order[i];
-    ddpm_result result = queue_start(ds);
-    p->position = result ? -1 : position;
-    return result;
-}
+/* ---- 4. The survey ----------------------------------------------------------------------------------------------- */
 
 /* Keeps a decoded picture for later epochs if the cache has room, else frees it. */
 static void keep_or_free(lab_dataset *ds, uint32_t index, io_picture *picture)
@@ -440,6 +353,223 @@ static void keep_or_free(lab_dataset *ds, uint32_t index, io_picture *picture)
     p->cached_bytes += p->picture_bytes;
 }
 
+static ddpm_result add_finding(lab_survey *survey, lab_trouble trouble, const char *path, const char *about)
+{
+    if (survey->findings == survey->room) {
+        int room = survey->room ? 2 * survey->room : 64;
+        lab_finding *moved = realloc(survey->finding, (size_t)room * sizeof *moved);
+        if (!moved) return ddpm_fail(DDPM_ERR_MEMORY, "no memory to list %d pictures", room);
+        survey->finding = moved;
+        survey->room = room;
+    }
+    lab_finding finding = {trouble, copy_text(path), copy_text(about)};
+    if (!finding.path || !finding.about) {
+        free(finding.path);
+        free(finding.about);
+        return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory to list it", path);
+    }
+    survey->finding[survey->findings++] = finding;
+    survey->count[trouble]++;
+    return DDPM_OK;
+}
+
+void lab_survey_free(lab_survey *survey)
+{
+    for (int i = 0; i < survey->findings; i++) {
+        free(survey->finding[i].path);
+        free(survey->finding[i].about);
+    }
+    free(survey->finding);
+    *survey = (lab_survey){0};
+}
+
+typedef struct seen { /* a picture's pixels */
+    uint64_t hash;
+    int index, width, height;
+    int readable;
+} seen;
+
+/* Decodes all, in their order. What cannot be read is a finding; anything else that fails, a failure. */
+static ddpm_result decode_all(lab_dataset *ds, seen *seen, void (*progress)(void *, int, int), void *user,
+                              lab_survey *out)
+{
+    decode_queue *q = &ds->p->queue;
+    for (int i = 0; i < ds->count; i++)
+        q->list[q->count++] = (uint32_t)i;
+    ddpm_result result = queue_start(ds);
+    for (int i = 0; i < ds->count && !result; i++) {
+        decoded made = {0};
+        result = queue_take(q, &made);
+        seen[i] = (struct seen){made.hash, i, made.width, made.height, !result};
+        if (!result) {
+            keep_or_free(ds, (uint32_t)i, &made.picture);
+        } else if (result != DDPM_ERR_MEMORY) {
+            char why[400];
+            snprintf(why, sizeof why, "%.*s", (int)strcspn(ddpm_error(), "\n"), ddpm_error());
+            result = add_finding(out, LAB_UNREADABLE, ds->path[i], why);
+            queue_drop(q);
+        }
+        if (progress) progress(user, i + 1, ds->count);
+    }
+    return result;
+}
+
+static int compare_seen(const void *a, const void *b)
+{
+    const seen *one = a, *other = b;
+    if (one->hash != other->hash) return one->hash < other->hash ? -1 : 1;
+    return one->index - other->index;
+}
+
+static int compare_first(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+/* Sorted by hash, equal pictures follow one another, the first of them first. */
+static ddpm_result find_duplicates(const lab_dataset *ds, const seen *seen, lab_survey *out)
+{
+    int pairs = 0, (*pair)[2] = malloc((size_t)ds->count * sizeof *pair);
+    struct seen *sorted = malloc((size_t)ds->count * sizeof *sorted);
+    if (!pair || !sorted) {
+        free(pair);
+        free(sorted);
+        return ddpm_fail(DDPM_ERR_MEMORY, "no memory to compare %d pictures", ds->count);
+    }
+    memcpy(sorted, seen, (size_t)ds->count * sizeof *sorted);
+    qsort(sorted, (size_t)ds->count, sizeof *sorted, compare_seen);
+    for (int i = 1, first = 0; i < ds->count; i++) {
+        if (sorted[i].hash != sorted[first].hash || !sorted[first].readable) {
+            first = i;
+        } else if (sorted[i].readable) {
+            pair[pairs][0] = sorted[i].index;
+            pair[pairs++][1] = sorted[first].index;
+        }
+    }
+    qsort(pair, (size_t)pairs, sizeof *pair, compare_first);
+    ddpm_result result = DDPM_OK;
+    for (int i = 0; i < pairs && !result; i++)
+        result = add_finding(out, LAB_DUPLICATE, ds->path[pair[i][0]], ds->path[pair[i][1]]);
+    free(sorted);
+    free(pair);
+    return result;
+}
+
+static ddpm_result find_tiny(const lab_dataset *ds, const seen *seen, lab_survey *out)
+{
+    ddpm_result result = DDPM_OK;
+    for (int i = 0; i < ds->count && !result; i++) {
+        char size[32];
+        if (!seen[i].readable || (seen[i].width >= ds->config.width && seen[i].height >= ds->config.height)) continue;
+        snprintf(size, sizeof size, "%dx%d", seen[i].width, seen[i].height);
+        result = add_finding(out, LAB_TINY, ds->path[i], size);
+    }
+    return result;
+}
+
+/* Closes the gaps that pictures leave which cannot be read. */
+static ddpm_result leave_out(lab_dataset *ds, const seen *seen)
+{
+    lab_label_sets labels = {0};
+    ddpm_result result = DDPM_OK;
+    for (int i = 0; i < ds->count && !result && ds->labels.count; i++)
+        if (seen[i].readable)
+            result = lab_label_sets_add(&labels, ds->labels.label + ds->labels.start[i],
+                                        ds->labels.start[i + 1] - ds->labels.start[i]);
+    if (result) {
+        lab_label_sets_free(&labels);
+        return result;
+    }
+    int kept = 0;
+    for (int i = 0; i < ds->count; i++) {
+        io_picture cached = ds->p->cached[i];
+        ds->p->cached[i] = (io_picture){0};
+        if (seen[i].readable) {
+            ds->p->cached[kept] = cached;
+            ds->path[kept++] = ds->path[i];
+        } else {
+            free(ds->path[i]);
+        }
+    }
+    ds->count = kept;
+    lab_label_sets_free(&ds->labels);
+    ds->labels = labels;
+    describe(ds);
+    return DDPM_OK;
+}
+
+static ddpm_result survey(lab_dataset *ds, seen *seen, void (*progress)(void *, int, int), void *user, lab_survey *out)
+{
+    ddpm_result result = decode_all(ds, seen, progress, user, out);
+    if (!result && out->count[LAB_UNREADABLE] == ds->count)
+        result = ddpm_fail(DDPM_ERR_FORMAT,
+                           "none of the %d pictures can be read; the first: %s\n      hint: PNG and JPEG files can be",
+                           ds->count, out->finding[0].about);
+    if (!result) result = find_tiny(ds, seen, out);
+    if (!result) result = find_duplicates(ds, seen, out);
+    if (!result && out->count[LAB_UNREADABLE]) result = leave_out(ds, seen);
+    return result;
+}
+
+ddpm_result lab_dataset_survey(lab_dataset *ds, void (*progress)(void *user, int done, int total), void *user,
+                               lab_survey *out)
+{
+    decode_queue *q = &ds->p->queue;
+    int count = ds->count;
+    *out = (lab_survey){0};
+    seen *seen = calloc((size_t)count, sizeof *seen);
+    if (!seen) return ddpm_fail(DDPM_ERR_MEMORY, "no memory to look at %d pictures", count);
+    queue_stop(q);
+    empty_cache(ds);
+    ds->p->position = -1;
+    q->hashing = 1;
+    ddpm_result result = survey(ds, seen, progress, user, out);
+    queue_stop(q);
+    q->hashing = 0;
+    free(seen);
+    if (result) lab_survey_free(out);
+    return result;
+}
+
+/* ---- 5. Epochs and batches --------------------------------------------------------------------------------------- */
+
+ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch)
+{
+    return lab_dataset_resume_epoch(ds, epoch, 0);
+}
+
+ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position)
+{
+    struct lab_dataset_private *p = ds->p;
+    if (!ds->config.width) return check_size("the data set", 0, 0, ds->config.channels);
+    if (position < 0 || position > ds->count)
+        return ddpm_fail(DDPM_ERR_RANGE,
+                         "picture %d of an epoch was asked for, the data set has %d\n"
+                         "      hint: has the data changed since the run was stopped?",
+                         position, ds->count);
+    queue_stop(&p->queue);
+    ddpm_shuffle((ddpm_address){.seed = ds->config.seed, .step = epoch, .purpose = DDPM_RANDOM_SHUFFLE},
+                 (uint32_t)ds->count, p->order);
+    for (int i = position; i < ds->count; i++)
+        if (!p->cached[p->order[i]].pixel) p->queue.list[p->queue.count++] = p->order[i];
+    ddpm_result result = queue_start(ds);
+    p->position = result ? -1 : position;
+    p->epoch = epoch;
+    return result;
+}
+
+/* Mirrors left to right: (channels,height,width). */
+static void flip(const lab_dataset_config *config, ddpm_real *picture)
+{
+    int width = config->width, rows = config->channels * config->height;
+    for (ddpm_real *row = picture; rows > 0; rows--, row += width)
+        for (int left = 0, right = width - 1; left < right; left++, right--) {
+            ddpm_real swap = row[left];
+            row[left] = row[right];
+            row[right] = swap;
+        }
+}
+
 /* The epoch's next picture, which is `index`: from the cache, or else it is the next of the queue. */
 static ddpm_result next_picture(lab_dataset *ds, uint32_t index, ddpm_real *out)
 {
@@ -448,12 +578,20 @@ static ddpm_result next_picture(lab_dataset *ds, uint32_t index, ddpm_real *out)
         io_picture_to_real(&p->cached[index], out);
         return DDPM_OK;
     }
-    io_picture picture;
-    ddpm_result result = queue_take(&p->queue, &picture);
+    decoded made;
+    ddpm_result result = queue_take(&p->queue, &made);
     if (result) return result;
-    io_picture_to_real(&picture, out);
-    keep_or_free(ds, index, &picture);
+    io_picture_to_real(&made.picture, out);
+    keep_or_free(ds, index, &made.picture);
     return DDPM_OK;
+}
+
+/* By its address, so that a picture is mirrored in the same epochs whatever the batch and the threads. */
+static int is_flipped(const lab_dataset *ds, uint32_t index)
+{
+    ddpm_address address = {
+        .seed = ds->config.seed, .picture = index, .step = ds->p->epoch, .purpose = LAB_RANDOM_FLIP};
+    return ds->config.random_flip && ddpm_uniform_int(address, 2) == 1;
 }
 
 ddpm_result lab_dataset_next(lab_dataset *ds, int n, ddpm_real *pictures, ddpm_real *labels, int *got)
@@ -469,7 +607,8 @@ ddpm_result lab_dataset_next(lab_dataset *ds, int n, ddpm_real *pictures, ddpm_r
     for (size_t i = 0; i < (size_t)batch; i++) {
         uint32_t index = p->order[p->position];
         ddpm_result result = next_picture(ds, index, pictures + i * elements);
-        if (!result && labels)
+        if (!result && is_flipped(ds, index)) flip(&ds->config, pictures + i * elements);
+        if (!result && labels && classes)
             result = lab_multi_hot(&ds->labels, (int)index, 1, ds->classes.count, labels + i * classes);
         if (result) return result;
         p->position++;
@@ -484,10 +623,11 @@ ddpm_result lab_dataset_get(lab_dataset *ds, int index, ddpm_real *picture, ddpm
         return ddpm_fail(DDPM_ERR_RANGE, "picture %d was asked for, the data set has %d\n      hint: count from 0",
                          index, ds->count);
     const io_picture *cached = &ds->p->cached[index];
-    io_picture decoded = {0};
-    ddpm_result result = cached->pixel ? DDPM_OK : decode(ds, (uint32_t)index, &decoded);
-    if (!result) io_picture_to_real(cached->pixel ? cached : &decoded, picture);
-    io_picture_free(&decoded);
-    if (!result && labels) result = lab_multi_hot(&ds->labels, index, 1, ds->classes.count, labels);
+    decoded made = {0};
+    ddpm_result result = cached->pixel ? DDPM_OK : decode(ds, (uint32_t)index, &made);
+    if (!result) io_picture_to_real(cached->pixel ? cached : &made.picture, picture);
+    io_picture_free(&made.picture);
+    if (!result && labels && ds->classes.count)
+        result = lab_multi_hot(&ds->labels, index, 1, ds->classes.count, labels);
     return result;
 }

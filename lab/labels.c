@@ -65,26 +65,18 @@ int lab_nearest(const char *word, const char *const *candidates, int count)
     return nearest;
 }
 
-/* Writes the three class names nearest to `word`, nearest first: "'red sphere', 'red cube', 'gray sphere'". Three
- * passes, each finding the smallest (distance, index) beyond the one before. */
-static void nearest_names(const lab_classes *classes, const char *word, char *text, size_t size)
+/* Writes the names of all classes, or as many as fit: "cat, dog, ... (1000 in all)". */
+static void list_names(const lab_classes *classes, char *text, size_t size)
 {
-    int past_distance = -1, past_index = -1;
     size_t used = 0;
     text[0] = 0;
-    for (int pass = 0; pass < 3 && pass < classes->count; pass++) {
-        int best = -1, best_distance = INT_MAX;
-        for (int i = 0; i < classes->count; i++) {
-            int distance = edit_distance(word, classes->name[i]);
-            int beyond = distance > past_distance || (distance == past_distance && i > past_index);
-            if (beyond && distance < best_distance) {
-                best = i;
-                best_distance = distance;
-            }
+    for (int i = 0; i < classes->count; i++) {
+        size_t room = size - used, rest = sizeof ", ... (1024 in all)";
+        if (strlen(classes->name[i]) + 2 + rest > room) {
+            snprintf(text + used, room, "%s... (%d in all)", i ? ", " : "", classes->count);
+            return;
         }
-        used += (size_t)snprintf(text + used, size - used, "%s'%.60s'", pass ? ", " : "", classes->name[best]);
-        past_distance = best_distance;
-        past_index = best;
+        used += (size_t)snprintf(text + used, room, "%s%s", i ? ", " : "", classes->name[i]);
     }
 }
 
@@ -298,10 +290,11 @@ static ddpm_result add_label(const lab_classes *classes, const char *name, const
 {
     int index = lab_class_index(classes, name);
     if (index < 0) {
-        char nearest[256];
-        nearest_names(classes, name, nearest, sizeof nearest);
-        return ddpm_fail(DDPM_ERR_RANGE, "%s: unknown label '%.80s'\n      hint: the nearest of the %d known ones: %s",
-                         where, name, classes->count, nearest);
+        char names[500];
+        list_names(classes, names, sizeof names);
+        return ddpm_fail(DDPM_ERR_RANGE,
+                         "%.300s: unknown label '%.80s'\n      hint: did you mean '%.80s'? There are: %s", where, name,
+                         classes->name[lab_nearest(name, (const char *const *)classes->name, classes->count)], names);
     }
     for (int i = 0; i < *count; i++)
         if (label[i] == index)
@@ -401,7 +394,10 @@ ddpm_result lab_label_sets_add_text(lab_label_sets *sets, const lab_classes *cla
     snprintf(where, sizeof where, "label set \"%.120s\"", text);
     size_t size = strlen(text) + 1;
     ddpm_result result = DDPM_OK;
-    if (text[strspn(text, blanks)]) {
+    const char *name = text + strspn(text, blanks);
+    if (*name && lab_class_index(classes, name) >= 0) { /* as a whole: a name may hold a comma */
+        result = add_label(classes, name, where, label, &count);
+    } else if (*name) {
         char *copy = malloc(size);
         if (!copy) return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %zu bytes", where, size);
         result = split_labels(memcpy(copy, text, size), classes, where, label, &count);
@@ -429,6 +425,27 @@ ddpm_result lab_multi_hot(const lab_label_sets *sets, int first, int count, int 
                                  first + i, sets->label[k], classes);
             vector[sets->label[k]] = 1;
         }
+    }
+    return DDPM_OK;
+}
+
+ddpm_result lab_class_labels(const ddpm_real *multi_hot, int count, int classes, int none, ddpm_real *out)
+{
+    for (int i = 0; i < count; i++) {
+        const ddpm_real *vector = multi_hot + (size_t)i * (size_t)classes;
+        int found = none, several = 0;
+        for (int c = 0, first = 1; c < classes; c++) {
+            if (!(vector[c] > 0)) continue;
+            several |= !first;
+            found = c;
+            first = 0;
+        }
+        if (several || found < 0)
+            return ddpm_fail(DDPM_ERR_RANGE,
+                             "picture %d has %s, and the model takes exactly one\n"
+                             "      hint: name one class",
+                             i, several ? "several classes" : "no class");
+        out[i] = (ddpm_real)found;
     }
     return DDPM_OK;
 }

@@ -51,7 +51,8 @@ typedef struct lab_label_sets { /* start from {0} */
 /* Reads an array of arrays of class names (test.json). DDPM_ERR_FORMAT or, for an unknown label, DDPM_ERR_RANGE names
  * the file, the entry (counted from 0) and the label. The empty set [] is DDPM_ERR_ARGUMENT unless allow_empty. */
 ddpm_result lab_label_sets_read(const char *path, const lab_classes *classes, int allow_empty, lab_label_sets *out);
-/* Appends one set written as "red sphere, cyan cube": split at commas, blanks around names dropped. A blank text is the
+/* Appends one set written as "red sphere, cyan cube": a class's whole name, or names split at commas, blanks around
+ * them dropped. DDPM_ERR_RANGE: an unknown one (names the nearest, and which there are). A blank text is the
  * empty set if allow_empty, else DDPM_ERR_ARGUMENT. After a failure of this and of the next two functions `sets` is
  * unchanged. */
 ddpm_result lab_label_sets_add_text(lab_label_sets *sets, const lab_classes *classes, const char *text,
@@ -66,6 +67,11 @@ void lab_label_sets_free(lab_label_sets *sets);
 /* Sets first .. first+count-1 as multi-hot vectors: out (count,classes), 1 where the class is in the set, else 0.
  * DDPM_ERR_RANGE names the first set or label that does not exist. */
 ddpm_result lab_multi_hot(const lab_label_sets *sets, int first, int count, int classes, ddpm_real *out);
+
+/* Multi-hot vectors (count,classes) as class indices (count): what a model with an Embedding takes (num_class_embeds).
+ * A vector of zeros becomes `none`, the extra class that stands for "no label"; none < 0: there is none. out may be
+ * multi_hot. DDPM_ERR_RANGE names the first picture of several classes, or of none where there is no such class. */
+ddpm_result lab_class_labels(const ddpm_real *multi_hot, int count, int classes, int none, ddpm_real *out);
 
 /* ---- 3. Names back, nearest names -------------------------------------------------------------------------------- */
 

@@ -849,7 +849,8 @@ static void print_settings(FILE *text, const job *j)
     fprintf(text, "{\"renderer\": %d, \"seed\": %llu, \"width\": %d, \"height\": %d, ", RENDERER,
             (unsigned long long)c->seed, c->width, c->height);
     if (!c->labels_file) {
-        fprintf(text, "\"scenes\": %d}\n", c->scenes);
+        static const char *const layout[] = {"", ", \"layout\": \"folders\"", ", \"layout\": \"plain\""};
+        fprintf(text, "\"scenes\": %d%s}\n", c->scenes, layout[c->layout]);
     } else {
         fputs("\"sets\":\n", text);
         print_sets(text, &j->classes, &j->sets);
@@ -969,8 +970,10 @@ static ddpm_result write_scene(const job *j, int index)
         return result == DDPM_OK ? write_picture(j, &scene, index, scene.objects, name) : result;
     }
     result = lab_scene_random(&scene, j->config->seed, (uint64_t)index);
-    for (int shown = 1; shown <= scene.objects && result == DDPM_OK; shown++) {
-        snprintf(name, sizeof name, "CLEVR_train_%06d_%d.png", index, shown - 1);
+    int folders = j->config->layout == LAB_LAYOUT_FOLDERS; /* where a picture has one class, so one object */
+    for (int shown = 1; shown <= (folders ? 1 : scene.objects) && result == DDPM_OK; shown++) {
+        snprintf(name, sizeof name, "%s%sCLEVR_train_%06d_%d.png",
+                 folders ? j->classes.name[scene.object[0].class_index] : "", folders ? "/" : "", index, shown - 1);
         result = write_picture(j, &scene, index, shown, name);
     }
     return result;
@@ -1055,13 +1058,28 @@ static ddpm_result make_label_sets(job *j)
     return result;
 }
 
+/* The folders of the classes that occur as a scene's first object. */
+static ddpm_result make_class_folders(const job *j)
+{
+    ddpm_result result = DDPM_OK;
+    for (int i = 0; i < j->sets.count && result == DDPM_OK; i++) {
+        char *path = io_join(j->config->out, j->classes.name[j->sets.label[j->sets.start[i]]]);
+        result = path ? io_make_directory(path) : DDPM_ERR_MEMORY;
+        free(path);
+    }
+    return result;
+}
+
 static ddpm_result write_data_set(job *j)
 {
+    int only_pictures = j->config->labels_file || j->config->layout != LAB_LAYOUT_LISTS;
     ddpm_result result = check_directory(j);
     if (result == DDPM_OK) result = io_make_directory(j->config->out);
+    if (result == DDPM_OK && !j->config->labels_file && j->config->layout == LAB_LAYOUT_FOLDERS)
+        result = make_class_folders(j);
     if (result == DDPM_OK) result = write_text(j, "render.json", print_settings);
     if (result == DDPM_OK) result = write_pictures(j);
-    if (result != DDPM_OK || j->config->labels_file) return result;
+    if (result != DDPM_OK || only_pictures) return result;
     result = write_text(j, "objects.json", print_objects);
     if (result == DDPM_OK) result = write_text(j, "test.json", print_test);
     if (result == DDPM_OK) result = write_text(j, "new_test.json", print_new_test);

@@ -80,9 +80,16 @@ void lab_scene_ids(const lab_scene *scene, int shown, int width, int height, sig
 
 /* ---- 3. Data sets on disk ---- */
 
+typedef enum lab_layout {
+    LAB_LAYOUT_LISTS, /* the lab's: all pictures in one folder, train.json and objects.json say what they show */
+    LAB_LAYOUT_FOLDERS, /* one folder a class, "red cube"/CLEVR_train_%06d_0.png: of each scene the picture of one object */
+    LAB_LAYOUT_PLAIN /* the pictures alone */
+} lab_layout;
+
 typedef struct lab_render_config {
-    const char *out; /* directory, made if missing */
-    int scenes;      /* of three pictures each; ignored with labels_file */
+    const char *out;   /* directory, made if missing */
+    int scenes;        /* of three pictures each; ignored with labels_file */
+    lab_layout layout; /* ignored with labels_file */
     uint64_t seed;
     int width, height;
     int threads; /* 0: all that OpenMP offers; never changes a byte */
@@ -103,6 +110,7 @@ lab_render_config lab_render_default(void); /* 2000 scenes, seed 0, 320x240, all
  * every                              class three times; 12 and 20 sets of 2 and 3, each object sharing colour or
  * shape with the                              one before it
  *     render.json              the settings
+ * Of the other layouts: the pictures and render.json only.
  * With labels_file: the pictures 0.png, ... and render.json only.
  * A directory that holds a data set of other settings, or one that this program did not make, is refused
  * (DDPM_ERR_ARGUMENT) and left as it is; the same settings again write the same bytes again.

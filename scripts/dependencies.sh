@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finds the libraries of the build by compiling small programs with $CC, installs what is missing, saying the command
 # first, and writes the flags it found as a makefile.
-#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson cmocka
+#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson csv cmocka
 #   scripts/dependencies.sh --packages PACKAGE...     programs rather than libraries: only installs
 # Missing packages come from apt-get: installed as root or with a sudo that asks nothing, else unpacked into build/deps.
 # INSTALL=no only names them. FORCE_LOCAL_DEPS=1 looks into build/deps alone, to test that way.
@@ -23,6 +23,8 @@ int main(void) { int n = 0; _Pragma("omp parallel") { _Pragma("omp atomic") n++;
 int main(void) { return STBI_rgb != 3; }' ;;
     cjson) echo '#include <cjson/cJSON.h>
 int main(void) { cJSON *j = cJSON_Parse("[1]"); int bad = !j; cJSON_Delete(j); return bad; }' ;;
+    csv) echo '#include <csv.h>
+int main(void) { struct csv_parser p; int bad = csv_init(&p, CSV_STRICT); csv_free(&p); return bad; }' ;;
     cmocka) echo '#include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -33,7 +35,7 @@ int main(void) { assert_true(1); return 0; }' ;;
 }
 
 package() { # Debian's name of what brings library $1
-    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; cmocka) echo libcmocka-dev ;; esac
+    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; csv) echo libcsv-dev ;; cmocka) echo libcmocka-dev ;; esac
 }
 
 candidates() { # flags under which library $1 may be found, one set a line: compile flags | link flags
@@ -46,6 +48,7 @@ candidates() { # flags under which library $1 may be found, one set a line: comp
         return ;;
     stb) link='' name=stb probe=stb/stb_image.h ;;
     cjson) link=-lcjson name=libcjson probe=cjson/cJSON.h ;;
+    csv) link=-lcsv name=libcsv probe=csv.h ;;
     cmocka) link=-lcmocka name=cmocka probe=cmocka.h ;;
     esac
     if [ -z "${FORCE_LOCAL_DEPS:-}" ]; then
@@ -130,7 +133,7 @@ refuse() { # what is missing, and the way out
     {
         echo "ddpm.c needs, and could not install: $*"
         echo "      hint: sudo apt-get update && sudo apt-get install$(printf ' %s' "$@")"
-        echo "            on other systems the packages that bring stb/stb_image.h, cjson/cJSON.h and (tests only) cmocka.h;"
+        echo "            on other systems the packages that bring stb/stb_image.h, cjson/cJSON.h, csv.h and (tests only) cmocka.h;"
         echo "            they are looked for with $CC, pkg-config and in Homebrew's folders"
     } >&2
     exit 1

@@ -108,6 +108,15 @@ static void assert_picture(const char *name, int width, int height)
     io_picture_free(&picture);
 }
 
+static void assert_text(const char *name, const char *keyword, const char *wanted)
+{
+    char *text;
+    assert_int_equal(io_picture_read_text(in_folder(name), keyword, &text), DDPM_OK);
+    assert_non_null(text);
+    assert_has(text, wanted);
+    free(text);
+}
+
 /* build/cc/tests/test_cli -> build/cc/ddpm: the program of the same compiler and flags, if it was built. */
 static void find_program(void)
 {
@@ -441,6 +450,61 @@ static void test_unconditional(void **state)
     assert_fails(1, "train @/data --out @/new --model @/config.json", "takes one number a picture");
 }
 
+/* Own data: a folder a class as the renderer lays it out, three of them, and a broken file in one. */
+static void test_folders(void **state)
+{
+    (void)state;
+    assert_runs("render --out @/folders --scenes 40 --size 32x24 --seed 3 --layout folders");
+    assert_has(err, "40 pictures of 32x24");
+    assert_false(io_is_file(in_folder("folders/train.json")));
+    assert_fails(1, "render --out @/folders --scenes 40 --size 32x24 --seed 3", "other settings");
+    shell("cd @/folders; mkdir ../few; mv 'red cube' 'cyan sphere' 'gray sphere' ../few; "
+          "cp ../few/'red cube'/*_0.png ../few/'cyan sphere'; echo x > ../few/'red cube'/x.jpg");
+    assert_runs("train @/few --out @/class --model tiny --resolution 16 --epochs 2 --batch-size 4 --random-flip "
+                "--resize crop --cond-drop 0.2");
+    assert_has(err, ", 3 classes, single-label, from its folders");
+    assert_has(err, "warning 1 picture cannot be read and is left out:\n          ");
+    assert_has(err, "x.jpg: ");
+    assert_has(err, " of the same pixels as another one");
+    assert_has(err, "fewer than 1000 pictures");
+    assert_runs("train --resume --out @/class --epochs 3");
+    assert_has(err, "epoch 2: loss");
+    shell("mkdir @/two; mv @/few/'red cube' @/few/'cyan sphere' @/two");
+    assert_runs("train @/two --out @/tuned --model @/class --epochs 1");
+    assert_has(err, "the data has other classes, so the label encoder is made anew");
+    assert_runs("sample 'red cube' --model @/tuned --steps 2 --out @/tuned.png");
+    assert_fails(1, "train @/data --out @/none --model @/class", "the data has label sets");
+    shell("rm -r @/few @/two"); /* the model knows its classes */
+    assert_runs("sample 'Red Cube' --model @/class --sampler ddim --steps 2 --n 2 --guidance 2 --out @/class.png");
+    assert_picture("class.png", 2 * 18 + 2, 20);
+    assert_text("class.png", "labels", "red cube");
+    assert_fails(1, "sample 'red cub' --model @/class --out @/none.png",
+                 "did you mean 'red cube'? There are: cyan sphere, gray sphere, red cube\n");
+    assert_fails(1, "sample 'red cube, cyan sphere' --model @/class --out @/none.png", "takes exactly one");
+    assert_runs("info @/class/best");
+    assert_has(out, "cyan sphere, gray sphere, red cube");
+}
+
+static void test_plain_pictures(void **state)
+{
+    (void)state;
+    assert_runs("render --out @/plain --scenes 4 --size 32x24 --seed 3 --layout plain");
+    assert_has(err, "12 pictures of 32x24");
+    assert_false(io_is_file(in_folder("plain/train.json")));
+    assert_runs("train @/plain --out @/gray --model tiny --resolution 40x24 --channels 1 --epochs 1 --batch-size 12");
+    assert_has(err, "12 pictures, unconditional, from a folder of pictures");
+    assert_has(err, "warning 12 pictures are smaller than asked for and enlarged:");
+    assert_has(err, "CLEVR_train_000000_0.png (32x24)\n");
+    assert_has(err, "          and 9 more\n");
+    assert_runs("sample --model @/gray --steps 2 --out @/gray.png");
+    assert_picture("gray.png", 40, 24);
+    assert_fails(1, "sample 'red cube' --model @/gray --out @/none.png", "labels mean nothing to this model");
+    assert_runs("train @/data --out @/no_labels --model tiny --resolution 16 --unconditional --epochs 1");
+    assert_has(err, "24 pictures, unconditional, from train.json");
+    assert_fails(1, "train @/plain --out @/none --model tiny --channels 2", "2 channels");
+    assert_fails(1, "train @/plain --out @/none --model @/run/best/unet/config.json", "takes labels, and the data has");
+}
+
 /* ---- 5. Pictures --------------------------------------------------------------------------------------------- */
 
 static int pixels_differ(const char *a, const char *b)
@@ -459,15 +523,6 @@ static int pixels_differ(const char *a, const char *b)
 static void assert_same_pixels(const char *a, const char *b)
 {
     assert_false(pixels_differ(a, b));
-}
-
-static void assert_text(const char *name, const char *keyword, const char *wanted)
-{
-    char *text;
-    assert_int_equal(io_picture_read_text(in_folder(name), keyword, &text), DDPM_OK);
-    assert_non_null(text);
-    assert_has(text, wanted);
-    free(text);
 }
 
 /* Pictures of 16x16 with 2 pixels between them: a row of n is 18 n + 2 wide. */
@@ -815,6 +870,8 @@ int main(void)
         cmocka_unit_test(test_train),
         cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_unconditional),
+        cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_plain_pictures),
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_guided_sample),

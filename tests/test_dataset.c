@@ -1,6 +1,6 @@
 /* tests/test_dataset.c - lab/dataset: batches against pictures read one by one, the order against ddpm_shuffle, the
  * same bytes for any number of decode threads and any cache, broken pictures, closing at any moment, each error's text.
- * Contents:  1 helpers   2 batches   3 cache and broken pictures   4 errors */
+ * Contents:  1 helpers   2 batches   3 cache and broken pictures   4 the survey   5 the forms of data   6 errors */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -409,7 +409,345 @@ static void closes_at_any_moment(void **state)
     lab_dataset_close(NULL);
 }
 
-/* ---- 4. Errors --------------------------------------------------------------------------------------------------- */
+/* ---- 4. The survey ----------------------------------------------------------------------------------------------- */
+
+static void counts_up(void *user, int done, int total)
+{
+    int *last = user;
+    assert_int_equal(done, *last + 1);
+    assert_in_range(done, 1, total);
+    *last = done;
+}
+
+static void assert_finding(const lab_survey *survey, int index, lab_trouble trouble, const char *name,
+                           const char *about)
+{
+    assert_in_range(index, 0, survey->findings - 1);
+    assert_int_equal(survey->finding[index].trouble, trouble);
+    assert_non_null(strstr(survey->finding[index].path, name));
+    if (!strstr(survey->finding[index].about, about)) fail_msg("'%s'", survey->finding[index].about);
+}
+
+static void surveys_the_pictures(void **state)
+{
+    (void)state;
+    enum { COUNT = 300 };
+    static ddpm_real before[COUNT * PIXELS], after[COUNT * PIXELS], labels[COUNT * CLASSES];
+    make_data("d", "d", COUNT);
+    write_text("d/p3.png", "no picture");
+    write_picture("d/p290.png", 7);
+    write_picture("d/p12.png", 7);
+    for (int workers = 1; workers <= 4; workers += 3) {
+        lab_dataset_config config = config_for("d");
+        config.workers = workers;
+        lab_dataset *ds = open_ok(&config);
+        lab_survey survey;
+        int last = 0;
+        assert_int_equal(lab_dataset_survey(ds, counts_up, &last, &survey), DDPM_OK);
+        assert_int_equal(last, COUNT);
+        assert_int_equal(survey.findings, 3);
+        assert_finding(&survey, 0, LAB_UNREADABLE, "/p3.png", "p3.png: ");
+        assert_finding(&survey, 1, LAB_DUPLICATE, "/p12.png", "/p7.png");
+        assert_finding(&survey, 2, LAB_DUPLICATE, "/p290.png", "/p7.png");
+        lab_survey_free(&survey);
+
+        assert_int_equal(ds->count, COUNT - 1); /* and picture 4 stands where the unreadable one was */
+        assert_string_equal(lab_dataset_describe(ds), "299 pictures, 5 classes, multi-label, from train.json");
+        ddpm_real picture[PIXELS], label[CLASSES], expected[CLASSES] = {0, 0, 1, 0, 0};
+        assert_int_equal(lab_dataset_get(ds, 3, picture, label), DDPM_OK);
+        assert_memory_equal(label, expected, sizeof label);
+        assert_non_null(strstr(ds->path[3], "/p4.png"));
+        read_epoch(ds, 1, 32, workers == 1 ? before : after, labels);
+        lab_dataset_close(ds);
+
+        config.width = 9; /* all are 8x6: too narrow for this */
+        config.cache_bytes = 0;
+        ds = open_ok(&config);
+        assert_int_equal(lab_dataset_survey(ds, NULL, NULL, &survey), DDPM_OK);
+        assert_int_equal(survey.count[LAB_TINY], COUNT - 1);
+        assert_finding(&survey, 1, LAB_TINY, "/p0.png", "8x6");
+        lab_survey_free(&survey);
+        lab_dataset_close(ds);
+    }
+    assert_memory_equal(before, after, (COUNT - 1) * PIXELS * sizeof *before);
+}
+
+/* The cache that a survey leaves gives the same bytes as decoding on the way, and no file is read again. */
+static void survey_fills_the_cache(void **state)
+{
+    (void)state;
+    enum { COUNT = 40 };
+    static ddpm_real before[COUNT * PIXELS], after[COUNT * PIXELS], labels[COUNT * CLASSES];
+    make_data("d", "d", COUNT);
+    lab_dataset_config config = config_for("d");
+    lab_dataset *ds = open_ok(&config);
+    lab_survey survey;
+    read_epoch(ds, 2, 16, before, labels);
+    assert_int_equal(lab_dataset_survey(ds, NULL, NULL, &survey), DDPM_OK);
+    assert_int_equal(survey.findings, 0);
+    lab_survey_free(&survey);
+    for (int i = 0; i < COUNT; i++)
+        assert_int_equal(unlink(ds->path[i]), 0);
+    read_epoch(ds, 2, 16, after, labels);
+    assert_memory_equal(before, after, sizeof before);
+    assert_int_equal(lab_dataset_survey(ds, NULL, NULL, &survey), DDPM_ERR_FORMAT);
+    assert_error_has("none of the 40 pictures can be read; the first: ");
+    assert_error_has("/p0.png");
+    lab_dataset_close(ds);
+}
+
+/* ---- 5. The forms of data ---------------------------------------------------------------------------------------- */
+
+/* Opens folder/d and wants this description, and that picture `name` has the caption `caption`. */
+static void expect_form(int unconditional, const char *description, const char *name, const char *caption)
+{
+    lab_dataset_config config = config_for("d");
+    config.unconditional = unconditional;
+    lab_dataset *ds = open_ok(&config);
+    assert_string_equal(lab_dataset_describe(ds), description);
+    assert_int_equal(ds->kind == LAB_UNLABELLED, !caption);
+    assert_int_equal(ds->classes.count > 0, caption != NULL);
+    int index = 0;
+    while (index < ds->count && !strstr(ds->path[index], name))
+        index++;
+    assert_in_range(index, 0, ds->count - 1);
+    if (caption) {
+        assert_int_equal(ds->labels.count, ds->count);
+        char *text = lab_set_caption(&ds->labels, index, &ds->classes);
+        assert_string_equal(text, caption);
+        free(text);
+    }
+    static ddpm_real pictures[16 * PIXELS], labels[16 * CLASSES]; /* and all of it can be read */
+    int got;
+    assert_int_equal(lab_dataset_start_epoch(ds, 0), DDPM_OK);
+    assert_int_equal(lab_dataset_next(ds, 16, pictures, labels, &got), DDPM_OK);
+    assert_int_equal(got, ds->count);
+    lab_dataset_close(ds);
+}
+
+static void refuse_form(ddpm_result code, const char *part1, const char *part2)
+{
+    lab_dataset_config config = config_for("d");
+    lab_dataset *ds;
+    assert_int_equal(lab_dataset_open(&config, &ds), code);
+    assert_null(ds);
+    assert_error_has(part1);
+    assert_error_has(part2);
+    assert_error_has("\n      hint: ");
+}
+
+static void pictures_in(const char *below, int count)
+{
+    char name[300];
+    assert_int_equal(io_make_directory(in_folder(below)), DDPM_OK);
+    for (int i = 0; i < count; i++) {
+        snprintf(name, sizeof name, "%s/p%d.png", below, i);
+        write_picture(name, i);
+    }
+}
+
+static void reads_json_lines(void **state)
+{
+    (void)state;
+    pictures_in("d/images", 3);
+    write_text("d/metadata.jsonl", "{\"file_name\": \"p1.png\", \"label\": \"red fox\", \"text\": \"of no use\"}\r\n\n"
+                                   "{\"file_name\": \"p2.png\", \"label\": \"cat\"}");
+    expect_form(0, "2 pictures, 2 classes, single-label, from metadata.jsonl", "p1.png", "red fox");
+    expect_form(1, "2 pictures, unconditional, from metadata.jsonl", "p1.png", NULL);
+    write_text("d/metadata.jsonl",
+               "{\"file_name\": \"p0.png\", \"label\": 10}\n{\"file_name\": \"p1.png\", \"label\": 2}\n"
+               "{\"file_name\": \"p2.png\", \"label\": \"0\"}\n");
+    expect_form(0, "3 pictures, 3 classes, single-label, from metadata.jsonl", "p0.png", "10");
+    lab_dataset_config config = config_for("d");
+    lab_dataset *ds = open_ok(&config);
+    assert_string_equal(ds->classes.name[1], "2"); /* by value, not "0", "10", "2" */
+    lab_dataset_close(ds);
+    write_text("d/metadata.jsonl", "{\"file_name\": \"p0.png\", \"labels\": [\"hat\", \"cat\"]}\n"
+                                   "{\"file_name\": \"p1.png\", \"labels\": \" cat , bat\"}\n"
+                                   "{\"file_name\": \"p2.png\", \"labels\": []}\n");
+    expect_form(0, "3 pictures, 3 classes, multi-label, from metadata.jsonl", "p0.png", "hat, cat");
+    expect_form(0, "3 pictures, 3 classes, multi-label, from metadata.jsonl", "p1.png", "cat, bat");
+    expect_form(0, "3 pictures, 3 classes, multi-label, from metadata.jsonl", "p2.png", "none");
+
+    static const struct {
+        const char *text, *part;
+    } wrong[] = {
+        {"{\"file_name\": \"p0.png\", \"labels\": [\"cat\", \"cat\"]}", "'p0.png' has the label 'cat' twice"},
+        {"{\"file_name\": \"p0.png\", \"label\": \"a\"}\n{\"file_name\": \"p0.png\", \"label\": \"b\"}",
+         "listed twice"},
+        {"{\"file_name\": \"p0.png\", \"label\": \"a\"}\n{\"file_name\": \"p1.png\", \"labels\": [\"b\"]}",
+         "line 2: a set of labels here, and one label before"},
+        {"{\"file_name\": \"p0.png\", \"text\": \"a\"}", "line 1: neither label nor labels"},
+        {"{\"file_name\": \"p0.png\", \"label\": \"  \"}", "line 1: a label without a name"},
+        {"{\"file_name\": \"p0.png\", \"label\": 1.5}",
+         "line 1: a label that is neither a name nor a whole number: 1.5"},
+        {"{\"file_name\": \"p0.png\", \"label\": \"Cat\"}\n{\"file_name\": \"p1.png\", \"label\": \"cat\"}",
+         "are both called 'cat'"},
+        {"\n{\"label\": \"a\"}", "line 2: no file_name"},
+        {"\n[1, 2", "line 2: "},
+        {"", "no pictures are listed"},
+        {"{\"file_name\": \"p0.png\", \"labels\": []}", "no picture has a label"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        write_text("d/metadata.jsonl", wrong[i].text);
+        refuse_form(DDPM_ERR_FORMAT, "metadata.jsonl", wrong[i].part);
+    }
+    write_text("d/metadata.jsonl", "{\"file_name\": \"nowhere.png\", \"label\": \"a\"}");
+    refuse_form(DDPM_ERR_FILE, "1 of 1 pictures are missing, the first is 'nowhere.png'", "/d/images");
+}
+
+static void reads_csv(void **state)
+{
+    (void)state;
+    pictures_in("d", 3);
+    write_text("d/metadata.csv", "\xef\xbb\xbf"
+                                 "file_name,note,label\r\np0.png,\"a, \"\"b\"\"\r\nc\",\"red, fox\"\r\n"
+                                 "p2.png,,cat\r\n");
+    expect_form(0, "2 pictures, 2 classes, single-label, from metadata.csv", "p0.png", "red, fox");
+    expect_form(1, "2 pictures, unconditional, from metadata.csv", "p0.png", NULL);
+    write_text("d/metadata.csv", "labels,file_name\n\"hat,cat\",p0.png\n,p1.png\ncat,p2.png");
+    expect_form(0, "3 pictures, 2 classes, multi-label, from metadata.csv", "p0.png", "hat, cat");
+    expect_form(0, "3 pictures, 2 classes, multi-label, from metadata.csv", "p1.png", "none");
+    static const struct {
+        const char *text, *part;
+    } wrong[] = {
+        {"file_name,label\np0.png,\"a\"b\n", "row 2 has a quote in the wrong place"},
+        {"file_name,label\np0.png,\"a", "row 2 has a quote in the wrong place"},
+        {"file_name,label\np0.png,a\np1.png,a,b\n", "row 3 has 3 fields, the first line 2"},
+        {"file_name,label\np0.png,a\np1.png\n", "row 3 has 1 fields"},
+        {"name,label\np0.png,a\n", "no column file_name"},
+        {"file_name,text\np0.png,a\n", "neither label nor labels"},
+        {"file_name,label\np0.png,\n", "row 2: a label without a name"},
+        {"file_name,label\n", "no pictures are listed"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        write_text("d/metadata.csv", wrong[i].text);
+        refuse_form(DDPM_ERR_FORMAT, "metadata.csv", wrong[i].part);
+    }
+    write_text("d/metadata.jsonl", "{\"file_name\": \"p0.png\", \"label\": \"bat\"}"); /* comes first */
+    expect_form(0, "1 picture, 1 class, single-label, from metadata.jsonl", "p0.png", "bat");
+    make_data("d", "d", 2); /* and train.json before both */
+    expect_form(0, "2 pictures, 5 classes, multi-label, from train.json", "p1.png", "class 0");
+    assert_int_equal(unlink(in_folder("d/objects.json")), 0);
+    expect_form(1, "2 pictures, unconditional, from train.json", "p1.png", NULL); /* needs no classes */
+}
+
+static void reads_folders(void **state)
+{
+    (void)state;
+    pictures_in("d", 3);
+    write_text("d/notes.txt", "not a picture");
+    write_text("d/.hidden.png", "nor this");
+    expect_form(0, "3 pictures, unconditional, from a folder of pictures", "p2.png", NULL);
+    pictures_in("d/red fox", 2);
+    refuse_form(DDPM_ERR_FORMAT, "2 pictures lie in folders, which would be their classes, and 3 do not, as p2.png",
+                "--unconditional");
+    expect_form(1, "5 pictures, unconditional, from its folders", "red fox/p1.png", NULL);
+    for (int i = 0; i < 3; i++) {
+        char name[20];
+        snprintf(name, sizeof name, "d/p%d.png", i);
+        assert_int_equal(unlink(in_folder(name)), 0);
+    }
+    expect_form(0, "2 pictures, unconditional, from a folder of pictures", "red fox/p1.png", NULL); /* one folder */
+    pictures_in("d/cat/more", 1);
+    pictures_in("d/cat", 2);
+    pictures_in("d/empty", 0);
+    expect_form(0, "5 pictures, 2 classes, single-label, from its folders", "red fox/p1.png", "red fox");
+    expect_form(0, "5 pictures, 2 classes, single-label, from its folders", "cat/more/p0.png", "cat");
+    expect_form(1, "5 pictures, unconditional, from its folders", "cat/p1.png", NULL);
+    assert_int_equal(io_make_directory(in_folder("e")), DDPM_OK); /* the classes may lie one folder deeper */
+    char inner[300];
+    snprintf(inner, sizeof inner, "%s", in_folder("e/train"));
+    assert_int_equal(rename(in_folder("d"), inner), 0);
+    snprintf(inner, sizeof inner, "%s", in_folder("d"));
+    assert_int_equal(rename(in_folder("e"), inner), 0);
+    expect_form(0, "5 pictures, 2 classes, single-label, from its folders", "red fox/p1.png", "red fox");
+    pictures_in("d/val/cat", 2);
+    refuse_form(DDPM_ERR_FORMAT, "the folders train and val are parts of a data set, not classes", "/d/train");
+    lab_dataset_config config = config_for("d/train");
+    config.image_dir = folder;
+    lab_dataset *ds;
+    assert_int_equal(lab_dataset_open(&config, &ds), DDPM_ERR_ARGUMENT);
+    assert_error_has("there is no list");
+    assert_int_equal(io_remove_tree(in_folder("d/train")), DDPM_OK);
+    assert_int_equal(io_remove_tree(in_folder("d/val")), DDPM_OK);
+    refuse_form(DDPM_ERR_FILE, "no data set here: neither train.json, metadata.jsonl nor metadata.csv, and no pictures",
+                "ddpm render --out DIR");
+}
+
+/* Sizes that come after opening; a picture's middle. */
+static void takes_sizes_later(void **state)
+{
+    (void)state;
+    make_data("d", "d", 4);
+    lab_dataset_config config = config_for("d");
+    config.width = config.height = 0;
+    config.resize = LAB_CROP;
+    lab_dataset *ds = open_ok(&config);
+    assert_int_equal(lab_dataset_start_epoch(ds, 0), DDPM_ERR_ARGUMENT);
+    assert_int_equal(lab_dataset_set_size(ds, 3, 9999, 3), DDPM_ERR_ARGUMENT);
+    ddpm_real picture[3 * 8 * 8], expected[3 * 8 * 8];
+    static const int sizes[][3] = {{6, 6, 3}, {4, 6, 1}, {8, 2, 3}};
+    for (int i = 0; i < 3; i++) {
+        const int *s = sizes[i];
+        lab_survey survey;
+        io_picture original, middle;
+        assert_int_equal(lab_dataset_set_size(ds, s[0], s[1], s[2]), DDPM_OK);
+        if (i == 1) { /* with and without a cache that the next size must not see */
+            assert_int_equal(lab_dataset_survey(ds, NULL, NULL, &survey), DDPM_OK);
+            lab_survey_free(&survey);
+        }
+        assert_int_equal(lab_dataset_get(ds, 2, picture, NULL), DDPM_OK);
+        assert_int_equal(io_picture_read(ds->path[2], s[2], &original), DDPM_OK);
+        assert_int_equal(io_picture_resize_crop(&original, s[0], s[1], &middle), DDPM_OK);
+        io_picture_to_real(&middle, expected);
+        assert_memory_equal(picture, expected, (size_t)(s[0] * s[1] * s[2]) * sizeof *picture);
+        io_picture_free(&original);
+        io_picture_free(&middle);
+    }
+    lab_dataset_close(ds);
+}
+
+/* A picture is mirrored in the epochs that its address says, for any batch, threads and cache. */
+static void flips_by_address(void **state)
+{
+    (void)state;
+    enum { COUNT = 60 };
+    static ddpm_real plain[COUNT * PIXELS], flipped[COUNT * PIXELS], labels[COUNT * CLASSES];
+    make_data("d", "d", COUNT);
+    lab_dataset_config config = config_for("d");
+    lab_dataset *ds = open_ok(&config);
+    int flips = 0, changes = 0;
+    for (int variant = 0; variant < 3; variant++) {
+        config.random_flip = 1;
+        config.workers = 1 + variant;
+        config.cache_bytes = variant == 1 ? 0 : (size_t)1 << 20;
+        lab_dataset *random = open_ok(&config);
+        for (uint32_t epoch = variant == 2 ? 2 : 0; epoch < 3; epoch++) { /* also from the middle, as after a resume */
+            uint32_t order[COUNT];
+            ddpm_shuffle((ddpm_address){529, 0, epoch, DDPM_RANDOM_SHUFFLE}, COUNT, order);
+            read_epoch(ds, epoch, 16, plain, labels);
+            read_epoch(random, epoch, 7 + 10 * variant, flipped, labels);
+            for (int i = 0; i < COUNT; i++) {
+                int flip = (int)ddpm_uniform_int((ddpm_address){529, order[i], epoch, LAB_RANDOM_FLIP}, 2);
+                int next = (int)ddpm_uniform_int((ddpm_address){529, order[i], epoch + 1, LAB_RANDOM_FLIP}, 2);
+                flips += flip;
+                changes += flip != next;
+                for (int row = 0; row < 3 * HEIGHT; row++)
+                    for (int x = 0; x < WIDTH; x++) {
+                        const ddpm_real *at = plain + i * PIXELS + row * WIDTH;
+                        assert_true(flipped[i * PIXELS + row * WIDTH + x] == at[flip ? WIDTH - 1 - x : x]);
+                    }
+            }
+        }
+        lab_dataset_close(random);
+    }
+    assert_in_range(flips, 7 * COUNT * 2 / 5, 7 * COUNT * 3 / 5); /* half: of 420, 4 standard deviations are 41 */
+    assert_in_range(changes, 7 * COUNT * 2 / 5, 7 * COUNT * 3 / 5);
+    lab_dataset_close(ds);
+}
+
+/* ---- 6. Errors --------------------------------------------------------------------------------------------------- */
 
 /* Opening folder/d with these files is refused with `code` and a text that has the three parts and a hint. */
 static void refuse(const char *train, const char *objects, ddpm_result code, const char *part1, const char *part2,
@@ -436,8 +774,8 @@ static void refuses_wrong_files(void **state)
     refuse("[[\"red cube\"]]", objects, DDPM_ERR_FORMAT, "train.json", "not a JSON object", "");
     refuse("{\"p0.png\": [\"red cube\"]", objects, DDPM_ERR_FORMAT, "train.json", "not valid JSON", "");
     refuse("{\"p0.png\": [\"red cube\"], \"p1.png\": [\"cyan cub\"]}", objects, DDPM_ERR_RANGE,
-           "train.json: entry 1 (counted from 0), 'p1.png': unknown label 'cyan cub'", "2 known ones",
-           "'cyan cube', 'red cube'");
+           "train.json: entry 1 (counted from 0), 'p1.png': unknown label 'cyan cub'", "did you mean 'cyan cube'?",
+           "There are: red cube, cyan cube");
     refuse("{\"p0.png\": \"red cube\"}", objects, DDPM_ERR_FORMAT, "entry 0", "'p0.png'",
            "not an array of class names");
     refuse("{\"p0.png\": [\"red cube\", \"red cube\"]}", objects, DDPM_ERR_FORMAT, "'p0.png'", "'red cube'", "twice");
@@ -460,7 +798,7 @@ static void refuses_wrong_files(void **state)
     assert_error_has("objects.json and object.json");
     config = config_for("nothing");
     assert_int_equal(lab_dataset_open(&config, &ds), DDPM_ERR_FILE);
-    assert_error_has("nothing/train.json: no such file");
+    assert_error_has("nothing: no such folder");
     assert_error_has("ddpm render --out DIR");
 }
 
@@ -513,11 +851,23 @@ static void refuses_wrong_calls(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(batches_follow_the_shuffle), TEST(same_bytes_for_any_workers_and_cache),
-        TEST(gets_single_pictures),       TEST(reads_gray),
-        TEST(finds_pictures_beside),      TEST(takes_object_json_and_1024_classes),
-        TEST(cache_replaces_the_files),   TEST(reports_a_broken_picture),
-        TEST(closes_at_any_moment),       TEST(refuses_wrong_files),
+        TEST(batches_follow_the_shuffle),
+        TEST(same_bytes_for_any_workers_and_cache),
+        TEST(gets_single_pictures),
+        TEST(reads_gray),
+        TEST(finds_pictures_beside),
+        TEST(takes_object_json_and_1024_classes),
+        TEST(cache_replaces_the_files),
+        TEST(reports_a_broken_picture),
+        TEST(closes_at_any_moment),
+        TEST(surveys_the_pictures),
+        TEST(survey_fills_the_cache),
+        TEST(reads_json_lines),
+        TEST(reads_csv),
+        TEST(reads_folders),
+        TEST(takes_sizes_later),
+        TEST(flips_by_address),
+        TEST(refuses_wrong_files),
         TEST(refuses_wrong_calls),
     };
     return cmocka_run_group_tests_name("dataset", tests, NULL, NULL);

@@ -206,7 +206,7 @@ static void refuses_wrong_label_sets(void **state)
         {"[[\"red cube\"], [\"gray cube\", \"red spere\"]]",
          DDPM_ERR_RANGE,
          {"sets.json: entry 1 (counted from 0): unknown label 'red spere'",
-          "hint: the nearest of the 6 known ones: 'red sphere',"}},
+          "hint: did you mean 'red sphere'? There are: gray cube, red cube, cyan cube, gray sphere, red sphere, cyan"}},
         {"[[\"red cube\", \"gray cube\", \"RED cube\"]]",
          DDPM_ERR_FORMAT,
          {"entry 0", "'RED cube' stands there twice"}},
@@ -341,6 +341,44 @@ static void makes_multi_hot(void **state)
     lab_label_sets_free(&s);
 }
 
+/* A name with a comma is taken whole; 1000 names do not fit in an error. */
+static void takes_names_with_commas(void **state)
+{
+    (void)state;
+    enum { COUNT = 1000 };
+    static char text[COUNT][32];
+    const char *name[COUNT];
+    lab_classes c;
+    lab_label_sets s = {0};
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(text[i], sizeof text[i], "bird, kind %d", i);
+        name[i] = text[i];
+    }
+    assert_int_equal(lab_classes_from_names(name, COUNT, "names", &c), DDPM_OK);
+    assert_int_equal(lab_label_sets_add_text(&s, &c, " Bird, kind 999", 0), DDPM_OK);
+    assert_int_equal(s.start[1], 1);
+    assert_int_equal(s.label[0], 999);
+    assert_int_equal(lab_label_sets_add_text(&s, &c, "bird", 0), DDPM_ERR_RANGE);
+    assert_error_has("did you mean 'bird, kind 0'? There are: bird, kind 0, bird, kind 1, ");
+    assert_error_has(", ... (1000 in all)");
+    lab_label_sets_free(&s);
+    lab_classes_free(&c);
+}
+
+static void makes_class_labels(void **state)
+{
+    (void)state;
+    ddpm_real hot[3 * 4] = {0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0}, index[3], several[2 * 2] = {1, 0, 1, 1};
+    assert_int_equal(lab_class_labels(hot, 3, 4, 4, index), DDPM_OK);
+    assert_true(index[0] == 2 && index[1] == 4 && index[2] == 0);
+    assert_int_equal(lab_class_labels(hot, 3, 4, -1, index), DDPM_ERR_RANGE);
+    assert_error_has("picture 1 has no class");
+    assert_int_equal(lab_class_labels(several, 2, 2, 2, index), DDPM_ERR_RANGE);
+    assert_error_has("picture 1 has several classes");
+    assert_int_equal(lab_class_labels(hot, 3, 4, 4, hot), DDPM_OK); /* in place */
+    assert_true(hot[0] == 2 && hot[1] == 4 && hot[2] == 0);
+}
+
 static void makes_file_names(void **state)
 {
     (void)state;
@@ -392,6 +430,8 @@ int main(void)
         cmocka_unit_test(reads_large_file),
         cmocka_unit_test(takes_a_set_of_all_classes),
         cmocka_unit_test(makes_multi_hot),
+        cmocka_unit_test(takes_names_with_commas),
+        cmocka_unit_test(makes_class_labels),
         cmocka_unit_test(makes_file_names),
         cmocka_unit_test(finds_nearest),
     };

@@ -397,18 +397,19 @@ static void test_write_errors(void **state)
 
 /* ---- 5. Resize ---- */
 
-static void test_resize_as_pil(void **state)
+typedef ddpm_result resize(const io_picture *in, int width, int height, io_picture *out);
+
+static void compare_resizes(const char *path, int count, resize *resize)
 {
-    (void)state;
     io_safetensors vectors;
-    succeeds(io_safetensors_open(VECTORS "resize.safetensors", &vectors));
-    assert_int_equal(vectors.tensors, 15);
+    succeeds(io_safetensors_open(path, &vectors));
+    assert_int_equal(vectors.tensors, count);
     for (int i = 0; i < vectors.tensors; i++) {
         const io_tensor *expected = &vectors.tensor[i];
         int width, height;
         assert_int_equal(sscanf(expected->name, "%dx%d", &width, &height), 2);
         io_picture in = noise(width, height, (int)expected->shape[2]), out;
-        succeeds(io_picture_resize(&in, (int)expected->shape[1], (int)expected->shape[0], &out));
+        succeeds(resize(&in, (int)expected->shape[1], (int)expected->shape[0], &out));
         difference d = compare(&out, expected);
         if (d.largest != 0) /* the same integers in the same order: no bit may differ */
             fail_msg("%s: differs from PIL by %d, on average %g", expected->name, d.largest, d.mean);
@@ -418,12 +419,29 @@ static void test_resize_as_pil(void **state)
     io_safetensors_close(&vectors);
 }
 
+static void test_resize_as_pil(void **state)
+{
+    (void)state;
+    compare_resizes(VECTORS "resize.safetensors", 15, io_picture_resize);
+}
+
+static void test_resize_crop_as_torchvision(void **state)
+{
+    (void)state;
+    compare_resizes(VECTORS "crop.safetensors", 10, io_picture_resize_crop);
+}
+
 static void test_resize_errors(void **state)
 {
     (void)state;
     io_picture in = noise(4, 4, 3), out;
     fails(io_picture_resize(&in, 0, 4, &out), DDPM_ERR_ARGUMENT, "0 x 4");
     fails(io_picture_resize(&in, 1 << 20, 1 << 10, &out), DDPM_ERR_ARGUMENT, "1048576 x 1024");
+    assert_null(out.pixel);
+    fails(io_picture_resize_crop(&in, 0, 4, &out), DDPM_ERR_ARGUMENT, "0 x 4");
+    io_picture_free(&in);
+    in = noise(60000, 1, 1); /* to cover 64x64 it would be 3,840,000 wide: more than a picture may be */
+    fails(io_picture_resize_crop(&in, 64, 64, &out), DDPM_ERR_ARGUMENT, "3840000 x 64");
     assert_null(out.pixel);
     io_picture_free(&in);
 }
@@ -669,6 +687,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_texts_cut_short),
         cmocka_unit_test(test_write_errors),
         cmocka_unit_test(test_resize_as_pil),
+        cmocka_unit_test(test_resize_crop_as_torchvision),
         cmocka_unit_test(test_resize_errors),
         cmocka_unit_test(test_reals_as_torchvision),
         cmocka_unit_test(test_grids_as_torchvision),

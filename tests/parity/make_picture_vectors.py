@@ -174,6 +174,28 @@ def write_resizes():
     save_file(vectors, os.path.join(OUT, "resize.safetensors"))
 
 
+def resize_crop(picture, width, height):
+    """torchvision's Resize and CenterCrop, their integers written out, for a picture that is to cover width x height."""
+    w, h = picture.size
+    size = (int(height * w / h), height) if w * height > h * width else (width, int(width * h / w))
+    left, top = int(round((size[0] - width) / 2.0)), int(round((size[1] - height) / 2.0))
+    return picture.resize(size, Image.BILINEAR).crop((left, top, left + width, top + height))
+
+
+CROPS = [((32, 24, 3), (8, 8)), ((24, 31, 3), (8, 8)), ((13, 8, 1), (5, 5)), ((8, 13, 1), (5, 5)), ((17, 9, 3), (6, 8)),
+         ((9, 9, 3), (9, 9)), ((7, 5, 3), (12, 12)), ((30, 20, 3), (15, 4)), ((20, 15, 3), (4, 3)), ((41, 7, 1), (3, 3))]
+
+
+def write_crops():
+    vectors = {}
+    for (width, height, channels), size in CROPS:
+        data = noise(width, height, channels)
+        picture = Image.fromarray(data[..., 0] if channels == 1 else data)
+        out = np.array(resize_crop(picture, *size))
+        vectors["%dx%d to %dx%d" % (width, height, *size)] = out.reshape(size[1], size[0], channels)
+    save_file(vectors, os.path.join(OUT, "crop.safetensors"))
+
+
 # ---- make_grid and save_image ----------------------------------------------------------------------------------------
 
 def make_grid(tensor, nrow=8, padding=2, normalize=False, pad_value=0.0):
@@ -253,6 +275,7 @@ if __name__ == "__main__":
         os.makedirs(OUT, exist_ok=True)
         write_pictures()
         write_resizes()
+        write_crops()
         write_grids()
         write_texts()
         print("%s: %d files" % (OUT, len(os.listdir(OUT))))
