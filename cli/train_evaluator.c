@@ -266,6 +266,11 @@ static ddpm_result open_data(training *t)
     config.workers = set.workers;
     config.cache_bytes = SIZE_MAX;
     ddpm_result result = lab_dataset_open(&config, &t->data);
+    if (result == DDPM_OK && t->data->kind == LAB_UNLABELLED)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "%s: %s: there is nothing to classify\n"
+                           "      hint: a list with labels, or one folder a class",
+                           set.data, lab_dataset_describe(t->data));
     return result == DDPM_OK ? split(t) : result;
 }
 
