@@ -35,8 +35,8 @@ static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
     batch_state *b = user;
     double work = b->first + (double)b->n * done / steps;
-    cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d", b->first + 1, b->first + b->n,
-                      b->drawing->count, done, steps);
+    cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d%s", b->first + 1, b->first + b->n,
+                      b->drawing->count, done, steps, b->drawing->status != NULL ? b->drawing->status : "");
     ddpm_result result = DDPM_OK;
     for (int k = 0; b->frames != NULL && result == DDPM_OK && k < CLI_FRAMES; k++)
         if ((2 * k * steps + CLI_FRAMES - 1) / (2 * (CLI_FRAMES - 1)) == done) result = keep_frame(b, net, k);

@@ -22,6 +22,7 @@ typedef struct cli_drawing {
      * moves them away and leaves zeroed structs. */
     ddpm_result (*take)(void *user, int index, io_picture *picture, io_picture *frames);
     void *user;
+    const char *status; /* shown behind the progress; NULL: nothing. `take` may change it */
 } cli_drawing;
 /* Draws with a progress bar and says at the end how long a picture took. */
 ddpm_result cli_draw(const cli_drawing *drawing);

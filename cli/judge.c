@@ -11,9 +11,20 @@
 
 /* ---- 1. Opening ---------------------------------------------------------------------------------------------- */
 
+char *cli_find_evaluator(const char *model, const char *name)
+{
+    char *beside = model != NULL ? io_join(model, name) : NULL;
+    if (model != NULL && (beside == NULL || io_is_directory(beside))) return beside;
+    free(beside);
+    char *below = cli_text("mini/%s", name);
+    char *bundled = below != NULL ? cli_bundled(below) : NULL;
+    free(below);
+    return bundled;
+}
+
 static ddpm_result open_evaluator(const cli_context *context, const char *path, cli_judge *out)
 {
-    char *bundled = path == NULL ? cli_bundled("mini/evaluator_judge") : NULL;
+    char *bundled = path == NULL ? cli_find_evaluator(NULL, "evaluator_judge") : NULL;
     if (path == NULL && bundled == NULL) return DDPM_ERR_MEMORY;
     if (path == NULL && !io_is_directory(bundled)) {
         ddpm_result result = ddpm_fail(DDPM_ERR_FILE,

@@ -15,6 +15,10 @@ typedef struct cli_judge { /* start from {0} */
     ddpm_real *picture, *scores; /* of one */
 } cli_judge;
 
+/* Where the evaluator `name` ("evaluator", the guide, or "evaluator_judge") of a model is, or else the bundled one would
+ * be: a path that need not exist; free() it. model NULL: bundled. NULL: see ddpm_error(). */
+char *cli_find_evaluator(const char *model, const char *name);
+
 /* Opens the evaluator at `path`; NULL: the bundled judge, data/mini/evaluator_judge. */
 ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out);
 void cli_judge_close(cli_judge *judge);

@@ -1,18 +1,21 @@
 /* cli/test.c - ddpm test: the lab's test. Draws a picture for every label set of test.json or new_test.json and writes
  * images/TYPE/I.png, the 8x4 grid TYPE_grid.png, strips/TYPE_I.png, and required_strip.png, the lab's required figure.
+ * An evaluator scores the pictures as they come; results.json holds the figures.
  *
- * Contents: 1 options   2 label sets   3 pictures   4 the command */
+ * Contents: 1 options   2 label sets   3 pictures   4 figures   5 the command */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/draw.h"
+#include "cli/judge.h"
+#include "cli/results.h"
 #include "io/file.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *data, *model, *out;
+    const char *data, *model, *out, *evaluator;
     int test_type, batch_size, sampler, steps;
     double eta, guidance;
     uint64_t seed;
@@ -38,6 +41,9 @@ static const cli_option options[] = {
      "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
     {"guidance", "guidance_scale", CLI_REAL, "G", "1",
      "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
+    {"evaluator", NULL, CLI_TEXT, "PATH", "(evaluator_judge in the model, else the bundled one)",
+     "what judges the pictures: a directory that train-evaluator made, or torchvision's weights as .safetensors",
+     &set.evaluator, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -76,16 +82,16 @@ static ddpm_result find_required_set(const lab_classes *classes, lab_label_sets 
     return lab_label_sets_add_text(sets, classes, required, 0);
 }
 
-static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets)
+/* *path: the file they came from. */
+static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets, char **path)
 {
     if (model->classes.count == 0)
         return ddpm_fail(DDPM_ERR_FORMAT,
                          "%s/model_index.json: no class names, so label sets mean nothing to this model\n"
                          "      hint: ddpm info %s tells what the model takes",
                          model->path, model->path);
-    char *path = set.data != NULL ? cli_text("%s/%s.json", set.data, type_name()) : bundled_sets();
-    ddpm_result result = path != NULL ? lab_label_sets_read(path, &model->classes, 0, sets) : DDPM_ERR_MEMORY;
-    free(path);
+    *path = set.data != NULL ? cli_text("%s/%s.json", set.data, type_name()) : bundled_sets();
+    ddpm_result result = *path != NULL ? lab_label_sets_read(*path, &model->classes, 0, sets) : DDPM_ERR_MEMORY;
     if (result == DDPM_OK && sets->count == 0)
         result = ddpm_fail(DDPM_ERR_FORMAT, "%s.json holds no label sets", type_name());
     return result;
@@ -93,13 +99,37 @@ static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets)
 
 /* ---- 3. Pictures --------------------------------------------------------------------------------------------- */
 
+enum { GRID_COLUMNS = 8, GRID_PADDING = 2 };
+
 typedef struct exhibition {
     const cli_context *context;
-    const cli_drawing *drawing;
+    cli_drawing *drawing;
     int required;        /* index of the required set, or -1 */
     int listed;          /* sets of the file: those before the required one that was added */
     io_picture *picture; /* kept for the grid */
+    cli_judge *judge;    /* NULL: there is none */
+    int *hits;           /* of each listed set */
+    cli_short status;    /* the accuracy so far, for the progress bar */
 } exhibition;
+
+static int objects_of(const lab_label_sets *sets, int index)
+{
+    return sets->start[index + 1] - sets->start[index];
+}
+
+static ddpm_result score(exhibition *e, int index, const io_picture *picture)
+{
+    const lab_label_sets *sets = e->drawing->sets;
+    int label[LAB_MAX_CLASSES], labels = objects_of(sets, index);
+    if (e->judge == NULL || index >= e->listed) return DDPM_OK;
+    if (labels > LAB_MAX_CLASSES) return ddpm_fail(DDPM_ERR_RANGE, "set %d has %d labels", index, labels);
+    ddpm_result result =
+        cli_judge_labels(e->judge, &e->drawing->model->classes, sets->label + sets->start[index], labels, label);
+    if (result == DDPM_OK) result = cli_judge_picture(e->judge, picture, label, labels, &e->hits[index]);
+    snprintf(e->status, sizeof e->status, ", accuracy %.4f", lab_tally_pictures(&e->judge->tally).value);
+    e->drawing->status = e->status;
+    return result;
+}
 
 static ddpm_result take(void *user, int index, io_picture *picture, io_picture *frames)
 {
@@ -110,6 +140,7 @@ static ddpm_result take(void *user, int index, io_picture *picture, io_picture *
     char *strip = cli_text("%s/strips/%s_%d.png", set.out, type_name(), index);
     char *required = io_join(set.out, "required_strip.png");
     if (caption != NULL && image != NULL && strip != NULL && required != NULL) result = DDPM_OK;
+    if (result == DDPM_OK) result = score(e, index, picture);
     if (result == DDPM_OK && index < e->listed)
         result = cli_write_picture(e->context, e->drawing, image, caption, picture);
     if (result == DDPM_OK && index < e->listed)
@@ -137,13 +168,39 @@ static ddpm_result make_directories(void)
     return result;
 }
 
-static ddpm_result draw(exhibition *e, cli_drawing *d)
+/* Reddens what lies between picture `index` of a grid and its neighbours. */
+static void frame_picture(io_picture *grid, int index, const io_picture *picture)
 {
+    static const unsigned char red[3] = {255, 32, 32};
+    int width = picture->width + GRID_PADDING, height = picture->height + GRID_PADDING;
+    int left = index % GRID_COLUMNS * width, top = index / GRID_COLUMNS * height;
+    for (int y = 0; y < height + GRID_PADDING; y++)
+        for (int x = 0; x < width + GRID_PADDING; x++)
+            if (x < GRID_PADDING || x >= width || y < GRID_PADDING || y >= height)
+                memcpy(grid->pixel + 3 * ((size_t)(top + y) * (size_t)grid->width + (size_t)(left + x)), red, 3);
+}
+
+/* All listed pictures in rows of eight; those with a missed object framed. A lone picture has no room for a frame. */
+static ddpm_result write_grid(const exhibition *e, const char *path)
+{
+    io_picture grid;
+    ddpm_result result = io_make_grid(e->picture, e->listed, GRID_COLUMNS, GRID_PADDING, &grid);
+    for (int i = 0; result == DDPM_OK && e->judge != NULL && e->listed > 1 && i < e->listed; i++)
+        if (e->hits[i] < objects_of(e->drawing->sets, i)) frame_picture(&grid, i, &e->picture[i]);
+    if (result == DDPM_OK) result = cli_write_picture(e->context, e->drawing, path, NULL, &grid);
+    io_picture_free(&grid);
+    return result;
+}
+
+static ddpm_result draw(exhibition *e)
+{
+    cli_drawing *d = e->drawing;
     char *grid = cli_text("%s/%s_grid.png", set.out, type_name());
     e->picture = cli_alloc((size_t)d->count, sizeof *e->picture);
-    ddpm_result result = grid != NULL && e->picture != NULL ? make_directories() : DDPM_ERR_MEMORY;
+    e->hits = cli_alloc((size_t)d->count, sizeof *e->hits);
+    ddpm_result result = grid != NULL && e->picture != NULL && e->hits != NULL ? make_directories() : DDPM_ERR_MEMORY;
     if (result == DDPM_OK) result = cli_draw(d);
-    if (result == DDPM_OK) result = cli_write_grid(e->context, d, grid, NULL, e->picture, e->listed, 8);
+    if (result == DDPM_OK) result = write_grid(e, grid);
     for (int i = 0; e->picture != NULL && i < d->count; i++)
         io_picture_free(&e->picture[i]);
     free(e->picture);
@@ -151,33 +208,74 @@ static ddpm_result draw(exhibition *e, cli_drawing *d)
     return result;
 }
 
-/* ---- 4. The command ------------------------------------------------------------------------------------------ */
+/* ---- 4. Figures ---------------------------------------------------------------------------------------------- */
 
-static ddpm_result test(const cli_context *context, cli_model *model, lab_label_sets *sets)
+/* --evaluator, else the model's own judge or the bundled one where they are; none of them: nobody judges. */
+static ddpm_result open_judge(exhibition *e, cli_judge *judge)
 {
-    ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
-    if (result == DDPM_OK) result = read_sets(model, sets);
-    if (result != DDPM_OK) return result;
-    cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size, .strips = 1, .take = take};
-    exhibition e = {.context = context, .drawing = &d, .listed = sets->count};
-    result = find_required_set(&model->classes, sets, &e.required);
-    if (result != DDPM_OK) return result;
-    d.count = sets->count;
-    d.user = &e;
-    d.sample = ddpm_sample_default();
-    d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
-    d.sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d.sample.sampler);
-    d.sample.eta = set.eta;
-    d.sample.guidance = set.guidance;
-    d.sample.seed = set.seed;
-    return draw(&e, &d);
+    char *path = set.evaluator != NULL ? cli_text("%s", set.evaluator)
+                                       : cli_find_evaluator(e->drawing->model->path, "evaluator_judge");
+    if (path == NULL) return DDPM_ERR_MEMORY;
+    if (set.evaluator == NULL && !io_is_directory(path)) {
+        cli_note("no evaluator: the accuracy is not measured (--evaluator PATH; ddpm train-evaluator makes one)");
+        free(path);
+        return DDPM_OK;
+    }
+    ddpm_result result = cli_judge_open(e->context, path, judge);
+    free(path);
+    if (result == DDPM_OK) e->judge = judge;
+    return result;
+}
+
+static ddpm_result write_figures(const exhibition *e, const char *labels_file, double seconds)
+{
+    cli_results r = {e->context, options, e->drawing, e->judge, e->hits, e->listed, labels_file, seconds};
+    char *path = io_join(set.out, "results.json");
+    ddpm_result result = path != NULL ? cli_write_results(&r, type_name(), path) : DDPM_ERR_MEMORY;
+    free(path);
+    if (result != DDPM_OK || e->judge == NULL) return result;
+    cli_note("judged by %s", e->judge->ev->path);
+    cli_print_accuracy(&e->judge->tally);
+    return result;
+}
+
+/* ---- 5. The command ------------------------------------------------------------------------------------------ */
+
+static ddpm_result test(exhibition *e, cli_drawing *d, cli_model *model, lab_label_sets *sets, cli_judge *judge)
+{
+    char *labels_file = NULL;
+    ddpm_result result = cli_model_open(e->context, set.model, DDPM_FOR_INFERENCE, model);
+    if (result == DDPM_OK) result = read_sets(model, sets, &labels_file);
+    if (result == DDPM_OK) e->listed = sets->count;
+    if (result == DDPM_OK) result = find_required_set(&model->classes, sets, &e->required);
+    if (result == DDPM_OK) result = open_judge(e, judge);
+    if (result == DDPM_OK) {
+        d->count = sets->count;
+        d->sample = ddpm_sample_default();
+        d->sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
+        d->sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d->sample.sampler);
+        d->sample.eta = set.eta;
+        d->sample.guidance = set.guidance;
+        d->sample.seed = set.seed;
+        double started = cli_seconds();
+        result = draw(e);
+        if (result == DDPM_OK) result = write_figures(e, labels_file, cli_seconds() - started);
+    }
+    free(labels_file);
+    return result;
 }
 
 static int run(const cli_context *context)
 {
     cli_model model = {0};
     lab_label_sets sets = {0};
-    int status = cli_exit(test(context, &model, &sets));
+    cli_judge judge = {0};
+    cli_drawing d = {.model = &model, .sets = &sets, .batch = set.batch_size, .strips = 1, .take = take};
+    exhibition e = {.context = context, .drawing = &d};
+    d.user = &e;
+    int status = cli_exit(test(&e, &d, &model, &sets, &judge));
+    free(e.hits);
+    cli_judge_close(&judge);
     lab_label_sets_free(&sets);
     cli_model_close(&model);
     return status;
@@ -186,7 +284,7 @@ static int run(const cli_context *context)
 const cli_command cli_test = {
     "test",
     "[DATA] --test-type test|new_test --model PATH --out DIR",
-    "draws the lab's test sets: pictures, grid, strips",
+    "draws and scores the lab's test sets: pictures, grid, strips, accuracy",
     "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png and required_strip.png (red sphere,\n"
     "cyan cylinder, cyan cube).",
     options,

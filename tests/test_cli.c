@@ -590,6 +590,89 @@ static void test_test(void **state)
     assert_false(io_is_file(in_folder("results/images/new_test/32.png")));
     assert_has(err, "s a picture");
     assert_has(out, "new_test_grid.png");
+    assert_has(err, "no evaluator");
+    assert_null(strstr(out, "accuracy"));
+}
+
+/* How many corners of the frame around picture `index` of a grid of pictures of 16x16 are red. */
+static int framed(const io_picture *grid, int index)
+{
+    int red = 0, top = index / 8 * 18, left = index % 8 * 18;
+    for (int i = 0; i < 4; i++) {
+        const unsigned char *p =
+            grid->pixel + 3 * ((top + (i / 2 ? 16 + 2 : 0)) * grid->width + left + (i % 2 ? 16 + 2 : 0));
+        red += p[0] == 255 && p[1] == 32 && p[2] == 32;
+    }
+    return red;
+}
+
+static const cJSON *member(const cJSON *object, const char *name)
+{
+    const cJSON *found = cJSON_GetObjectItemCaseSensitive(object, name);
+    if (found == NULL) fail_msg("results.json has no '%s'", name);
+    return found;
+}
+
+/* The figures on stdout, those of results.json, those that eval finds in the folder, and the frames all agree. */
+static void test_judged_test(void **state)
+{
+    (void)state;
+    cJSON *json;
+    io_picture grid;
+    char wanted[100];
+    const char *run_it = "test --model @/run --sampler ddim --steps 1 --seed 12345678901234567890 --out @/judged "
+                         "--evaluator @/evaluator --test-type ";
+    for (int i = 0; i < 2; i++) { /* the second adds to what the first wrote */
+        char arguments[300];
+        snprintf(arguments, sizeof arguments, "%s%s", run_it, i ? "new_test" : "test");
+        assert_runs(arguments);
+    }
+    assert_has(err, "/evaluator");
+    char *figures = strdup(strstr(out, "accuracy (mean of pictures): "));
+    assert_has(figures, "accuracy (pooled objects): ");
+    assert_has(figures, "Wilson, 32 pictures)");
+    assert_int_equal(lab_json_read(in_folder("judged/results.json"), &json), DDPM_OK);
+    assert_int_equal(cJSON_GetArraySize(json), 2);
+    const cJSON *one = member(json, "new_test"), *sets = member(one, "sets"), *settings = member(one, "settings");
+    snprintf(wanted, sizeof wanted, "accuracy (mean of pictures): %.4f ",
+             member(member(one, "accuracy_mean_of_pictures"), "value")->valuedouble);
+    assert_has(figures, wanted);
+    snprintf(wanted, sizeof wanted, "accuracy (pooled objects): %.4f ",
+             member(member(one, "accuracy_pooled_objects"), "value")->valuedouble);
+    assert_has(figures, wanted);
+    assert_string_equal(member(settings, "seed")->valuestring, "12345678901234567890");
+    assert_int_equal(member(settings, "steps")->valueint, 1);
+    assert_string_equal(member(settings, "sampler")->valuestring, "ddim");
+    assert_string_equal(member(settings, "backend")->valuestring, "cpu");
+
+    int hits = 0, objects = 0, missed = 0;
+    assert_int_equal(io_picture_read(in_folder("judged/new_test_grid.png"), 3, &grid), DDPM_OK);
+    assert_int_equal(cJSON_GetArraySize(sets), 32);
+    for (int i = 0; i < 32; i++) {
+        int h = member(cJSON_GetArrayItem(sets, i), "hits")->valueint;
+        int all = member(cJSON_GetArrayItem(sets, i), "objects")->valueint;
+        hits += h, objects += all, missed += h < all;
+        if (h < all) assert_int_equal(framed(&grid, i), 4);
+    }
+    io_picture_free(&grid);
+    assert_true(missed > 0);
+    assert_int_equal(hits, member(one, "hits")->valueint);
+    assert_int_equal(objects, member(one, "objects")->valueint);
+
+    const cJSON *hash = member(member(member(one, "evaluator"), "sha256"), "model.safetensors");
+    shell("sha256sum @/evaluator/model.safetensors > @/hash");
+    size_t size;
+    unsigned char *text;
+    assert_int_equal(io_read_file(in_folder("hash"), &text, &size), DDPM_OK);
+    assert_memory_equal(text, hash->valuestring, 64);
+    free(text);
+    member(member(member(one, "model"), "sha256"), "unet/diffusion_pytorch_model.safetensors");
+    cJSON_Delete(json);
+
+    assert_runs("eval --images @/judged/images/new_test --labels-file data/new_test.json --evaluator @/evaluator");
+    assert_int_equal(strncmp(out, figures, strlen(figures)), 0);
+    free(figures);
+    assert_fails(1, "test --model @/run --steps 1 --out @/judged --evaluator @/nowhere", "train-evaluator makes one");
 }
 
 /* ---- 6. Predict ---------------------------------------------------------------------------------------------- */
@@ -876,6 +959,7 @@ int main(void)
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_guided_sample),
         cmocka_unit_test(test_test),
+        cmocka_unit_test(test_judged_test),
         cmocka_unit_test(test_predict),
         cmocka_unit_test(test_predict_contradictions),
         cmocka_unit_test(test_info),

@@ -25,6 +25,7 @@
 #include "io/json.h"
 #include "io/model.h"
 #include "io/safetensors.h"
+#include "io/sha256.h"
 
 /* ---- 1. Helpers ------------------------------------------------------------------------------------------------ */
 
@@ -1292,9 +1293,51 @@ static void any_array(void **state)
     assert_ok(io_remove_tree(path));
 }
 
+/* FIPS 180-4's examples (NIST's "SHA256.pdf"), the empty message, a million letters, and every length around a block's
+ * end against itself in pieces of a file. */
+static void hashes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *hash;
+    } known[] = {
+        {"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+        {"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
+        {"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+         "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"},
+    };
+    io_sha256_text got, again;
+    for (int i = 0; i < 3; i++) {
+        io_sha256(known[i].text, strlen(known[i].text), got);
+        assert_string_equal(got, known[i].hash);
+    }
+    enum { MILLION = 1000000 };
+    char *text = malloc(MILLION);
+    assert_non_null(text);
+    memset(text, 'a', MILLION);
+    io_sha256(text, MILLION, got);
+    assert_string_equal(got, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    const char *path = in_folder("hashed");
+    assert_int_equal(io_write_file(path, text, MILLION), DDPM_OK);
+    assert_int_equal(io_sha256_file(path, again), DDPM_OK);
+    assert_string_equal(got, again);
+    /* The hash of the 130 hashes of messages of 0 to 129 letters: Python's hashlib. */
+    char all[130 * 64];
+    for (size_t length = 0; length < 130; length++) {
+        io_sha256(text, length, got);
+        memcpy(all + 64 * length, got, 64);
+    }
+    io_sha256(all, sizeof all, got);
+    assert_string_equal(got, "c665ed20ef30f158e90c7e921d8182bc0943c4b087a82f64a18d417bcdfadce7");
+    free(text);
+    assert_int_equal(io_remove_tree(path), DDPM_OK); /* other tests count what lies there */
+    assert_int_equal(io_sha256_file(path, got), DDPM_ERR_FILE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(hashes),
         cmocka_unit_test(files_round_trip),
         cmocka_unit_test(files_without_a_size),
         cmocka_unit_test(file_errors),
