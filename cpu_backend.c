@@ -285,6 +285,8 @@ typedef struct conv { /* of n pictures; also the one that computes dx (see secti
     size_t w_out, w_in;
     int w_tap;
     int accumulate; /* add to y instead of storing */
+    float *kept;    /* the transformed weights, kept from run to run; NULL: made into scratch each time */
+    int current;    /* they are those of the weights as they are now */
 } conv;
 
 enum {
@@ -640,7 +642,8 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
  *     M_f (Co,t) = U_f (Co,Ci) V_f (Ci,t);        backward to the weights: dU_f (Co,Ci) = D_f (Co,t) V_f^T (t,Ci)
  * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
  *
- * Weights are transformed into scratch just before use: stored for all layers they would be four times the model.
+ * Training transforms weights into scratch just before use: stored for all layers they would be four times the model.
+ * Inference keeps them, until the model says that its weights have changed.
  *
  * A thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128 channels) and M of
  * the outputs (0.2 MiB) then stay in the second-level cache while U streams past them, a chunk's from end to end. */
@@ -668,10 +671,16 @@ static winograd winograd_of(const cpu_state *s, const conv *c)
                       .m = WIDTH * CHUNK + GAP};
 }
 
+static size_t transformed_weights(const cpu_state *s, const conv *c)
+{
+    winograd w = winograd_of(s, c);
+    return FREQUENCIES * w.chunks * w.u;
+}
+
 static size_t winograd_scratch(const cpu_state *s, const conv *c)
 {
     winograd w = winograd_of(s, c);
-    return FREQUENCIES * (w.chunks * w.u + (size_t)s->threads * (w.v + w.m));
+    return (c->kept ? 0 : transformed_weights(s, c)) + FREQUENCIES * (size_t)s->threads * (w.v + w.m);
 }
 
 /* U[chunk][f][panel][input][row of the panel]: this thread's share. */
@@ -721,13 +730,14 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
     const winograd w = winograd_of(s, c);
     const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
     size_t most = WIDTH / (size_t)k->lanes;
-    float *u = scratch;
+    float *u = c->kept ? c->kept : scratch, *own = c->kept ? scratch : u + transformed_weights(s, c);
     {
         size_t first, end;
-        float *v = u + FREQUENCIES * (w.chunks * w.u + (size_t)cpu_team_index() * (w.v + w.m)),
-              *m = v + FREQUENCIES * w.v;
-        winograd_weights(s, c, &w, u);
-        cpu_team_barrier();
+        float *v = own + FREQUENCIES * (size_t)cpu_team_index() * (w.v + w.m), *m = v + FREQUENCIES * w.v;
+        if (!c->current) {
+            winograd_weights(s, c, &w, u);
+            cpu_team_barrier();
+        }
         share(w.groups * w.chunks, &first, &end);
         for (size_t job = first, groups, chunks; job < end; job += groups * chunks) {
             size_t group = job / w.chunks, chunk = job % w.chunks, whole = chunk ? 0 : (end - job) / w.chunks;
@@ -870,16 +880,45 @@ static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
     return few_pixels(g, node) ? THIN : PACKED;
 }
 
+/* What an inference graph keeps for a convolution: its transformed weights, behind everybody's scratch. */
+typedef struct kept_weights {
+    size_t offset;    /* into g->scratch */
+    unsigned version; /* of the model's weights that they are made from */
+} kept_weights;
+
+static ddpm_result keep_weights(ddpm_graph *g)
+{
+    g->scratch_elements = line(g->scratch_elements);
+    for (int i = 0; i < g->nodes && !g->training; i++) {
+        ddpm_node *node = g->node[i];
+        if (node->op != DDPM_OP_CONV2D || choose(g, node) != WINOGRAD || !node->in[1]->version) continue;
+        kept_weights *kept = ddpm_arena_alloc(&g->arena, sizeof *kept);
+        if (!kept) return DDPM_ERR_MEMORY;
+        conv c = conv_of(g, node);
+        *kept = (kept_weights){g->scratch_elements, *node->in[1]->version - 1};
+        g->scratch_elements += line(transformed_weights(state_of(g), &c));
+        node->plan = kept;
+    }
+    return DDPM_OK;
+}
+
 static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     conv c = conv_of(g, node);
+    kept_weights *kept = node->plan;
     algorithm how = choose(g, node);
+    if (kept) {
+        c.kept = g->scratch + kept->offset;
+        c.current = kept->version == *node->in[1]->version;
+    }
     if (how == WINOGRAD)
         winograd_forward(state_of(g), &c, g->scratch);
     else if (how == THIN)
         thin_forward(state_of(g), &c, g->scratch);
     else
         packed_forward(state_of(g), &c, g->scratch);
+    /* Behind the row's barrier: all threads have read it. */
+    if (kept && !c.current && cpu_team_index() == 0) kept->version = *node->in[1]->version;
     return DDPM_OK;
 }
 
@@ -1366,7 +1405,7 @@ static ddpm_result cpu_plan(ddpm_graph *g)
         if (node->op == DDPM_OP_GROUP_NORM) /* (N,C,2) doubles */
             g->scratch_elements = larger(g->scratch_elements, 4 * (size_t)(g->capacity * node->out->shape[1]));
     }
-    return DDPM_OK;
+    return keep_weights(g); /* last: they lie behind what is asked for above */
 }
 
 /* In huge pages where the system has them: the planes of V and M are many pages apart. */

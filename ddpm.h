@@ -150,6 +150,7 @@ typedef struct ddpm_tensor {
     int init;               /* of a parameter: ddpm_init and its scale */
     double init_scale;
     double square;          /* of a parameter: squared norm of its gradient, negative until it is known */
+    unsigned *version;      /* of a parameter: its model's; NULL for one that belongs to no model */
     void *device;           /* a backend's own */
 } ddpm_tensor;
 
@@ -429,6 +430,8 @@ struct ddpm_model {
     size_t elements;                /* of all parameters together */
     void *array[DDPM_ARRAYS];       /* flat, in the backend's form; NULL where not allocated */
     ddpm_array in_use;              /* DDPM_WEIGHT or DDPM_EMA: what the parameters' data points at */
+    unsigned version;               /* raised whenever what the networks compute with may have changed, for backends
+                                       that keep a form of it; who writes into an array directly raises it too */
     int declaring;                  /* being created: ddpm_param declares */
     ddpm_arena arena;
 };

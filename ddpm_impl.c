@@ -1787,6 +1787,7 @@ ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
 ddpm_result ddpm_upload(const ddpm_device *device, ddpm_tensor *x, int which, int n, const ddpm_real *host)
 {
     const ddpm_backend *backend = backend_of(device);
+    if (x->version) ++*x->version;
     if (backend->upload) return backend->upload(device->state, x, which, n, host);
     memcpy(which == DDPM_DATA ? x->data : x->grad, host, ddpm_elements(x, n) * sizeof *host);
     return DDPM_OK;
@@ -1927,6 +1928,7 @@ static void take_square(void *of, ddpm_tensor *param)
 ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step)
 {
     const ddpm_backend *backend = backend_of(model->device);
+    model->version++;
     if (backend->update) return backend->update(model, step);
     return (backend->download ? update_on_host : host_update)(model, step);
 }
@@ -1974,6 +1976,7 @@ ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *name, int 
         x->param = 1;
         x->trainable = trainable != 0;
         x->square = -1;
+        x->version = &model->version;
         x->offset = model->elements;
         x->init = init;
         x->init_scale = scale;
@@ -2087,6 +2090,7 @@ ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no %s\n      hint: ddpm_model_alloc makes the arrays",
                          array == DDPM_EMA ? "moving average" : "weights");
     model->in_use = array;
+    model->version++;
     for (int p = 0; p < model->params; p++) {
         model->param[p]->data = (ddpm_real *)model->array[array] + model->param[p]->offset;
         if (model->array[DDPM_GRAD])

@@ -476,6 +476,61 @@ static void test_training(void **state)
     free_trained(&reference);
 }
 
+/* Inference keeps the weights' transforms: a network predicts as one just made does, whatever was done to the model
+ * since its last prediction. */
+enum { KEPT_IN = 2 * 3 * 32 * 32 };
+
+static void predict_with(ddpm_net *net, float *prediction)
+{
+    float timestep[2] = {10, 500}, *x = values(KEPT_IN, 7, 1);
+    OK(ddpm_predict(net, 2, x, timestep, NULL, prediction));
+    free(x);
+}
+
+static void check_kept(ddpm_model *model, ddpm_net *net, float *before)
+{
+    static float now[KEPT_IN], fresh[KEPT_IN];
+    ddpm_net *other;
+    predict_with(net, now);
+    OK(ddpm_net_create(&other, model, 0, 0, 2, 0));
+    predict_with(other, fresh);
+    assert_memory_equal(now, fresh, sizeof now);
+    assert_memory_not_equal(now, before, sizeof now);
+    memcpy(before, now, sizeof now);
+    ddpm_net_free(other);
+}
+
+static void test_kept_weights(void **state)
+{
+    (void)state;
+    static float before[KEPT_IN];
+    ddpm_device device;
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_model_config config = ddpm_model_preset("tiny", 0);
+    OK(ddpm_device_open(&device, ddpm_cpu(), 2, NULL));
+    OK(ddpm_model_create(&model, &config, &device));
+    OK(ddpm_model_alloc(model, DDPM_FOR_INFERENCE | 1 << DDPM_EMA));
+    OK(ddpm_model_init(model, 1));
+    OK(ddpm_net_create(&net, model, 0, 0, 2, 0));
+    check_kept(model, net, before);
+    ddpm_tensor *w = ddpm_model_find(model, "down_blocks.0.resnets.0.conv1.weight");
+    assert_non_null(w);
+    float *value = values(ddpm_elements(w, 0), 8, 0.1);
+    OK(ddpm_model_set(model, DDPM_WEIGHT, w, value));
+    check_kept(model, net, before);
+    OK(ddpm_model_use(model, DDPM_EMA)); /* still that of ddpm_model_init */
+    check_kept(model, net, before);
+    OK(ddpm_upload(&device, w, DDPM_DATA, 0, value));
+    check_kept(model, net, before);
+    OK(ddpm_model_init(model, 2));
+    check_kept(model, net, before);
+    free(value);
+    ddpm_net_free(net);
+    ddpm_model_free(model);
+    ddpm_device_close(&device);
+}
+
 /* GroupNorm then SiLU, which plan() folds into one where nobody else reads what lies between: the reference's result.
  * Both are within some 16 u of the truth relative to the largest values (sums over a group in blocks; the bounds of
  * test_vectors.c): 64 u of the largest allows for both. */
@@ -683,8 +738,9 @@ static void test_isa(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_isa),      cmocka_unit_test(test_shapes),    cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_training), cmocka_unit_test(test_norm_silu), cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_isa),          cmocka_unit_test(test_shapes),    cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_training),     cmocka_unit_test(test_norm_silu), cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_kept_weights),
     };
     return cmocka_run_group_tests_name("cpu backend", tests, NULL, NULL);
 }
