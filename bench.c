@@ -244,7 +244,7 @@ static void count_work(bench_row *row, const ddpm_node *node, int n)
 }
 
 /* Calls the row for about `seconds` and keeps the best time. */
-static ddpm_result time_row(const ddpm_graph *g, const ddpm_node *node, int backward, double seconds, bench_row *row)
+static ddpm_result time_row(ddpm_graph *g, const ddpm_node *node, int backward, double seconds, bench_row *row)
 {
     const ddpm_row *rows = g->device->backend->rows;
     ddpm_row_fn call = backward ? rows[node->op].backward : rows[node->op].forward;
@@ -254,7 +254,7 @@ static ddpm_result time_row(const ddpm_graph *g, const ddpm_node *node, int back
     double begin = seconds_now(), best = 0;
     do {
         double start = seconds_now();
-        ddpm_result result = call(g, node);
+        ddpm_result result = ddpm_graph_run_node(g, node, backward);
         if (result == DDPM_OK && g->device->backend->sync != NULL) result = g->device->backend->sync(g->device->state);
         if (result != DDPM_OK) return result;
         double time = seconds_now() - start;
@@ -489,8 +489,9 @@ ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double 
     ddpm_model_config config = ddpm_model_preset(work->preset, 24);
     *out = (bench_result){0};
     reset_peak_memory();
-    unsigned arrays = work->training ? DDPM_FOR_TRAINING : DDPM_FOR_INFERENCE;
-    ddpm_result result = open_net(&b, device, &config, work->batch, arrays, work->training);
+    unsigned arrays = work->training ? DDPM_FOR_TRAINING & ~(1u << DDPM_EMA) : DDPM_FOR_INFERENCE;
+    int training = work->training ? DDPM_TRAINING | DDPM_SHARE_GRADIENTS : 0;
+    ddpm_result result = open_net(&b, device, &config, work->batch, arrays, training);
     if (result != DDPM_OK) return result;
     result = ddpm_schedule_create(&schedule, NULL);
     if (result == DDPM_OK && work->training) result = ddpm_trainer_init(&trainer, b.net, &schedule, NULL);

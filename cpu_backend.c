@@ -880,23 +880,21 @@ static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
     return few_pixels(g, node) ? THIN : PACKED;
 }
 
-/* What an inference graph keeps for a convolution: its transformed weights, behind everybody's scratch. */
+/* What an inference graph keeps for a convolution: its transformed weights, in memory of its own. */
 typedef struct kept_weights {
-    size_t offset;    /* into g->scratch */
     unsigned version; /* of the model's weights that they are made from */
 } kept_weights;
 
 static ddpm_result keep_weights(ddpm_graph *g)
 {
-    g->scratch_elements = line(g->scratch_elements);
     for (int i = 0; i < g->nodes && !g->training; i++) {
         ddpm_node *node = g->node[i];
         if (node->op != DDPM_OP_CONV2D || choose(g, node) != WINOGRAD || !node->in[1]->version) continue;
         kept_weights *kept = ddpm_arena_alloc(&g->arena, sizeof *kept);
         if (!kept) return DDPM_ERR_MEMORY;
         conv c = conv_of(g, node);
-        *kept = (kept_weights){g->scratch_elements, *node->in[1]->version - 1};
-        g->scratch_elements += line(transformed_weights(state_of(g), &c));
+        kept->version = *node->in[1]->version - 1;
+        node->own_elements = transformed_weights(state_of(g), &c);
         node->plan = kept;
     }
     return DDPM_OK;
@@ -908,7 +906,7 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
     kept_weights *kept = node->plan;
     algorithm how = choose(g, node);
     if (kept) {
-        c.kept = g->scratch + kept->offset;
+        c.kept = node->own;
         c.current = kept->version == *node->in[1]->version;
     }
     if (how == WINOGRAD)
@@ -935,9 +933,24 @@ static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, fl
     }
 }
 
+/* Rows add to a parameter's gradient: zero where nobody has stored yet (DDPM_SHARE_GRADIENTS). */
+static void start_gradients(const ddpm_node *node)
+{
+    int started = 0;
+    for (int k = 1; k < 3; k++) {
+        size_t first, end;
+        if (!(node->wants >> k & 1) || node->accumulate >> k & 1) continue;
+        share(ddpm_elements(node->in[k], 0), &first, &end);
+        memset(node->in[k]->grad + first, 0, (end - first) * sizeof(float));
+        started = 1;
+    }
+    if (started) cpu_team_barrier();
+}
+
 static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
+    start_gradients(node);
     conv c = conv_of(g, node);
     const float *dy = node->out->grad;
     algorithm how = choose(g, node);
@@ -1075,14 +1088,16 @@ static ddpm_result norm_forward(const ddpm_graph *g, const ddpm_node *node)
         int n = group / groups, k = group % groups;
         const float *x = node->in[0]->data + (size_t)group * count;
         float *y = node->out->data + (size_t)group * count;
-        double mean = s->kernels->sum(count, x) / (double)count;
-        double r = 1 / sqrt(s->kernels->squares(count, x, (float)mean) / (double)count + node->attr.norm.eps);
-        aux[(2 * n) * groups + k] = (float)mean;
-        aux[(2 * n + 1) * groups + k] = (float)r;
+        float *mean = &aux[2 * n * groups + k], *r = mean + groups;
+        if (!g->again) {
+            double total = s->kernels->sum(count, x), squares;
+            *mean = (float)(total / (double)count);
+            squares = s->kernels->squares(count, x, *mean);
+            *r = (float)(1 / sqrt(squares / (double)count + node->attr.norm.eps));
+        }
         for (int i = 0; i < channels; i++)
-            s->kernels->normalise(plane, x + (size_t)i * plane, (float)mean,
-                                  (float)(r * (double)weight[k * channels + i]), bias[k * channels + i],
-                                  folded_silu(node), y + (size_t)i * plane);
+            s->kernels->normalise(plane, x + (size_t)i * plane, *mean, *r * weight[k * channels + i],
+                                  bias[k * channels + i], folded_silu(node), y + (size_t)i * plane);
     }
     return DDPM_OK;
 }
@@ -1094,6 +1109,7 @@ static ddpm_result norm_backward(const ddpm_graph *g, const ddpm_node *node)
     const float *weight = node->in[1]->data, *bias = node->in[2]->data, *aux = node->aux->data;
     float *dx = gradient_of(node, 0), *dw = gradient_of(node, 1), *db = gradient_of(node, 2);
     double *sums = (double *)(void *)g->scratch;
+    start_gradients(node);
     int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
     size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
     size_t first, end;
@@ -1393,19 +1409,16 @@ static void cpu_adam(void *state, const ddpm_adam *s, size_t count, float *w, co
 
 static ddpm_result cpu_plan(ddpm_graph *g)
 {
-    g->scratch_elements = 0; /* the reference's convolutions are not used */
     for (int i = 0; i < g->nodes; i++) {
-        const ddpm_node *node = g->node[i];
-        if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR)
-            g->scratch_elements = larger(g->scratch_elements, conv_scratch(g, node));
+        ddpm_node *node = g->node[i];
+        if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR) node->scratch_elements = conv_scratch(g, node);
         if (node->op == DDPM_OP_ATTENTION)
-            g->scratch_elements =
-                larger(g->scratch_elements, (size_t)state_of(g)->threads * attention_work(state_of(g), node));
+            node->scratch_elements = (size_t)state_of(g)->threads * attention_work(state_of(g), node);
         if (node->op == DDPM_OP_GROUP_NORM) fold_silu(g, i);
         if (node->op == DDPM_OP_GROUP_NORM) /* (N,C,2) doubles */
-            g->scratch_elements = larger(g->scratch_elements, 4 * (size_t)(g->capacity * node->out->shape[1]));
+            node->scratch_elements = 4 * (size_t)(g->capacity * node->out->shape[1]);
     }
-    return keep_weights(g); /* last: they lie behind what is asked for above */
+    return keep_weights(g);
 }
 
 /* In huge pages where the system has them: the planes of V and M are many pages apart. */

@@ -173,10 +173,24 @@ typedef struct ddpm_node { /* constant once planned: what varies from step to st
     } attr;
     unsigned wants;      /* bit i: backward must produce in[i]->grad */
     unsigned accumulate; /* bit i: backward adds into in[i]->grad; else it is the first writer and stores */
+    unsigned again;      /* backward runs forward again just before out is read, instead of keeping out */
+    int block;           /* ddpm_graph.block when it was built */
+    size_t scratch_elements; /* that its rows want at g->scratch */
+    size_t own_elements, own_offset; /* a backend's own memory for it, which lasts from run to run, */
+    ddpm_real *own;                  /* and where it is once allocated */
     unsigned final;      /* bit i: after this node's backward the gradient of parameter in[i] is complete */
     struct ddpm_node *fused_into; /* a backend's plan: that node does this one's work */
     void *plan;                   /* a backend's own */
 } ddpm_node;
+
+/* Forward of all nodes, then backward of those that have one, and before it forward AGAIN of what it reads and nobody
+ * kept. */
+enum { DDPM_FORWARD, DDPM_BACKWARD, DDPM_AGAIN };
+typedef struct ddpm_task {
+    ddpm_node *node;
+    int what;
+    size_t scratch_offset; /* in elements, as a tensor's */
+} ddpm_task;
 
 /* What changes from step to step: rows and the update read it through graph->step, so that a step can be captured
  * once. */
@@ -201,12 +215,18 @@ typedef struct ddpm_graph {
     int tensors;
     int capacity, n;  /* n: pictures of the run in progress */
     int training;     /* dropout and batch statistics on; gradients of trainable parameters wanted */
+    int recompute, share; /* of ddpm_graph_create */
+    int block;        /* what is built now is part of this block; 0: of none. DDPM_RECOMPUTE keeps only what leaves one */
+    ddpm_task *task;  /* what runs, in this order, known after ddpm_graph_plan */
+    int tasks, forwards; /* all; those of forward */
+    int again;        /* the forward row that runs now is a DDPM_AGAIN: its aux is still what it left there */
     ddpm_tensor *root; /* where backward starts */
     ddpm_step step;
-    size_t bytes;     /* of all activations and gradients of activations, known after ddpm_graph_plan */
+    size_t bytes;     /* of all activations, their gradients and scratch, known after ddpm_graph_plan */
+    size_t shared_elements; /* DDPM_SHARE_GRADIENTS: offsets below lie in the model's array of gradients */
+    ddpm_real *gradients;   /* which begins here */
     const struct ddpm_device *device;
-    size_t scratch_elements, scratch_offset; /* the largest a row asks for; part of bytes */
-    ddpm_real *scratch; /* what a row leaves there is gone after it */
+    ddpm_real *scratch; /* of the row that runs; what it leaves there is gone after it */
     void *memory;     /* those bytes, from the backend */
     void *state;      /* a backend's own, made by its plan() */
     ddpm_arena arena;
@@ -215,8 +235,14 @@ typedef struct ddpm_graph {
     int node_room, tensor_room;
 } ddpm_graph;
 
-/* An empty graph on `device` (NULL: reference). training 1: rows behave as in module.train() and parameters get
- * gradients. */
+/* An empty graph on `device` (NULL: reference). training 0, or a sum of
+ *   DDPM_TRAINING         rows behave as in module.train() and parameters get gradients;
+ *   DDPM_RECOMPUTE        of each block (a ResnetBlock2D, an attention) only what leaves it is kept for backward, which
+ *                         runs the rest of its forward again (Chen et al. 2016): the same bits, less memory, more time;
+ *   DDPM_SHARE_GRADIENTS  until a parameter's gradient is written its memory serves activations. backward then starts
+ *                         all gradients from zero, so that they cannot add up over micro-batches, and any forward
+ *                         destroys them. All parameters must be of one model. */
+enum { DDPM_TRAINING = 1, DDPM_RECOMPUTE = 2, DDPM_SHARE_GRADIENTS = 4 };
 DDPM_API ddpm_result ddpm_graph_create(ddpm_graph **out, const struct ddpm_device *device, int capacity, int training);
 DDPM_API void ddpm_graph_free(ddpm_graph *g);
 
@@ -292,11 +318,13 @@ typedef void (*ddpm_grad_ready)(void *user, ddpm_tensor *param);
 /* Backpropagation from the root for the pictures of the last forward.
  *   seed   gradient of the root, n x its elements a picture, in host memory; NULL: ones
  *   ready  called as each parameter's gradient becomes final (ranks then begin to reduce it); may be NULL
- *   Parameters' gradients are added to, all others are stored. */
+ *   Parameters' gradients are added to (under DDPM_SHARE_GRADIENTS stored), all others are stored. */
 DDPM_API ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user);
 /* Runs forward again, node by node: DDPM_ERR_NONFINITE naming the first node whose output has a NaN or infinity and
  * that picture, or DDPM_OK. For finding out why a loss went wrong. */
 DDPM_API ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g);
+/* Runs one node's row alone, on whatever its tensors hold after a forward and backward: for benchmarks. */
+DDPM_API ddpm_result ddpm_graph_run_node(ddpm_graph *g, const ddpm_node *node, int backward);
 
 /* Copies between host memory (contiguous NCHW) and a tensor, first n pictures; n is ignored for parameters. */
 enum { DDPM_DATA, DDPM_GRADIENT };
@@ -336,7 +364,7 @@ typedef struct ddpm_backend {
     const ddpm_row *rows; /* DDPM_OP_COUNT rows */
     ddpm_result (*open)(void **state, int threads, const char *isa);
     void (*close)(void *state);
-    /* Layouts, algorithms, fusion, aliasing; may raise g->scratch_elements. unplan frees what plan made. */
+    /* Layouts, algorithms, fusion; sets each node's scratch_elements. unplan frees what plan made. */
     ddpm_result (*plan)(ddpm_graph *g);
     void (*unplan)(ddpm_graph *g);
     ddpm_result (*alloc)(void *state, size_t bytes, void **out); /* zeroed */
@@ -483,10 +511,13 @@ typedef struct ddpm_net {
     ddpm_tensor *image;          /* training: x_0; sampling: its estimate */
     ddpm_tensor *loss;           /* (N,1,1,1) sums of squares; NULL unless training */
     ddpm_tensor *coefficients;   /* of lincomb */
+    int *host_steps;             /* (capacity): for t, */
+    double *host_terms;          /* (2,capacity): coefficients of add_noise */
+    ddpm_real *host_values;      /* (4,capacity): and what is on its way to or from a tensor */
 } ddpm_net;
 
-/* Builds and plans it. height and width 0: the config's sample_size. DDPM_ERR_SHAPE names a size the levels cannot
- * halve. */
+/* Builds and plans it. height and width 0: the config's sample_size. training: as of ddpm_graph_create. DDPM_ERR_SHAPE
+ * names a size the levels cannot halve. */
 DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity,
                                      int training);
 DDPM_API void ddpm_net_free(ddpm_net *net);
@@ -544,7 +575,7 @@ typedef struct ddpm_trainer {
 DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                                        const ddpm_train_config *config);
 /* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
- * runs as micro-batches whose gradients add up. loss: mean squared error over all elements of all of them, divided
+ * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared error over all elements of all of them, divided
  * once. DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);

@@ -205,7 +205,8 @@ static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
         for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
             if (!(node->wants >> k & 1)) continue;
             const ddpm_tensor *x = node->in[k];
-            if (x->param || x == root || writes_between(g, x, i + 1, g->nodes) || writes_below(node, x, k))
+            if ((x->param && !g->share) || x == root || writes_between(g, x, i + 1, g->nodes) ||
+                writes_below(node, x, k))
                 node->accumulate |= 1u << k;
         }
     }
@@ -217,9 +218,11 @@ static ddpm_result mark_gradients(ddpm_graph *g, ddpm_tensor *root)
     return DDPM_OK;
 }
 
-/* Part II: gives every tensor the memory of its lifetime, so that two whose lifetimes do not meet may share the same
- * bytes. */
+/* Part II: lists what runs, and what backward makes again instead of keeping it; gives every tensor the memory of its
+ * lifetime, so that two whose lifetimes do not meet may share the same bytes. */
+static ddpm_result plan_tasks(ddpm_graph *g);
 static ddpm_result plan_memory(ddpm_graph *g);
+static ddpm_real *address_of(const ddpm_graph *g, size_t offset);
 
 ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const *keep, int keeps)
 {
@@ -230,6 +233,7 @@ ddpm_result ddpm_graph_plan(ddpm_graph *g, ddpm_tensor *root, ddpm_tensor *const
         if (keep[i]) keep[i]->keep = 1;
     TRY(mark_gradients(g, root));
     if (backend_of(g->device)->plan) TRY(backend_of(g->device)->plan(g));
+    TRY(plan_tasks(g));
     return plan_memory(g);
 }
 
@@ -249,14 +253,21 @@ static ddpm_result run_row(const ddpm_graph *g, const ddpm_node *node, int backw
     return backward ? reference_rows[node->op].backward(g, node) : reference_rows[node->op].forward(g, node);
 }
 
+static ddpm_result run_task(ddpm_graph *g, const ddpm_task *task)
+{
+    g->again = task->what == DDPM_AGAIN;
+    g->scratch = address_of(g, task->scratch_offset);
+    return run_row(g, task->node, task->what == DDPM_BACKWARD);
+}
+
 ddpm_result ddpm_graph_forward(ddpm_graph *g, int n)
 {
     if (n < 1 || n > g->capacity)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a graph built for 1 to %d", n, g->capacity);
     TRY(ddpm_graph_alloc(g));
     g->n = n;
-    for (int i = 0; i < g->nodes; i++)
-        TRY(run_row(g, g->node[i], 0));
+    for (int i = 0; i < g->forwards; i++)
+        TRY(run_task(g, &g->task[i]));
     return DDPM_OK;
 }
 
@@ -273,11 +284,11 @@ ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_
     }
     ddpm_result result = ddpm_upload(g->device, g->root, DDPM_GRADIENT, g->n, seed ? seed : ones);
     aligned_free(ones);
-    for (int i = g->nodes - 1; i >= 0 && result == DDPM_OK; i--) {
-        const ddpm_node *node = g->node[i];
-        if (node->wants) result = run_row(g, node, 1);
-        for (int k = 0; k < DDPM_MAX_INPUTS && ready && result == DDPM_OK; k++)
-            if (node->final >> k & 1) ready(user, node->in[k]);
+    for (int i = g->forwards; i < g->tasks && result == DDPM_OK; i++) {
+        const ddpm_task *task = &g->task[i];
+        result = run_task(g, task);
+        for (int k = 0; k < DDPM_MAX_INPUTS && ready && result == DDPM_OK && task->what == DDPM_BACKWARD; k++)
+            if (task->node->final >> k & 1) ready(user, task->node->in[k]);
     }
     return result;
 }
@@ -1047,6 +1058,9 @@ static ddpm_tensor *timestep_embedding(const builder *b, const char *name, ddpm_
     return x;
 }
 
+static size_t enter_block(ddpm_graph *g, const char *name); /* Part II */
+static void leave_block(ddpm_graph *g, size_t mark);
+
 /* Resampling inside a ResnetBlock2D is for models whose config says "resnet"; the lab's do it with convolutions. */
 typedef enum resample { RESAMPLE_NONE, RESAMPLE_DOWN, RESAMPLE_UP } resample;
 static ddpm_tensor *resample_2x(const builder *b, ddpm_tensor *x, resample how);
@@ -1057,7 +1071,7 @@ static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor
                                  resample how)
 {
     if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
+    size_t mark = enter_block(b->g, name);
     int groups = b->config->norm_num_groups, scale_shift = b->config->resnet_time_scale_shift == DDPM_SHIFT_SCALE_SHIFT;
     ddpm_tensor *h = silu(b, group_norm(b, "norm1", x, groups));
     if (how != RESAMPLE_NONE) h = resample_2x(b, h, how), x = resample_2x(b, x, how);
@@ -1070,7 +1084,7 @@ static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor
     h = conv2d(b, "conv2", h, out, 3, 1, 1, 1);
     if (x && x->shape[1] != out) x = conv2d(b, "conv_shortcut", x, out, 1, 1, 0, 0);
     x = ddpm_add(b->g, x, h, 1 / scale_factor);
-    ddpm_leave(b->g, mark);
+    leave_block(b->g, mark);
     return x;
 }
 
@@ -1080,7 +1094,7 @@ static ddpm_tensor *resnet_block(const builder *b, const char *name, ddpm_tensor
 static ddpm_tensor *attention_block(const builder *b, const char *name, ddpm_tensor *x, int groups, double scale_factor)
 {
     if (!x) return NULL;
-    size_t mark = ddpm_enter(b->g, "%s", name);
+    size_t mark = enter_block(b->g, name);
     int channels = x->shape[1], width = b->config->attention_head_dim ? b->config->attention_head_dim : channels,
         heads = channels / width;
     ddpm_tensor *h = groups ? group_norm(b, "group_norm", x, groups) : x;
@@ -1088,7 +1102,7 @@ static ddpm_tensor *attention_block(const builder *b, const char *name, ddpm_ten
                 *v = linear(b, "to_v", h, heads * width);
     h = linear(b, "to_out.0", ddpm_attention(b->g, q, k, v, heads), channels);
     x = ddpm_add(b->g, x, h, 1 / scale_factor);
-    ddpm_leave(b->g, mark);
+    leave_block(b->g, mark);
     return x;
 }
 
@@ -1257,8 +1271,13 @@ ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int w
     if (result == DDPM_OK) result = ddpm_graph_create(&net->graph, model->device, capacity, training);
     if (result == DDPM_OK) {
         build_network(net, net->graph, model, training);
-        result = ddpm_graph_plan(net->graph, net->loss, &net->prediction, 1);
+        ddpm_arena *arena = &net->graph->arena;
+        net->host_steps = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_steps);
+        net->host_terms = ddpm_arena_alloc(arena, 2 * (size_t)capacity * sizeof *net->host_terms);
+        net->host_values = ddpm_arena_alloc(arena, 4 * (size_t)capacity * sizeof *net->host_values);
+        if (!net->host_steps || !net->host_terms || !net->host_values) result = DDPM_ERR_MEMORY;
     }
+    if (result == DDPM_OK) result = ddpm_graph_plan(net->graph, net->loss, &net->prediction, 1);
     if (result == DDPM_OK)
         *out = net;
     else
@@ -1313,14 +1332,11 @@ static ddpm_result combine(ddpm_net *net, ddpm_tensor *y, int terms, ddpm_tensor
                            int per_picture, double clamp)
 {
     size_t capacity = (size_t)net->graph->capacity;
-    ddpm_real *value = aligned_alloc_zero(4 * capacity * sizeof *value);
-    if (!value) return DDPM_ERR_MEMORY;
     for (int k = 0; k < terms; k++)
         for (int n = 0; n < net->graph->n; n++)
-            value[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
-    ddpm_result result = ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, value);
-    aligned_free(value);
-    return result == DDPM_OK ? lincomb(net->graph, y, terms, x, net->coefficients, clamp) : result;
+            net->host_values[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
+    TRY(ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, net->host_values));
+    return lincomb(net->graph, y, terms, x, net->coefficients, clamp);
 }
 
 ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
@@ -1332,19 +1348,15 @@ ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, 
         if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
             return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
     TRY(ddpm_graph_alloc(g));
-    double *c = aligned_alloc_zero((size_t)n * (2 * sizeof *c + sizeof(ddpm_real)));
-    if (!c) return DDPM_ERR_MEMORY;
-    ddpm_real *time = (ddpm_real *)(c + 2 * n);
+    double *c = net->host_terms;
     for (int i = 0; i < n; i++) {
         c[i] = (double)sqrtf(s->alpha_bar[t[i]]);
         c[n + i] = (double)sqrtf(1 - s->alpha_bar[t[i]]);
-        time[i] = (ddpm_real)t[i];
+        net->host_values[i] = (ddpm_real)t[i];
     }
     g->n = n;
-    ddpm_result result = ddpm_upload(g->device, net->timestep, DDPM_DATA, n, time);
-    if (result == DDPM_OK) result = combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, c, 1, 0);
-    aligned_free(c);
-    return result;
+    TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, n, net->host_values));
+    return combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, c, 1, 0);
 }
 
 /* ---- 8. Training ------------------------------------------------------------------------------------------------- */
@@ -1398,22 +1410,19 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
 static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double *total)
 {
     ddpm_graph *g = net->graph;
+    ddpm_real *value = net->host_values;
     TRY(ddpm_graph_forward(g, n));
-    ddpm_real *value = aligned_alloc_zero((size_t)n * sizeof *value);
-    if (!value) return DDPM_ERR_MEMORY;
-    ddpm_result result = ddpm_download(g->device, net->loss, DDPM_DATA, n, value);
+    TRY(ddpm_download(g->device, net->loss, DDPM_DATA, n, value));
     for (int i = 0; i < n; i++) {
         *total += (double)value[i];
         value[i] = (ddpm_real)(1 / elements);
     }
-    if (result == DDPM_OK && !isfinite(*total)) {
-        result = ddpm_graph_find_nonfinite(g);
-        if (result == DDPM_OK) result = ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
+    if (!isfinite(*total)) {
+        TRY(ddpm_graph_find_nonfinite(g));
+        return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
     }
     ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
-    if (result == DDPM_OK) result = ddpm_graph_backward(g, value, ready, net->model);
-    aligned_free(value);
-    return result;
+    return ddpm_graph_backward(g, value, ready, net->model);
 }
 
 void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, double lr)
@@ -1425,6 +1434,8 @@ void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, dou
     s->ema_decay = ddpm_ema_decay(steps + 1, c->ema_decay);
 }
 
+static ddpm_result start_gradients(ddpm_net *net, int n); /* Part II: from zero */
+
 ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
                             double *loss)
 {
@@ -1434,29 +1445,25 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
     double elements = (double)n * (double)picture, total = 0;
     if (n < 1 || !pictures || (width && !labels))
         return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
-    TRY(ddpm_model_zero_grad(net->model));
+    TRY(start_gradients(net, n));
     TRY(ddpm_graph_alloc(g));
-    int *t = aligned_alloc_zero((size_t)g->capacity * sizeof *t);
-    ddpm_result result = t ? DDPM_OK : DDPM_ERR_MEMORY;
-    for (int first = 0; first < n && result == DDPM_OK; first += g->capacity) {
+    int *t = net->host_steps;
+    for (int first = 0; first < n; first += g->capacity) {
         int count = n - first < g->capacity ? n - first : g->capacity;
         ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)first, 0, DDPM_RANDOM_NOISE};
         g->n = count;
         g->step.seed = address.seed;
         g->step.first_picture = address.picture;
-        result = ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)first * picture);
-        if (result == DDPM_OK && width)
-            result = ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width);
-        if (result == DDPM_OK) result = normal(g, net->noise, address);
+        TRY(ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)first * picture));
+        if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));
+        TRY(normal(g, net->noise, address));
         for (int i = 0; i < count; i++) {
             ddpm_address at = {address.seed, address.picture + (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
             t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
         }
-        if (result == DDPM_OK) result = ddpm_add_noise(net, trainer->schedule, t, count);
-        if (result == DDPM_OK) result = run_micro_batch(net, count, elements, &total);
+        TRY(ddpm_add_noise(net, trainer->schedule, t, count));
+        TRY(run_micro_batch(net, count, elements, &total));
     }
-    aligned_free(t);
-    if (result != DDPM_OK) return result;
 
     ddpm_step_set(&g->step, &trainer->config, trainer->step, lr);
     TRY(ddpm_update(net->model, &g->step));
@@ -1651,85 +1658,299 @@ static void *grow_pointers(ddpm_arena *arena, void *array, int used, int *room)
     return larger;
 }
 
-/* Lifetimes. Forward of node i happens at time i, its backward at time 2 nodes - 1 - i. A tensor occupies memory from
- * its first writer to its last reader; two tensors whose lifetimes do not meet may share the same bytes. */
+/* ---- What backward makes again -----------------------------------------------------------------------------------
+ * A tensor that backward reads is kept from forward on, or its node runs forward once more just before (Chen et al.
+ * 2016). Always so where that takes a pass over memory and keeps nothing larger: a normalised picture, a concat, an
+ * upsampled picture. Under DDPM_RECOMPUTE for all that does not leave its block. */
+
+static int reads_back(const ddpm_node *node, int k) /* does its backward read input k? */
+{
+    return node->wants && op_reads[node->op] >> k & 1;
+}
+
+static ddpm_node *maker_of(const ddpm_graph *g, const ddpm_tensor *x)
+{
+    for (int i = 0; i < g->nodes; i++)
+        if (g->node[i]->out == x && !g->node[i]->fused_into) return g->node[i];
+    return NULL;
+}
+
+static int is_read(const ddpm_graph *g, const ddpm_tensor *x, int for_again) /* in backward */
+{
+    for (int i = 0; i < g->nodes; i++)
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            if (g->node[i]->in[k] == x && (reads_back(g->node[i], k) || (for_again && g->node[i]->again))) return 1;
+    return 0;
+}
+
+static int is_cheap(const ddpm_node *node)
+{
+    switch (node->op) {
+    case DDPM_OP_GROUP_NORM:
+    case DDPM_OP_ACTIVATION:
+    case DDPM_OP_ADD:
+    case DDPM_OP_CONCAT:
+    case DDPM_OP_UPSAMPLE:
+    case DDPM_OP_MODULATE:
+    case DDPM_OP_SLICE:
+    case DDPM_OP_PIXEL_UNSHUFFLE:
+    case DDPM_OP_PIXEL_SHUFFLE:
+    case DDPM_OP_DROPOUT: return !node->fused_into;
+    default: return 0;
+    }
+}
+
+/* Elements a picture that must be kept so that x is there in backward; mark: decides so. */
+static size_t cost_of_keeping(const ddpm_graph *g, const ddpm_tensor *x, int mark)
+{
+    if (!x || x->param || x->input || x->keep || is_read(g, x, 1)) return 0;
+    ddpm_node *maker = maker_of(g, x);
+    size_t cost = 0, whole = ddpm_elements(x, 1);
+    if (!maker || !is_cheap(maker)) return whole;
+    for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+        cost += cost_of_keeping(g, maker->in[k], 0);
+    if (cost >= whole) return whole;
+    for (int k = 0; k < DDPM_MAX_INPUTS && mark; k++)
+        cost_of_keeping(g, maker->in[k], 1);
+    if (mark) maker->again = 1;
+    return cost;
+}
+
+/* Is x read only inside its maker's block? */
+static int stays_inside(const ddpm_graph *g, const ddpm_node *maker)
+{
+    for (int i = 0; i < g->nodes; i++)
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            if (g->node[i]->in[k] == maker->out && g->node[i]->block != maker->block) return 0;
+    return 1;
+}
+
+static void mark_again(ddpm_graph *g)
+{
+    for (int i = 0; i < g->nodes && g->recompute; i++) {
+        ddpm_node *node = g->node[i];
+        node->again = node->block && !node->fused_into && !node->out->keep && node->op != DDPM_OP_BATCH_NORM &&
+                      stays_inside(g, node); /* running statistics move but once */
+    }
+    for (int i = 0; i < g->nodes; i++) {
+        ddpm_node *node = g->node[i];
+        if (node->again || !is_cheap(node) || node->out->keep || !is_read(g, node->out, 0)) continue;
+        size_t cost = 0;
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            cost += cost_of_keeping(g, node->in[k], 0);
+        if (cost >= ddpm_elements(node->out, 1)) continue;
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            cost_of_keeping(g, node->in[k], 1);
+        node->again = 1;
+    }
+}
+
+static void add_task(ddpm_graph *g, ddpm_node *node, int what)
+{
+    g->task[g->tasks++] = (ddpm_task){node, what, DDPM_NOWHERE};
+}
+
+/* x is about to be read in backward; done: of each node, whether it has run again. */
+static void want_again(ddpm_graph *g, const ddpm_tensor *x, char *done)
+{
+    ddpm_node *maker = x && !x->param && !x->input ? maker_of(g, x) : NULL;
+    if (!maker || !maker->again || done[maker->id]) return;
+    done[maker->id] = 1;
+    for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+        want_again(g, maker->in[k], done);
+    add_task(g, maker, DDPM_AGAIN);
+}
+
+static ddpm_result plan_tasks(ddpm_graph *g)
+{
+    g->task = ddpm_arena_alloc(&g->arena, (3 * (size_t)g->nodes + 1) * sizeof *g->task);
+    char *done = ddpm_arena_alloc(&g->arena, (size_t)g->nodes + 1);
+    if (!g->task || !done) return DDPM_ERR_MEMORY;
+    mark_again(g);
+    for (int i = 0; i < g->nodes; i++)
+        add_task(g, g->node[i], DDPM_FORWARD);
+    g->forwards = g->tasks;
+    for (int i = g->nodes - 1; i >= 0; i--) {
+        if (!g->node[i]->wants) continue;
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            if (reads_back(g->node[i], k)) want_again(g, g->node[i]->in[k], done);
+        add_task(g, g->node[i], DDPM_BACKWARD);
+    }
+    return DDPM_OK;
+}
+
+/* ---- Layout of memory ---------------------------------------------------------------------------------------------
+ * Task i happens at time i; the root's gradient comes just before the first backward. What a tensor holds occupies its
+ * memory from the first task that writes it to the last that reads it, except between forward and the task that makes
+ * it again. Two whose spans do not meet may share the same bytes. */
+typedef struct span {
+    int first, last;
+} span;
+
 typedef struct lifetime {
-    ddpm_tensor *tensor;
-    int which, first, last; /* which: DDPM_DATA or DDPM_GRADIENT */
+    const ddpm_tensor *tensor; /* NULL: scratch of one task */
+    int which, order;          /* which: DDPM_DATA or DDPM_GRADIENT; order: of creation */
+    int fixed;                 /* offset is given */
+    span span[2];              /* the second, after being made again, may be empty: first > last */
     size_t bytes, offset;
+    size_t *result; /* offset in elements; NULL: not wanted */
 } lifetime;
+
+typedef struct lifetimes {
+    lifetime *life;
+    int count;
+} lifetimes;
+
+static int meet(const lifetime *a, const lifetime *b)
+{
+    for (int i = 0; i < 4; i++)
+        if (a->span[i / 2].first <= b->span[i % 2].last && b->span[i % 2].first <= a->span[i / 2].last) return 1;
+    return 0;
+}
 
 static int larger_first(const void *a, const void *b)
 {
     const lifetime *x = a, *y = b;
+    if (x->fixed != y->fixed) return y->fixed - x->fixed;
     if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
-    return x->first != y->first ? (x->first > y->first ? 1 : -1) : x->which - y->which;
+    return x->span[0].first != y->span[0].first ? (x->span[0].first > y->span[0].first ? 1 : -1) : x->order - y->order;
 }
 
-static void set_lifetime(lifetime *life, ddpm_tensor *x, int which, int time)
+static size_t bytes_of(size_t elements) /* whole cache lines */
 {
-    lifetime *l = life;
-    while (l->tensor && (l->tensor != x || l->which != which))
+    return (elements * sizeof(ddpm_real) + 63) & ~(size_t)63;
+}
+
+static lifetime *add_lifetime(lifetimes *all, int first, int last, size_t elements, size_t *result)
+{
+    lifetime *l = &all->life[all->count];
+    *l = (lifetime){.order = all->count++, .span = {{first, last}, {1, 0}}, .bytes = bytes_of(elements)};
+    l->result = result;
+    return l;
+}
+
+/* x holds something at this time; again: it is made again now. */
+static void touch(lifetimes *all, ddpm_tensor *x, int which, int time, int again)
+{
+    lifetime *l = all->life, *end = all->life + all->count;
+    while (l < end && (l->tensor != x || l->which != which))
         l++;
-    if (!l->tensor)
-        *l =
-            (lifetime){x, which, time, time, (ddpm_elements(x, x->shape[0]) * sizeof(ddpm_real) + 63) & ~(size_t)63, 0};
-    if (time < l->first) l->first = time;
-    if (time > l->last) l->last = time;
+    if (l == end) {
+        size_t *result = which == DDPM_DATA ? &x->offset : &x->grad_offset;
+        l = add_lifetime(all, time, time, ddpm_elements(x, x->shape[0]), result);
+        l->tensor = x, l->which = which;
+    }
+    span *now = &l->span[again || l->span[1].first <= l->span[1].last];
+    if (now->first > now->last) *now = (span){time, time};
+    if (time < now->first) now->first = time;
+    if (time > now->last) now->last = time;
+}
+
+static void touch_task(const ddpm_graph *g, lifetimes *all, int time, int end)
+{
+    ddpm_task *task = &g->task[time];
+    const ddpm_node *node = task->node;
+    if (node->fused_into) return;
+    int backward = task->what == DDPM_BACKWARD, reads = backward ? (int)op_reads[node->op] : ~0;
+    if (node->scratch_elements) add_lifetime(all, time, time, node->scratch_elements, &task->scratch_offset);
+    for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+        ddpm_tensor *x = node->in[k];
+        if (!x || x->param) continue;
+        if (reads >> k & 1) touch(all, x, DDPM_DATA, time, 0);
+        if (!backward || !(node->wants >> k & 1)) continue;
+        touch(all, x, DDPM_GRADIENT, time, 0);
+        if (x->input) touch(all, x, DDPM_GRADIENT, end, 0);
+    }
+    if (backward)
+        touch(all, node->out, DDPM_GRADIENT, time, 0);
+    else
+        touch(all, node->out, DDPM_DATA, time, task->what == DDPM_AGAIN);
+    if (node->aux && reads & DDPM_READS_AUX) touch(all, node->aux, DDPM_DATA, time, 0);
+}
+
+/* Under DDPM_SHARE_GRADIENTS the bytes before shared_elements are the model's gradients: free until the first task that
+ * writes a parameter's, taken from then on; what belongs to no such parameter is never free. */
+static ddpm_result share_gradients(ddpm_graph *g, lifetimes *all, int end)
+{
+    int first = all->count;
+    for (int time = g->forwards; time < g->tasks; time++)
+        for (int k = 0; k < DDPM_MAX_INPUTS && g->task[time].what == DDPM_BACKWARD; k++) {
+            const ddpm_tensor *x = g->task[time].node->in[k];
+            if (!x || !x->param || !(g->task[time].node->wants >> k & 1)) continue;
+            int known = first;
+            while (known < all->count && all->life[known].tensor != x)
+                known++;
+            if (known < all->count) continue;
+            lifetime *l = add_lifetime(all, time, end, ddpm_elements(x, 0), NULL);
+            l->tensor = x, l->fixed = 1, l->which = DDPM_GRADIENT, l->offset = x->offset * sizeof(ddpm_real);
+        }
+    /* What lies between them, and a wall behind them, since a tensor lies on one side of it or on the other. */
+    size_t from = 0;
+    for (int left = all->count - first; left >= 0; left--) {
+        const lifetime *next = NULL;
+        for (int i = first; i < all->count; i++)
+            if (all->life[i].tensor && all->life[i].offset >= from && (!next || all->life[i].offset < next->offset))
+                next = &all->life[i];
+        size_t to = next ? next->offset : from + 64, beyond = next ? next->offset + next->bytes : 0;
+        if (to > from) {
+            lifetime *l = add_lifetime(all, -1, end, 0, NULL);
+            l->fixed = 1, l->offset = from, l->bytes = to - from;
+        }
+        if (!next) {
+            g->shared_elements = to / sizeof(ddpm_real);
+            break;
+        }
+        from = beyond;
+    }
+    return DDPM_OK;
 }
 
 static ddpm_result plan_memory(ddpm_graph *g)
 {
-    int end = 2 * g->nodes;
-    lifetime *life = ddpm_arena_alloc(&g->arena, (2 * (size_t)g->tensors + 1) * sizeof *life);
-    if (!life) return DDPM_ERR_MEMORY;
+    int end = g->tasks, parameters = 0;
+    for (int i = 0; i < g->nodes; i++)
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+            parameters += g->node[i]->in[k] && g->node[i]->in[k]->param;
+    size_t most = 2 * (size_t)g->tensors + (size_t)g->nodes + (size_t)g->tasks + 2 * (size_t)parameters + 2;
+    lifetimes all = {ddpm_arena_alloc(&g->arena, most * sizeof *all.life), 0};
+    if (!all.life) return DDPM_ERR_MEMORY;
     for (int i = 0; i < g->tensors; i++)
         if (g->tensor[i]->input) {
-            set_lifetime(life, g->tensor[i], DDPM_DATA, -1);
-            set_lifetime(life, g->tensor[i], DDPM_DATA, end);
+            touch(&all, g->tensor[i], DDPM_DATA, -1, 0);
+            touch(&all, g->tensor[i], DDPM_DATA, end, 0);
         }
-    for (int i = 0; i < g->nodes; i++) {
-        const ddpm_node *node = g->node[i];
-        int backward = end - 1 - i;
-        set_lifetime(life, node->out, DDPM_DATA, i);
-        if (node->aux) set_lifetime(life, node->aux, DDPM_DATA, i);
-        if (node->aux && node->wants && op_reads[node->op] & DDPM_READS_AUX)
-            set_lifetime(life, node->aux, DDPM_DATA, backward);
-        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-            ddpm_tensor *x = node->in[k];
-            if (!x || x->param) continue;
-            set_lifetime(life, x, DDPM_DATA, i);
-            if (node->wants && op_reads[node->op] >> k & 1) set_lifetime(life, x, DDPM_DATA, backward);
-            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, x->input ? end : backward);
-            if (node->wants >> k & 1) set_lifetime(life, x, DDPM_GRADIENT, backward);
-        }
-        if (node->wants) set_lifetime(life, node->out, DDPM_GRADIENT, backward);
-    }
-    if (g->root) set_lifetime(life, g->root, DDPM_GRADIENT, g->nodes);
+    for (int i = 0; i < g->nodes; i++)
+        if (g->node[i]->own_elements) add_lifetime(&all, -1, end, g->node[i]->own_elements, &g->node[i]->own_offset);
+    if (g->root) touch(&all, g->root, DDPM_GRADIENT, g->forwards - 1, 0);
+    for (int time = 0; time < g->tasks; time++)
+        touch_task(g, &all, time, end);
     for (int i = 0; i < g->tensors; i++)
-        if (g->tensor[i]->keep) set_lifetime(life, g->tensor[i], DDPM_DATA, end);
+        if (g->tensor[i]->keep) touch(&all, g->tensor[i], DDPM_DATA, end, 0);
+    if (g->share) TRY(share_gradients(g, &all, end));
 
-    int count = 0;
-    while (life[count].tensor)
-        count++;
-    qsort(life, (size_t)count, sizeof *life, larger_first);
-    for (int i = 0; i < count; i++) { /* largest first, at the lowest place free for all of its life */
-        for (int moved = 1; moved;) {
+    size_t shared = g->shared_elements * sizeof(ddpm_real);
+    lifetime *life = all.life;
+    qsort(life, (size_t)all.count, sizeof *life, larger_first);
+    for (int i = 0; i < all.count; i++) { /* largest first, at the lowest place free for all of its life */
+        for (int moved = !life[i].fixed; moved;) {
             moved = 0;
             for (int j = 0; j < i; j++) {
-                int meet = life[i].first <= life[j].last && life[j].first <= life[i].last;
                 int overlap =
                     life[i].offset < life[j].offset + life[j].bytes && life[j].offset < life[i].offset + life[i].bytes;
-                if (meet && overlap) life[i].offset = life[j].offset + life[j].bytes, moved = 1;
+                if (overlap && meet(&life[i], &life[j])) life[i].offset = life[j].offset + life[j].bytes, moved = 1;
             }
         }
-        size_t *offset = life[i].which == DDPM_DATA ? &life[i].tensor->offset : &life[i].tensor->grad_offset;
-        *offset = life[i].offset / sizeof(ddpm_real);
-        if (life[i].offset + life[i].bytes > g->bytes) g->bytes = life[i].offset + life[i].bytes;
+        if (life[i].result) *life[i].result = life[i].offset / sizeof(ddpm_real);
+        if (life[i].offset + life[i].bytes > shared + g->bytes) g->bytes = life[i].offset + life[i].bytes - shared;
     }
-    g->scratch_offset = g->bytes / sizeof(ddpm_real);
-    g->bytes += g->scratch_elements * sizeof(ddpm_real);
     return DDPM_OK;
+}
+
+static ddpm_real *address_of(const ddpm_graph *g, size_t offset)
+{
+    if (offset == DDPM_NOWHERE) return NULL;
+    if (offset < g->shared_elements) return g->gradients + offset;
+    return (ddpm_real *)g->memory + (offset - g->shared_elements);
 }
 
 static ddpm_result device_alloc(const ddpm_device *device, size_t bytes, void **out)
@@ -1747,24 +1968,42 @@ static void device_free(const ddpm_device *device, void *memory)
         aligned_free(memory);
 }
 
+/* Under DDPM_SHARE_GRADIENTS: where the model's array of gradients begins. */
+static ddpm_result find_gradients(ddpm_graph *g)
+{
+    for (int i = 0; i < g->nodes && g->share; i++)
+        for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
+            const ddpm_tensor *x = g->node[i]->in[k];
+            if (!x || !x->param || !(g->node[i]->wants >> k & 1)) continue;
+            if (!x->grad)
+                return ddpm_fail(DDPM_ERR_ARGUMENT,
+                                 "'%s': the model holds no gradients\n      hint: ddpm_model_alloc(model, "
+                                 "DDPM_FOR_TRAINING) comes before the first forward",
+                                 x->name);
+            g->gradients = x->grad - x->offset;
+        }
+    return DDPM_OK;
+}
+
 ddpm_result ddpm_graph_alloc(ddpm_graph *g)
 {
     if (g->memory) return DDPM_OK;
+    TRY(find_gradients(g));
     TRY(device_alloc(g->device, g->bytes, &g->memory));
-    g->scratch = (ddpm_real *)g->memory + g->scratch_offset;
     for (int i = 0; i < g->tensors; i++) {
-        ddpm_tensor *x = g->tensor[i];
-        if (x->offset != DDPM_NOWHERE) x->data = (ddpm_real *)g->memory + x->offset;
-        if (x->grad_offset != DDPM_NOWHERE) x->grad = (ddpm_real *)g->memory + x->grad_offset;
+        g->tensor[i]->data = address_of(g, g->tensor[i]->offset);
+        g->tensor[i]->grad = address_of(g, g->tensor[i]->grad_offset);
     }
+    for (int i = 0; i < g->nodes; i++)
+        g->node[i]->own = g->node[i]->own_elements ? address_of(g, g->node[i]->own_offset) : NULL;
     return DDPM_OK;
 }
 
 ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
 {
-    for (int i = 0; i < g->nodes; i++) {
-        const ddpm_node *node = g->node[i];
-        TRY(run_row(g, node, 0));
+    for (int i = 0; i < g->forwards; i++) {
+        const ddpm_node *node = g->task[i].node;
+        TRY(run_task(g, &g->task[i]));
         size_t count = ddpm_elements(node->out, g->n), picture = count / (size_t)g->n;
         ddpm_real *host = aligned_alloc_zero(count * sizeof *host);
         if (!host) return DDPM_ERR_MEMORY;
@@ -1781,6 +2020,14 @@ ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
                 "      hint: a smaller learning rate; or look for NaN in its weights with 'ddpm info'",
                 i, node->name, ddpm_op_name(node->op), at / picture);
     }
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_graph_run_node(ddpm_graph *g, const ddpm_node *node, int backward)
+{
+    for (int i = 0; i < g->tasks; i++)
+        if (g->task[i].node == node && g->task[i].what == (backward ? DDPM_BACKWARD : DDPM_FORWARD))
+            return run_task(g, &g->task[i]);
     return DDPM_OK;
 }
 
@@ -2143,6 +2390,17 @@ ddpm_result ddpm_model_zero_grad(ddpm_model *model)
     return DDPM_OK;
 }
 
+/* From zero; backward itself does so where activations lie in their memory. */
+static ddpm_result start_gradients(ddpm_net *net, int n)
+{
+    if (!net->graph->share) return ddpm_model_zero_grad(net->model);
+    if (n <= net->graph->capacity) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_ARGUMENT,
+                     "%d pictures in a network built for 1 to %d that shares its gradients' memory: it has no "
+                     "micro-batches\n      hint: create it without DDPM_SHARE_GRADIENTS",
+                     n, net->graph->capacity);
+}
+
 /* ---- Building a graph -------------------------------------------------------------------------------------------- */
 
 ddpm_result ddpm_graph_create(ddpm_graph **out, const ddpm_device *device, int capacity, int training)
@@ -2156,7 +2414,9 @@ ddpm_result ddpm_graph_create(ddpm_graph **out, const ddpm_device *device, int c
     memset(g, 0, sizeof *g);
     g->device = device ? device : &reference;
     g->capacity = capacity;
-    g->training = training;
+    g->training = training & DDPM_TRAINING;
+    g->recompute = (training & DDPM_RECOMPUTE) != 0;
+    g->share = (training & DDPM_SHARE_GRADIENTS) != 0;
     *out = g;
     return DDPM_OK;
 }
@@ -2185,6 +2445,19 @@ size_t ddpm_enter(ddpm_graph *g, const char *format, ...)
 void ddpm_leave(ddpm_graph *g, size_t mark)
 {
     g->name[mark] = 0;
+}
+
+/* A block is what DDPM_RECOMPUTE makes again as a whole. */
+static size_t enter_block(ddpm_graph *g, const char *name)
+{
+    g->block = g->nodes + 1;
+    return ddpm_enter(g, "%s", name);
+}
+
+static void leave_block(ddpm_graph *g, size_t mark)
+{
+    g->block = 0;
+    ddpm_leave(g, mark);
 }
 
 static void *build_failed(ddpm_graph *g, ddpm_result code)
@@ -2232,6 +2505,7 @@ static ddpm_node *new_node(ddpm_graph *g, ddpm_op op, int inputs, ddpm_tensor *c
     node->id = g->nodes;
     node->name = out->name;
     node->out = out;
+    node->block = g->block;
     memcpy(node->in, in, (size_t)inputs * sizeof *in);
     g->node = list;
     g->node[g->nodes++] = node;
@@ -2257,7 +2531,7 @@ static ddpm_tensor *shape_error(ddpm_graph *g, ddpm_op op, const ddpm_tensor *a,
 }
 
 /* Asks for scratch: the frames of x and dy, or that of dy alone for backward to x, at the graph's capacity. */
-static ddpm_tensor *conv_scratch(ddpm_graph *g, const ddpm_node *node)
+static ddpm_tensor *conv_scratch(const ddpm_graph *g, ddpm_node *node)
 {
     const ddpm_tensor *x = node->in[0];
     int k = node->in[1]->shape[2], around = node->attr.conv.pad_start + node->attr.conv.pad_end,
@@ -2266,8 +2540,7 @@ static ddpm_tensor *conv_scratch(ddpm_graph *g, const ddpm_node *node)
     size_t room = frame_elements(x->shape[1], g->capacity, h, w, k) +
                   (g->training ? frame_elements(co, g->capacity, h, w, k) : 0);
     size_t back = frame_elements(co, g->capacity, h, w, k);
-    if (room < back) room = back;
-    if (g->scratch_elements < room) g->scratch_elements = room;
+    node->scratch_elements = room < back ? back : room;
     return node->out;
 }
 
@@ -3156,7 +3429,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     if (n < 1 || !net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "gradients need pictures, and a network created for training");
     if (width && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
-    TRY(ddpm_model_zero_grad(net->model));
+    TRY(start_gradients(net, n));
     TRY(ddpm_graph_alloc(g));
     for (int first = 0; first < n; first += g->capacity) {
         int count = n - first < g->capacity ? n - first : g->capacity;

@@ -26,8 +26,9 @@ enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 
 static struct {
     const char *data, *image_dir, *out, *model, *args;
-    int epochs, batch_size, micro_batch, lr_schedule, warmup, timesteps, beta_schedule, save_every, save_steps, keep,
-        max_steps, workers, pixel_unshuffle, resolution[2], resize, channels, random_flip, unconditional, resume, force;
+    int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, save_every,
+        save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels, random_flip,
+        unconditional, resume, force;
     double lr, gamma, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
     cli_list milestones;
     uint64_t seed;
@@ -60,6 +61,8 @@ static const cli_option options[] = {
      "pictures in a step", &set.batch_size, 1, 65536, 0},
     {"micro-batch", NULL, CLI_INT, "N", "(the whole batch)",
      "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
+    {"recompute", NULL, CLI_FLAG, NULL, NULL,
+     "keep only what leaves each block: less memory, the same bits, a part of forward twice", &set.recompute, 0, 0, 0},
     {"lr", "learning_rate", CLI_REAL, "R", "1e-4", "learning rate of Adam", &set.lr, 0, 1e6, 0},
     {"lr-schedule", "lr_scheduler", CLI_CHOICE, "multistep|constant|cosine", "multistep",
      "multistep: times --gamma at each of --milestones; cosine: to 0 at the last step", &set.lr_schedule, 0, 0, 0},
@@ -333,6 +336,13 @@ static int micro_batch(void)
     return set.micro_batch > 0 && set.micro_batch < set.batch_size ? set.micro_batch : set.batch_size;
 }
 
+/* Without micro-batches gradients need not add up, and their memory serves activations first. */
+static int training_mode(void)
+{
+    return DDPM_TRAINING | (set.recompute ? DDPM_RECOMPUTE : 0) |
+           (micro_batch() == set.batch_size ? DDPM_SHARE_GRADIENTS : 0);
+}
+
 /* Options that were given go before what the model says. */
 static void choose_schedule(const training *t, ddpm_schedule_config *schedule)
 {
@@ -354,7 +364,8 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     if (result != DDPM_OK) return result;
     const lab_dataset_config *data = &t->data->config;
     result = ddpm_model_create(&t->model, &config, &context->device);
-    if (result == DDPM_OK) result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), 1);
+    if (result == DDPM_OK)
+        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), training_mode());
     choose_schedule(t, &schedule);
     if (result == DDPM_OK) result = ddpm_schedule_create(&t->schedule, &schedule);
     if (result == DDPM_OK && set.cond_drop > 0 && t->net->labels == NULL)
@@ -482,7 +493,7 @@ static ddpm_result report_plan(const training *t)
     if (available > 0 && total > available)
         return ddpm_fail(DDPM_ERR_MEMORY,
                          "the run needs %s of memory, %s are available\n"
-                         "      hint: a smaller --micro-batch (now %d: %s), --resolution or --model",
+                         "      hint: --recompute, a smaller --micro-batch (now %d: %s), --resolution or --model",
                          cli_bytes(total, a), cli_bytes(available, e), micro_batch(), cli_bytes(graph, c));
     return DDPM_OK;
 }

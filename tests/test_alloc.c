@@ -222,6 +222,34 @@ static void test_a_failed_step_can_be_repeated(void **state)
     free(weights[1]);
 }
 
+/* The first step allocates what all others use: they succeed when nothing can be allocated any more. */
+static void test_later_steps_allocate_nothing(void **state)
+{
+    (void)state;
+    static const float labels[(BATCH + 1) * CLASSES] = {0, 1};
+    static float pictures[(BATCH + 1) * PICTURE];
+    for (int share = 0; share < 2; share++) {
+        life l = {.device = {ddpm_reference(), NULL, 1}};
+        ddpm_model_config config = small_config();
+        ddpm_trainer trainer;
+        int n = share ? BATCH : BATCH + 1; /* in micro-batches, where there are such */
+        allowed = -1;
+        assert_int_equal(ddpm_model_create(&l.model, &config, &l.device), DDPM_OK);
+        assert_int_equal(ddpm_model_alloc(l.model, DDPM_FOR_TRAINING), DDPM_OK);
+        assert_int_equal(ddpm_model_init(l.model, 1), DDPM_OK);
+        assert_int_equal(ddpm_net_create(&l.net, l.model, 0, 0, BATCH, share ? 1 | DDPM_SHARE_GRADIENTS : 1), DDPM_OK);
+        assert_int_equal(ddpm_schedule_create(&l.schedule, NULL), DDPM_OK);
+        assert_int_equal(ddpm_trainer_init(&trainer, l.net, &l.schedule, NULL), DDPM_OK);
+        assert_int_equal(ddpm_train_step(&trainer, pictures, labels, n, 1e-3, NULL), DDPM_OK);
+        allowed = 0;
+        for (int step = 2; step <= 4; step++)
+            assert_int_equal(ddpm_train_step(&trainer, pictures, labels, n, 1e-3, NULL), DDPM_OK);
+        ddpm_net_free(l.net);
+        ddpm_schedule_free(&l.schedule);
+        ddpm_model_free(l.model);
+    }
+}
+
 /* ---- 3. Log and sine of every argument: all are multiples of 2^-24 ---- */
 
 /* The result is rounded to float at least once, u = 2^-24, and its few terms before that: 6 u, relative. */
@@ -280,6 +308,7 @@ int main(void)
         cmocka_unit_test(test_every_allocation_of_a_backend_may_fail),
         cmocka_unit_test(test_huge_sizes),
         cmocka_unit_test(test_a_failed_step_can_be_repeated),
+        cmocka_unit_test(test_later_steps_allocate_nothing),
         cmocka_unit_test(test_log_of_everything),
         cmocka_unit_test(test_sine_of_everything),
     };

@@ -410,115 +410,6 @@ static void test_builders_check_shapes(void **state)
     assert_int_equal(which, 18);
 }
 
-typedef struct span { /* of memory, in elements, in use from time `first` to `last` */
-    const ddpm_tensor *tensor;
-    size_t begin, end;
-    int first, last;
-} span;
-
-static void use_at(span *s, int time)
-{
-    if (time < s->first) s->first = time;
-    if (time > s->last) s->last = time;
-}
-
-/* The lifetimes once more, straight from what forward and backward do: forward of node i at time i, its backward at
- * time 2 nodes - 1 - i. Tensors that are in use at one time never share memory; all lie within g->bytes. */
-static void check_memory(const ddpm_graph *g, ddpm_tensor *const *keep, int keeps)
-{
-#define READS(op, name, reads) reads,
-    static const unsigned reads[] = {DDPM_OPS(READS)};
-    int end = 2 * g->nodes, count = 0;
-    span *list = calloc(2 * (size_t)g->tensors, sizeof *list);
-    assert_non_null(list);
-    for (int t = 0; t < g->tensors; t++) {
-        const ddpm_tensor *x = g->tensor[t];
-        span data = {x, x->offset, x->offset + ddpm_elements(x, g->capacity), end, -1};
-        span grad = {x, x->grad_offset, x->grad_offset + ddpm_elements(x, g->capacity), end, -1};
-        if (x->input) use_at(&data, -1), use_at(&data, end);
-        for (int k = 0; k < keeps; k++)
-            if (keep[k] == x) use_at(&data, end);
-        if (x == g->root) use_at(&data, end), use_at(&grad, g->nodes - 1);
-        for (int i = 0; i < g->nodes; i++) {
-            const ddpm_node *node = g->node[i];
-            int backward = end - 1 - i;
-            if (node->out == x || node->aux == x) use_at(&data, i);
-            if (node->aux == x && node->wants && reads[node->op] & DDPM_READS_AUX) use_at(&data, backward);
-            if (node->out == x && node->wants) use_at(&grad, backward);
-            for (int k = 0; k < DDPM_MAX_INPUTS; k++) {
-                if (node->in[k] != x) continue;
-                use_at(&data, i);
-                if (node->wants && reads[node->op] >> k & 1) use_at(&data, backward);
-                if (node->wants >> k & 1) use_at(&grad, backward);
-            }
-        }
-        if (x->input && grad.last >= 0) use_at(&grad, end);
-        if (data.last >= 0) list[count++] = data;
-        if (grad.last >= 0) list[count++] = grad;
-    }
-    assert_true((g->scratch_offset + g->scratch_elements) * sizeof(ddpm_real) <= g->bytes);
-    for (int i = 0; i < count; i++) {
-        assert_true(list[i].end <= g->scratch_offset || list[i].begin >= g->scratch_offset + g->scratch_elements);
-        if (list[i].end * sizeof(ddpm_real) > g->bytes)
-            fail_msg("'%s' ends at %zu elements of %zu bytes", list[i].tensor->name, list[i].end, g->bytes);
-        for (int k = 0; k < i; k++)
-            if (list[i].begin < list[k].end && list[k].begin < list[i].end && list[i].first <= list[k].last &&
-                list[k].first <= list[i].last)
-                fail_msg("'%s' and '%s' share memory while both are in use", list[i].tensor->name,
-                         list[k].tensor->name);
-    }
-    free(list);
-}
-
-static void check_planned(const ddpm_model_config *config, int capacity, int training)
-{
-    ddpm_model *model;
-    ddpm_net *net;
-    OK(ddpm_model_create(&model, config, NULL));
-    OK(ddpm_net_create(&net, model, 0, 0, capacity, training));
-    check_memory(net->graph, &net->prediction, 1);
-    ddpm_net_free(net);
-    ddpm_model_free(model);
-}
-
-static void test_memory_is_not_shared(void **state)
-{
-    (void)state;
-    ddpm_model_config config = small_config(), tiny = ddpm_model_preset("tiny", 24);
-    check_planned(&config, 3, 0);
-    check_planned(&config, 3, 1);
-    check_planned(&tiny, 2, 1);
-    config.unet.dropout = 0.1;
-    config.unet.resnet_time_scale_shift = DDPM_SHIFT_SCALE_SHIFT;
-    config.unet.downsample_type = config.unet.upsample_type = DDPM_RESAMPLE_RESNET;
-    config.unet.down_block_types[0] = config.unet.up_block_types[0] = DDPM_ATTN_BLOCK;
-    config.unet.in_channels = config.unet.out_channels = 12;
-    config.pixel_unshuffle = 2;
-    check_planned(&config, 2, 1);
-}
-
-/* The lab's model at batch 8 trains in less than 3.5 GiB of activations. Inference keeps none: less than a quarter of
- * that. Nothing is allocated for this. */
-static void test_memory_of_the_lab_model(void **state)
-{
-    (void)state;
-    ddpm_model_config config = ddpm_model_preset("lab", 24);
-    ddpm_model *model;
-    OK(ddpm_model_create(&model, &config, NULL));
-    size_t bytes[2];
-    for (int training = 0; training < 2; training++) {
-        ddpm_net *net;
-        OK(ddpm_net_create(&net, model, 0, 0, 8, training));
-        assert_null(net->graph->memory);
-        bytes[training] = net->graph->bytes;
-        ddpm_net_free(net);
-    }
-    ddpm_model_free(model);
-    if (bytes[1] >= (size_t)3584 << 20) fail_msg("training takes %zu MiB", bytes[1] >> 20);
-    if (bytes[0] >= bytes[1] / 4) fail_msg("inference takes %zu MiB, training %zu", bytes[0] >> 20, bytes[1] >> 20);
-    assert_true(bytes[0] > (size_t)8 * 3 * 64 * 64 * sizeof(float));
-}
-
 typedef struct readiness {
     const ddpm_model *model;
     int calls[256];
@@ -1455,8 +1346,6 @@ int main(void)
         cmocka_unit_test(test_operation_names),
         cmocka_unit_test(test_builder_errors_stick),
         cmocka_unit_test(test_builders_check_shapes),
-        cmocka_unit_test(test_memory_is_not_shared),
-        cmocka_unit_test(test_memory_of_the_lab_model),
         cmocka_unit_test(test_gradients_are_reported_when_final),
         cmocka_unit_test(test_first_writer_stores),
         cmocka_unit_test(test_threads_do_not_matter),
