@@ -170,6 +170,23 @@ static void close_training(training *t)
     lab_dataset_close(t->data);
 }
 
+static volatile sig_atomic_t signalled;
+
+static void note_signal(int number)
+{
+    signalled = number;
+}
+
+/* The first SIGINT or SIGTERM asks for a save and an end after the step in progress, a second one kills as usual. A file that
+ * may not grow (ulimit -f) is an error like a full disk, not a signal. */
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
 /* ---- 3. The model -------------------------------------------------------------------------------------------- */
 
 /* What the lab adds to a UNet with class_embed_type identity. */
@@ -518,7 +535,7 @@ static int is_among(const char *name, const char *const *list, size_t count)
 }
 #define AMONG(name, list) is_among(name, list, sizeof(list) / sizeof(list)[0])
 
-/* Settings as the run had them, and as they were given now: a difference that matters is refused. */
+/* The run's settings, which by now are taken, and what was given: a difference that matters is refused. */
 static ddpm_result compare_settings(const cJSON *settings)
 {
     char changed[400] = "";
@@ -580,10 +597,10 @@ static ddpm_result find_generation(training *t)
         settings = t->args;
     }
     int resume = set.resume, force = set.force; /* not the run's, but this call's */
-    if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
     if (result == DDPM_OK && settings != NULL) result = take_settings(settings, path);
     set.resume = resume;
     set.force = force;
+    if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
     free(path);
     return result;
 }
@@ -783,12 +800,11 @@ static ddpm_result try_to_save(training *t)
 }
 
 /* RUN/loss.png from metrics.csv: every step pale, their running mean bold. */
-static ddpm_result draw_curve(training *t)
+static ddpm_result draw_curve(const training *t)
 {
     unsigned char *text = NULL;
     size_t size, rows = 0;
-    ddpm_result result = cli_csv_flush(&t->metrics, 0);
-    if (result == DDPM_OK) result = io_read_file(t->metrics.path, &text, &size);
+    ddpm_result result = io_read_file(t->metrics.path, &text, &size);
     if (result != DDPM_OK) return result;
     for (size_t i = 0; i < size; i++)
         rows += text[i] == '\n';
@@ -808,11 +824,19 @@ static ddpm_result draw_curve(training *t)
     result = x == NULL || path == NULL ? DDPM_ERR_MEMORY : points == 0 ? DDPM_OK : io_plot_draw(&plot, &picture);
     if (result == DDPM_OK && points > 0) result = io_picture_write_png(path, &picture, NULL, 0);
     io_picture_free(&picture);
-    t->last_curve = cli_seconds();
     free(path);
     free(x);
     free(text);
     return result;
+}
+
+/* A picture is not worth a run: one that cannot be made costs a message. */
+static void show_curve(training *t)
+{
+    t->last_curve = cli_seconds();
+    if (draw_curve(t) == DDPM_OK) return;
+    cli_progress_clear(&t->bar);
+    cli_note("ddpm: %s", ddpm_error());
 }
 
 /* ---- 10. Steps ----------------------------------------------------------------------------------------------- */
@@ -911,23 +935,6 @@ static void show_progress(training *t)
 
 /* ---- 11. Epochs ---------------------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t signalled;
-
-static void note_signal(int number)
-{
-    signalled = number;
-}
-
-/* The first SIGINT or SIGTERM asks for a save and an end after the step, a second one kills as usual. A file that
- * may not grow (ulimit -f) is an error like a full disk, not a signal. */
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN);
-}
-
 /* Why the run ends before its last epoch; NULL: it does not. */
 static const char *reason_to_stop(const training *t)
 {
@@ -959,8 +966,8 @@ static ddpm_result end_epoch(training *t, double begin)
         t->best = loss;
         t->best_step = t->trainer.step;
     }
-    ddpm_result result = cli_seconds() - t->last_curve >= 30 || t->epoch == 1 ? draw_curve(t) : DDPM_OK;
-    return result == DDPM_OK && (due || best) ? try_to_save(t) : result;
+    if (cli_seconds() - t->last_curve >= 30) show_curve(t);
+    return due || best ? try_to_save(t) : DDPM_OK;
 }
 
 static ddpm_result train_epoch(training *t)
@@ -985,14 +992,14 @@ static ddpm_result train_epochs(training *t)
     t->started = t->last_save = cli_seconds();
     t->first_picture = (double)t->trainer.picture;
     cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
-    catch_signals();
     while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
         result = train_epoch(t);
         if (result == DDPM_OK && t->saved_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
     }
     cli_progress_clear(&t->bar);
     if (result == DDPM_OK && t->saved_step != t->trainer.step) result = save_checkpoint(t);
-    return result == DDPM_OK ? draw_curve(t) : result;
+    if (result == DDPM_OK) show_curve(t);
+    return result;
 }
 
 /* ---- 12. The command ----------------------------------------------------------------------------------------- */
@@ -1029,6 +1036,7 @@ static void report_end(const training *t)
 
 static ddpm_result train(const cli_context *context, training *t)
 {
+    catch_signals();
     ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;

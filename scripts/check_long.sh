@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make check-long`: the checks that take minutes. tests/planted.sh plants a wrong sign in every backward in turn and wants
-# the gradient tests to notice each; then ThreadSanitizer on the threads of the data set, valgrind, all tests under clang's
+# the gradient tests to notice each; a run is killed ten times; then ThreadSanitizer on the threads of the data set, valgrind, all tests under clang's
 # sanitizers, and libFuzzer on every fuzz target. The last line is `N passed, N failed`.
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}" "${FUZZ_SECONDS:=60}" "${TEST_SECONDS:=3600}"
@@ -21,6 +21,10 @@ if [ -x tests/check_long.sh ]; then
     heading "tests/check_long.sh"
     check "tests/check_long.sh" tests/check_long.sh
 fi
+
+heading "Runs that are killed"
+check "builds" build "$BUILD/$COMPILER/ddpm" "$BUILD/$COMPILER/tests/test_run"
+check "ten kills, and the same end" "$BUILD/$COMPILER/tests/test_run" 10
 
 heading "Races (ThreadSanitizer)"
 if [ -f tests/test_dataset.c ]; then

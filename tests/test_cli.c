@@ -1,10 +1,8 @@
 /* tests/test_cli.c - the program as its users meet it: every command run as a process, its exit status, stdout,
- * stderr and files. The program is $DDPM, else the `ddpm` two directories above this test's executable, else
- * ./ddpm.
+ * stderr and files.
  *
- * Contents: 1 running the program   2 help   3 usage errors and aliases   4 the whole way, once for all tests
- * below
- *           5 pictures   6 predict   7 info   8 bad input   9 check-grad, bench */
+ * Contents: 1 help   2 usage errors and aliases   3 the whole way, once for all tests below   4 pictures
+ *           5 predict   6 info   7 bad input   8 check-grad, bench */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
@@ -23,122 +20,9 @@
 #include "io/model.h"
 #include "io/picture.h"
 #include "io/safetensors.h"
+#include "tests/program.h"
 
-/* ---- 1. Running the program ---------------------------------------------------------------------------------- */
-
-static char program[1024] = "./ddpm", folder[256];
-static char *out, *err; /* of the last run */
-
-static char *in_folder(const char *name)
-{
-    static char path[4][600];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
-static void read_back(const char *name, char **text)
-{
-    size_t size;
-    free(*text);
-    assert_int_equal(io_read_file(in_folder(name), (unsigned char **)text, &size), DDPM_OK);
-}
-
-/* Runs `PROGRAM arguments` by the shell in this directory; "@" in the arguments stands for the test's folder,
- * `before` for what the command begins with (VAR=value). Returns the exit status; out and err hold what it
- * printed. */
-static int run_with(const char *before, const char *arguments)
-{
-    char command[4096];
-    int used = snprintf(command, sizeof command, "%s \"%s\" ", before, program);
-    for (const char *c = arguments; *c != '\0' && used < 3000; c++)
-        used += *c == '@' ? snprintf(command + used, sizeof command - (size_t)used, "%s", folder)
-                          : snprintf(command + used, sizeof command - (size_t)used, "%c", *c);
-    snprintf(command + used, sizeof command - (size_t)used, " > \"%s\" 2> \"%s\" < /dev/null", in_folder("stdout"),
-             in_folder("stderr"));
-    int status = system(command); /* NOLINT(cert-env33-c): the shell redirects, nothing here is from outside */
-    read_back("stdout", &out);
-    read_back("stderr", &err);
-    assert_true(WIFEXITED(status));
-    return WEXITSTATUS(status);
-}
-
-static int run(const char *arguments)
-{
-    return run_with("", arguments);
-}
-
-static void assert_has(const char *text, const char *part)
-{
-    if (strstr(text, part) == NULL) fail_msg("'%s' is not in:\n%s", part, text);
-}
-
-/* Runs and wants this exit status and this text on stderr. */
-static void assert_fails(int status, const char *arguments, const char *part)
-{
-    int got = run(arguments);
-    if (got != status) fail_msg("ddpm %s: exit status %d instead of %d, it said:\n%s", arguments, got, status, err);
-    assert_has(err, part);
-    assert_has(err, "ddpm: ");
-}
-
-static void assert_runs(const char *arguments)
-{
-    int got = run(arguments);
-    if (got != 0) fail_msg("ddpm %s: exit status %d, it said:\n%s", arguments, got, err);
-}
-
-static void shell(const char *command)
-{
-    char text[2048];
-    int used = 0;
-    for (const char *c = command; *c != '\0' && used < 1500; c++)
-        used += *c == '@' ? snprintf(text + used, sizeof text - (size_t)used, "%s", folder)
-                          : snprintf(text + used, sizeof text - (size_t)used, "%c", *c);
-    assert_int_equal(system(text), 0); /* NOLINT(cert-env33-c): as above */
-}
-
-static void assert_picture(const char *name, int width, int height)
-{
-    io_picture picture;
-    assert_int_equal(io_picture_read(in_folder(name), 3, &picture), DDPM_OK);
-    assert_int_equal(picture.width, width);
-    assert_int_equal(picture.height, height);
-    io_picture_free(&picture);
-}
-
-static void assert_text(const char *name, const char *keyword, const char *wanted)
-{
-    char *text;
-    assert_int_equal(io_picture_read_text(in_folder(name), keyword, &text), DDPM_OK);
-    assert_non_null(text);
-    assert_has(text, wanted);
-    free(text);
-}
-
-/* build/cc/tests/test_cli -> build/cc/ddpm: the program of the same compiler and flags, if it was built. */
-static void find_program(void)
-{
-    char self[900];
-    const char *given = getenv("DDPM");
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (given != NULL && *given != '\0') {
-        snprintf(program, sizeof program, "%s", given);
-        return;
-    }
-    self[length > 0 ? length : 0] = '\0';
-    for (int up = 0; up < 2; up++) {
-        char *slash = strrchr(self, '/');
-        if (slash == NULL) return;
-        *slash = '\0';
-    }
-    char beside[1000];
-    snprintf(beside, sizeof beside, "%s/ddpm", self);
-    if (access(beside, X_OK) == 0) snprintf(program, sizeof program, "%s", beside);
-}
-
-/* ---- 2. Help ------------------------------------------------------------------------------------------------- */
+/* ---- 1. Help ------------------------------------------------------------------------------------------------- */
 
 static const cli_command *const commands[] = {
     &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
@@ -197,7 +81,7 @@ static void test_program_help(void **state)
     assert_has(err, "usage: ddpm COMMAND");
 }
 
-/* ---- 3. Usage errors and aliases ----------------------------------------------------------------------------- */
+/* ---- 2. Usage errors and aliases ----------------------------------------------------------------------------- */
 
 static void test_unknown_names(void **state)
 {
@@ -287,25 +171,7 @@ static void test_backends(void **state)
     assert_null(strstr(out, "backend")); /* stdout holds results only */
 }
 
-/* ---- 4. The whole way, once for all tests below -------------------------------------------------------------- */
-
-static int make_folder(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    find_program();
-    unsetenv("DDPM_MEMORY_LIMIT");
-    snprintf(folder, sizeof folder, "%.150s/test_cli_XXXXXX", base && *base ? base : "/tmp");
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    free(out);
-    free(err);
-    return io_remove_tree(folder) ? -1 : 0;
-}
+/* ---- 3. The whole way, once for all tests below -------------------------------------------------------------- */
 
 static void test_render(void **state)
 {
@@ -505,7 +371,7 @@ static void test_plain_pictures(void **state)
     assert_fails(1, "train @/plain --out @/none --model @/run/best/unet/config.json", "takes labels, and the data has");
 }
 
-/* ---- 5. Pictures --------------------------------------------------------------------------------------------- */
+/* ---- 4. Pictures --------------------------------------------------------------------------------------------- */
 
 static int pixels_differ(const char *a, const char *b)
 {
@@ -675,7 +541,7 @@ static void test_judged_test(void **state)
     assert_fails(1, "test --model @/run --steps 1 --out @/judged --evaluator @/nowhere", "train-evaluator makes one");
 }
 
-/* ---- 6. Predict ---------------------------------------------------------------------------------------------- */
+/* ---- 5. Predict ---------------------------------------------------------------------------------------------- */
 
 enum { N = 2, SIDE = 16, PIXELS = 3 * SIDE * SIDE, CLASSES = 24 };
 
@@ -773,7 +639,7 @@ static void test_predict_contradictions(void **state)
     assert_false(io_is_file(in_folder("none.safetensors")));
 }
 
-/* ---- 7. Info ------------------------------------------------------------------------------------------------- */
+/* ---- 6. Info ------------------------------------------------------------------------------------------------- */
 
 static void test_info(void **state)
 {
@@ -811,7 +677,7 @@ static void test_info(void **state)
     assert_fails(1, "info @/stdout", "not known from its name");
 }
 
-/* ---- 8. Bad input -------------------------------------------------------------------------------------------- */
+/* ---- 7. Bad input -------------------------------------------------------------------------------------------- */
 
 static void test_run_is_not_overwritten(void **state)
 {
@@ -908,7 +774,7 @@ static void test_nan_stops(void **state)
     assert_false(io_is_directory(in_folder("nan/step-2")));
 }
 
-/* ---- 9. check-grad, bench ------------------------------------------------------------------------------------ */
+/* ---- 8. check-grad, bench ------------------------------------------------------------------------------------ */
 
 static void test_check_grad(void **state)
 {

@@ -822,6 +822,58 @@ static void test_learning_rate(void **state)
     assert_true(ddpm_multistep_lr(0.3, 99, NULL, 0, 0.1) == 0.3);
 }
 
+/* diffusers 0.42, get_cosine_schedule_with_warmup(optimizer, 4, 20).lr_lambdas[0]: the same formula in double. */
+static void test_cosine_factor(void **state)
+{
+    static const struct {
+        uint64_t step;
+        double factor;
+    } known[] = {{0, 0},
+                 {1, 0.25},
+                 {3, 0.75},
+                 {4, 1},
+                 {5, 0.9903926402016152},
+                 {11, 0.5975451610080642},
+                 {12, 0.5},
+                 {19, 0.009607359798384785},
+                 {20, 0},
+                 {1000, 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        assert_true(fabs(ddpm_cosine_factor(known[i].step, 4, 20) - known[i].factor) < 1e-15);
+    assert_true(ddpm_cosine_factor(0, 0, 0) == 1 && ddpm_cosine_factor(77, 0, 0) == 1);
+    assert_true(ddpm_cosine_factor(3, 4, 0) == 0.75 && ddpm_cosine_factor(4, 4, 0) == 1);
+    assert_true(ddpm_cosine_factor(4, 4, 4) == 0);
+}
+
+/* The share of pictures whose labels go, and that a picture's fate is its own: not its batch's. */
+static void test_label_dropout(void **state)
+{
+    enum { N = 20000, WIDTH = 3 };
+    static ddpm_real all[N * WIDTH], parts[N * WIDTH];
+    int dropped = 0;
+    (void)state;
+    for (int i = 0; i < N * WIDTH; i++)
+        all[i] = parts[i] = 1;
+    ddpm_drop_labels((ddpm_address){.seed = 3, .picture = 5}, 0.1, 7, N, WIDTH, all);
+    for (int first = 0; first < N; first += 32)
+        ddpm_drop_labels((ddpm_address){.seed = 3, .picture = 5 + (uint64_t)first}, 0.1, 7, 32, WIDTH,
+                         parts + (size_t)first * WIDTH);
+    assert_memory_equal(all, parts, sizeof all);
+    for (int i = 0; i < N; i++) {
+        const ddpm_real *label = all + (size_t)i * WIDTH;
+        assert_true((label[0] == 1 || label[0] == 7) && label[1] == label[0] && label[2] == label[0]);
+        dropped += label[0] == 7;
+    }
+    assert_true(abs(dropped - N / 10) < 5 * 43); /* standard deviation sqrt(N p (1-p)) = 42.4 */
+    ddpm_drop_labels((ddpm_address){.seed = 3}, 0, 9, N, WIDTH, all);
+    for (int i = 0; i < N * WIDTH; i++)
+        assert_true(all[i] != 9);
+    ddpm_drop_labels((ddpm_address){.seed = 3}, 1, 9, N, WIDTH, all);
+    for (int i = 0; i < N * WIDTH; i++)
+        assert_true(all[i] == 9);
+}
+
 static void test_ema_decay(void **state)
 {
     (void)state;
@@ -1358,6 +1410,8 @@ int main(void)
         cmocka_unit_test(test_guidance_of_class_indices),
         cmocka_unit_test(test_guidance_refused),
         cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_cosine_factor),
+        cmocka_unit_test(test_label_dropout),
         cmocka_unit_test(test_ema_decay),
         cmocka_unit_test(test_initial_weights),
         cmocka_unit_test(test_training_learns),
