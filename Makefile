@@ -42,9 +42,9 @@ ifneq ($(filter-out help clean parity bench-torch test check-long,$(or $(MAKECMD
 include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
 endif
 $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
-	@scripts/dependencies.sh $@ openmp stb cjson csv
+	@scripts/dependencies.sh $@ openmp stb cjson csv gif
 $(BUILD)/$(COMPILER)/test-dependencies.mk: scripts/dependencies.sh
-	@scripts/dependencies.sh $@ openmp stb cjson csv cmocka
+	@scripts/dependencies.sh $@ openmp stb cjson csv gif cmocka
 ifeq ($(OPENMP_FOUND)$(filter-out all program demo bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif

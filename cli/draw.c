@@ -15,31 +15,37 @@ typedef struct batch_state {
     int first, n;       /* pictures of this batch */
     ddpm_real *values;  /* n pictures */
     ddpm_real *none;    /* the labels that mean "no label" */
-    io_picture *frames; /* (n, CLI_FRAMES), or NULL */
+    io_picture *frames; /* (n, 2, frames), or NULL */
 } batch_state;
 
-static ddpm_result keep_frame(batch_state *b, ddpm_net *net, int frame)
+static ddpm_result keep_frame(batch_state *b, ddpm_net *net, const ddpm_tensor *from, int frame)
 {
     size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
-    ddpm_result result = ddpm_download(net->model->device, net->sample, DDPM_DATA, b->n, b->values);
+    ddpm_result result = ddpm_download(net->model->device, from, DDPM_DATA, b->n, b->values);
     for (int i = 0; result == DDPM_OK && i < b->n; i++) {
-        io_picture *out = &b->frames[i * CLI_FRAMES + frame];
+        io_picture *out = &b->frames[i * 2 * b->drawing->frames + frame];
         if (out->pixel == NULL)
             result = io_picture_from_real(b->values + (size_t)i * picture, net->channels, net->height, net->width, out);
     }
     return result;
 }
 
-/* Frame k of a strip is x_t after round(k steps / 10) steps; with fewer than 10 steps some frames are the same. */
+/* Frame k is x_t after round(k steps / (frames - 1)) steps; with few steps some frames are the same. The estimate of
+ * x_0 that belongs to it is made by the step that follows. */
 static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
     batch_state *b = user;
+    int frames = b->drawing->frames;
     double work = b->first + (double)b->n * done / steps;
     cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d%s", b->first + 1, b->first + b->n,
                       b->drawing->count, done, steps, b->drawing->status != NULL ? b->drawing->status : "");
     ddpm_result result = DDPM_OK;
-    for (int k = 0; b->frames != NULL && result == DDPM_OK && k < CLI_FRAMES; k++)
-        if ((2 * k * steps + CLI_FRAMES - 1) / (2 * (CLI_FRAMES - 1)) == done) result = keep_frame(b, net, k);
+    for (int k = 0; result == DDPM_OK && k < frames; k++) {
+        int moment = (2 * k * steps + frames - 1) / (2 * (frames - 1));
+        if (moment == done) result = keep_frame(b, net, net->sample, k);
+        if (result == DDPM_OK && (moment == done - 1 || (moment == steps && done == steps)))
+            result = keep_frame(b, net, net->image, frames + k);
+    }
     return result;
 }
 
@@ -79,31 +85,60 @@ static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
         io_picture out = {0};
         result = io_picture_from_real(b->values + (size_t)i * picture, net->channels, net->height, net->width, &out);
         if (result == DDPM_OK)
-            result = d->take(d->user, b->first + i, &out, b->frames != NULL ? &b->frames[i * CLI_FRAMES] : NULL);
+            result = d->take(d->user, b->first + i, &out, b->frames != NULL ? &b->frames[i * 2 * d->frames] : NULL);
         io_picture_free(&out);
     }
-    free_pictures(b->frames, b->n * CLI_FRAMES);
+    free_pictures(b->frames, b->n * 2 * d->frames);
+    return result;
+}
+
+static ddpm_result is_there(const cli_drawing *d, int index, int *there)
+{
+    *there = 0;
+    return d->look != NULL ? d->look(d->user, index, there) : DDPM_OK;
+}
+
+/* The next pictures to draw: b->first, the first from there on that is missing, and the b->n up to one that is not. */
+static ddpm_result next_batch(batch_state *b)
+{
+    const cli_drawing *d = b->drawing;
+    int there = 0;
+    ddpm_result result = DDPM_OK;
+    for (b->n = 0; b->n == 0 && b->first < d->count;) {
+        result = is_there(d, b->first, &there);
+        if (result != DDPM_OK) return result;
+        b->first += there;
+        b->n = !there;
+    }
+    while (result == DDPM_OK && b->n > 0 && b->n < d->batch && b->first + b->n < d->count && !there) {
+        result = is_there(d, b->first + b->n, &there);
+        b->n += !there;
+    }
     return result;
 }
 
 static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b, ddpm_real *labels)
 {
     double started = cli_seconds();
-    ddpm_result result = DDPM_OK;
+    int drawn = 0;
     cli_progress_start(&b->bar, "draw", d->count);
-    for (; result == DDPM_OK && b->first < d->count; b->first += b->n) {
-        b->n = d->count - b->first < d->batch ? d->count - b->first : d->batch;
+    ddpm_result result = next_batch(b);
+    while (result == DDPM_OK && b->n > 0) {
         result = draw_batch(b, net, labels);
+        drawn += b->n;
+        b->first += b->n;
+        if (result == DDPM_OK) result = next_batch(b);
     }
     cli_progress_clear(&b->bar);
-    if (result == DDPM_OK) {
-        cli_short total;
-        double seconds = cli_seconds() - started;
-        cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", d->count, d->count == 1 ? "" : "s",
-                 net->width, net->height, d->sample.steps, d->sample.sampler == DDPM_SAMPLER_DDIM ? "DDIM" : "DDPM",
-                 cli_duration(seconds, total), seconds / d->count);
-    }
-    return result;
+    if (result != DDPM_OK) return result;
+    cli_short total;
+    double seconds = cli_seconds() - started;
+    if (drawn < d->count) cli_note("%d of %d pictures were there already", d->count - drawn, d->count);
+    if (drawn > 0)
+        cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
+                 net->height, d->sample.steps, d->sample.sampler == DDPM_SAMPLER_DDIM ? "DDIM" : "DDPM",
+                 cli_duration(seconds, total), seconds / drawn);
+    return DDPM_OK;
 }
 
 /* Guidance needs a network that knows "no label". */
@@ -162,13 +197,13 @@ ddpm_result cli_draw(const cli_drawing *d)
         b.values = cli_alloc((size_t)capacity * picture, sizeof *b.values);
         int width = ddpm_label_width(&d->model->model->config), classes = d->model->classes.count;
         labels = cli_alloc((size_t)capacity * (size_t)((width > classes ? width : classes) + 1), sizeof *labels);
-        b.frames = d->strips ? cli_alloc((size_t)capacity * CLI_FRAMES, sizeof *b.frames) : NULL;
+        b.frames = d->frames > 0 ? cli_alloc((size_t)capacity * 2 * (size_t)d->frames, sizeof *b.frames) : NULL;
         b.none = no_label(d->model);
-        if (b.values == NULL || labels == NULL || b.none == NULL || (d->strips && b.frames == NULL))
+        if (b.values == NULL || labels == NULL || b.none == NULL || (d->frames > 0 && b.frames == NULL))
             result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = draw_all(d, net, &b, labels);
-    free_pictures(b.frames, b.frames != NULL ? capacity * CLI_FRAMES : 0);
+    free_pictures(b.frames, capacity * 2 * d->frames);
     free(b.frames);
     free(b.values);
     free(b.none);
@@ -183,20 +218,31 @@ int cli_default_steps(const cli_model *model, ddpm_sampler sampler)
     return sampler == DDPM_SAMPLER_DDIM && all > 50 ? 50 : all;
 }
 
+char *cli_sampling_text(const cli_drawing *d)
+{
+    const ddpm_sample_config *c = &d->sample;
+    return cli_text("%s, %d steps, eta %g, guidance %g", c->sampler == DDPM_SAMPLER_DDIM ? "ddim" : "ddpm", c->steps,
+                    c->eta, c->guidance);
+}
+
 /* ---- 3. Writing ---------------------------------------------------------------------------------------------- */
 
 ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *d, const char *path, const char *labels,
                               const io_picture *picture)
 {
     cli_short seed;
+    char *sampling = cli_sampling_text(d);
+    if (sampling == NULL) return DDPM_ERR_MEMORY;
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)d->sample.seed);
     io_text text[] = {{"seed", seed},
+                      {"sampling", sampling},
                       {"command", context->command_line},
                       {"model", d->model->path},
                       {"version", cli_version()},
                       {"labels", labels}};
-    ddpm_result result = io_picture_write_png(path, picture, text, labels != NULL ? 5 : 4);
+    ddpm_result result = io_picture_write_png(path, picture, text, labels != NULL ? 6 : 5);
     if (result == DDPM_OK) printf("%s\n", path);
+    free(sampling);
     return result;
 }
 

@@ -9,7 +9,10 @@
 
 /* ---- 1. Drawing ---------------------------------------------------------------------------------------------- */
 
-enum { CLI_FRAMES = 11 }; /* of a strip: the lab keeps every 100th of 1000 steps, x_T to the final picture */
+enum {
+    CLI_FRAMES = 11, /* of a strip: the lab keeps every 100th of 1000 steps, x_T to the final picture */
+    CLI_MOVIE = 51   /* of a GIF: every fifth of them is a strip's */
+};
 
 typedef struct cli_drawing {
     cli_model *model;
@@ -17,8 +20,11 @@ typedef struct cli_drawing {
     const lab_label_sets *sets; /* what to draw; ignored by a model without labels */
     int count;                  /* pictures; picture i is of set i modulo sets->count */
     int batch;                  /* drawn at once */
-    int strips;                 /* keep frames */
-    /* Takes picture `index` and its CLI_FRAMES frames (NULL without strips). They are freed afterwards, unless it
+    int frames;                 /* moments kept, evenly spaced from first to last: CLI_FRAMES, CLI_MOVIE, 0 */
+    /* Whether picture `index` is there already and need not be drawn; NULL: none is. */
+    ddpm_result (*look)(void *user, int index, int *there);
+    /* Takes picture `index` and its (2, frames) frames, NULL if frames is 0: x_t, then the estimates of x_0 that the
+     * network makes of them in one step (under the last one, the picture itself). They are freed afterwards, unless it
      * moves them away and leaves zeroed structs. */
     ddpm_result (*take)(void *user, int index, io_picture *picture, io_picture *frames);
     void *user;
@@ -32,11 +38,15 @@ int cli_default_steps(const cli_model *model, ddpm_sampler sampler);
 
 /* ---- 2. Writing ---------------------------------------------------------------------------------------------- */
 
-/* A PNG that says how it was made: text chunks seed, command, labels (if not NULL), model, version. Prints the path. */
+/* A PNG that says how it was made: text chunks seed, sampling, command, labels (if not NULL), model, version. Prints
+ * the path. */
 ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *drawing, const char *path,
                               const char *labels, const io_picture *picture);
 /* count pictures as make_grid does, 2 pixels apart; written as above. */
 ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
                            const io_picture *pictures, int count, int per_row);
+
+/* "ddim, 50 steps, eta 0, guidance 1": with seed, labels and model this is what a picture depends on; free() it. */
+char *cli_sampling_text(const cli_drawing *drawing);
 
 #endif

@@ -67,7 +67,7 @@ static ddpm_result info_safetensors(const char *path)
 
 static ddpm_result info_picture(const char *path)
 {
-    static const char *const keyword[] = {"labels", "seed", "scene", "command", "model", "version"};
+    static const char *const keyword[] = {"labels", "seed", "sampling", "scene", "command", "model", "version"};
     io_picture picture;
     ddpm_result result = io_picture_read(path, 3, &picture);
     if (result != DDPM_OK) return result;

@@ -1,18 +1,19 @@
 /* cli/sample.c - ddpm sample: pictures of label sets, as one grid or as single files.
  *
- * Contents: 1 options   2 labels   3 where pictures go   4 the command */
+ * Contents: 1 options   2 labels   3 strips and animations   4 single files   5 one grid   6 the command */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/draw.h"
 #include "io/file.h"
+#include "io/gif.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
     const char *labels, *labels_file, *model, *out, *out_dir;
-    int n, batch_size, sampler, steps, strip;
+    int n, batch_size, sampler, steps, strip, gif;
     double eta, guidance;
     uint64_t seed;
 } set;
@@ -28,7 +29,8 @@ static const cli_option options[] = {
     {"out", "output_dir save_root", CLI_TEXT, "FILE.png", "sample.png",
      "the picture; several make a grid, eight in a row", &set.out, 0, 0, 0},
     {"out-dir", NULL, CLI_TEXT, "DIR", NULL,
-     "single files instead: DIR/0.png, DIR/1.png, ...", &set.out_dir, 0, 0, 0},
+     "single files instead: DIR/0.png, DIR/1.png, ...; those that are there are kept, so a stopped job goes on",
+     &set.out_dir, 0, 0, 0},
     {"n", NULL, CLI_INT, "N", "(one a label set)",
      "pictures; label sets repeat in their order", &set.n, 1, 1e7, 0},
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
@@ -43,7 +45,10 @@ static const cli_option options[] = {
     {"guidance", "guidance_scale", CLI_REAL, "G", "1",
      "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
     {"strip", NULL, CLI_FLAG, NULL, NULL,
-     "also write the way from noise to picture, 11 frames: FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
+     "also write the way from noise to picture in 11 frames, under each what the network makes of it in one step: "
+     "FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
+    {"gif", NULL, CLI_FLAG, NULL, NULL,
+     "also write the way as an animation: FILE.gif, DIR/0.gif", &set.gif, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -69,40 +74,142 @@ static char *caption_of(const cli_drawing *d, int index)
     return lab_set_caption(d->sets, index % d->sets->count, &d->model->classes);
 }
 
-/* ---- 3. Where pictures go ------------------------------------------------------------------------------------ */
+/* ---- 3. Strips and animations -------------------------------------------------------------------------------- */
 
 typedef struct gallery {
     const cli_context *context;
     const cli_drawing *drawing;
+    char *sampling;               /* cli_sampling_text */
     io_picture *picture, *frames; /* kept for the grids */
 } gallery;
 
-/* Into files of their own. */
+/* Of each of `count` pictures with (2, frames) frames two rows: every fifth of a GIF's frames, or all of a strip's. */
+static ddpm_result write_strip(const gallery *g, const char *path, const char *caption, const io_picture *frames,
+                               int count)
+{
+    int kept = g->drawing->frames, step = (kept - 1) / (CLI_FRAMES - 1), rows = 2 * count;
+    io_picture *shown = cli_alloc((size_t)rows * CLI_FRAMES, sizeof *shown); /* they share their pixels */
+    if (shown == NULL) return DDPM_ERR_MEMORY;
+    for (int row = 0; row < rows; row++)
+        for (int k = 0; k < CLI_FRAMES; k++)
+            shown[row * CLI_FRAMES + k] = frames[row * kept + k * step];
+    ddpm_result result = cli_write_grid(g->context, g->drawing, path, caption, shown, rows * CLI_FRAMES, CLI_FRAMES);
+    free(shown);
+    return result;
+}
+
+/* All pictures side by side, at one moment after the other. */
+static ddpm_result write_gif(const gallery *g, const char *path, const io_picture *frames, int count)
+{
+    enum { DELAY = 8, HOLD = 200 }; /* hundredths of a second */
+    int kept = g->drawing->frames;
+    io_picture *moment = cli_alloc((size_t)kept, sizeof *moment), *side = cli_alloc((size_t)count, sizeof *side);
+    ddpm_result result = moment != NULL && side != NULL ? DDPM_OK : DDPM_ERR_MEMORY;
+    for (int k = 0; k < kept && result == DDPM_OK; k++) {
+        for (int i = 0; i < count; i++)
+            side[i] = frames[i * 2 * kept + k];
+        result = io_make_grid(side, count, 8, 2, &moment[k]);
+    }
+    if (result == DDPM_OK) result = io_gif_write(path, moment, kept, DELAY, HOLD, g->context->command_line);
+    if (result == DDPM_OK) printf("%s\n", path);
+    for (int k = 0; moment != NULL && k < kept; k++)
+        io_picture_free(&moment[k]);
+    free(moment);
+    free(side);
+    return result;
+}
+
+/* ---- 4. Single files ----------------------------------------------------------------------------------------- */
+
+/* "DIR/strip_7.png" */
+static char *file_path(const char *before, int index, const char *after)
+{
+    return cli_text("%s/%s%d%s", set.out_dir, before, index, after);
+}
+
+static int is_written(const char *before, int index, const char *after)
+{
+    char *path = file_path(before, index, after);
+    int there = path != NULL && io_is_file(path);
+    free(path);
+    return there;
+}
+
+/* A picture that is there must be the one that would be drawn. */
+static ddpm_result check_text(const char *path, const char *keyword, const char *wanted)
+{
+    char *found;
+    ddpm_result result = io_picture_read_text(path, keyword, &found);
+    if (result == DDPM_OK && (found == NULL || strcmp(found, wanted) != 0))
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "%s: is a picture of another job: its %s is '%.200s', here it is '%.200s'\n"
+                           "      hint: choose another --out-dir, or the same settings to go on with that job",
+                           path, keyword, found != NULL ? found : "not known", wanted);
+    free(found);
+    return result;
+}
+
+static ddpm_result look(void *user, int index, int *there)
+{
+    const gallery *g = user;
+    *there = is_written("", index, ".png");
+    if (!*there) return DDPM_OK;
+    cli_short seed;
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)set.seed);
+    char *path = file_path("", index, ".png"), *caption = caption_of(g->drawing, index);
+    ddpm_result result = path != NULL && caption != NULL ? check_text(path, "seed", seed) : DDPM_ERR_MEMORY;
+    if (result == DDPM_OK) result = check_text(path, "labels", caption);
+    if (result == DDPM_OK) result = check_text(path, "model", g->drawing->model->path);
+    if (result == DDPM_OK) result = check_text(path, "sampling", g->sampling);
+    free(caption);
+    free(path);
+    if (set.strip) *there &= is_written("strip_", index, ".png");
+    if (set.gif) *there &= is_written("", index, ".gif");
+    return result;
+}
+
+/* The picture comes last: where it is, the others are. */
 static ddpm_result take_file(void *user, int index, io_picture *picture, io_picture *frames)
 {
     gallery *g = user;
-    char *caption = caption_of(g->drawing, index);
-    char *path = cli_text("%s/%d.png", set.out_dir, index);
+    char *caption = caption_of(g->drawing, index), *path = file_path("", index, ".png");
+    char *strip = file_path("strip_", index, ".png"), *gif = file_path("", index, ".gif");
     ddpm_result result = DDPM_ERR_MEMORY;
-    if (caption != NULL && path != NULL) result = cli_write_picture(g->context, g->drawing, path, caption, picture);
-    free(path);
-    path = cli_text("%s/strip_%d.png", set.out_dir, index);
-    if (result == DDPM_OK && path == NULL) result = DDPM_ERR_MEMORY;
-    if (result == DDPM_OK && frames != NULL)
-        result = cli_write_grid(g->context, g->drawing, path, caption, frames, CLI_FRAMES, CLI_FRAMES);
+    if (caption != NULL && path != NULL && strip != NULL && gif != NULL) result = DDPM_OK;
+    if (result == DDPM_OK && set.strip) result = write_strip(g, strip, caption, frames, 1);
+    if (result == DDPM_OK && set.gif) result = write_gif(g, gif, frames, 1);
+    if (result == DDPM_OK) result = cli_write_picture(g->context, g->drawing, path, caption, picture);
+    free(gif);
+    free(strip);
     free(path);
     free(caption);
     return result;
 }
 
+static ddpm_result draw_files(const cli_context *context, const cli_drawing *what)
+{
+    cli_drawing d = *what;
+    gallery g = {.context = context, .drawing = &d, .sampling = cli_sampling_text(&d)};
+    d.look = look;
+    d.take = take_file;
+    d.user = &g;
+    ddpm_result result = g.sampling != NULL ? io_make_directory(set.out_dir) : DDPM_ERR_MEMORY;
+    if (result == DDPM_OK) result = cli_draw(&d);
+    free(g.sampling);
+    return result;
+}
+
+/* ---- 5. One grid --------------------------------------------------------------------------------------------- */
+
 /* Kept until all are there. */
 static ddpm_result take_kept(void *user, int index, io_picture *picture, io_picture *frames)
 {
     gallery *g = user;
+    int kept = 2 * g->drawing->frames;
     g->picture[index] = *picture;
     *picture = (io_picture){0};
-    for (int k = 0; frames != NULL && k < CLI_FRAMES; k++) {
-        g->frames[index * CLI_FRAMES + k] = frames[k];
+    for (int k = 0; k < kept; k++) {
+        g->frames[index * kept + k] = frames[k];
         frames[k] = (io_picture){0};
     }
     return DDPM_OK;
@@ -123,57 +230,49 @@ static char *all_captions(const cli_drawing *d)
 }
 
 /* "pictures/a.png" -> "pictures/a_strip.png" */
-static char *strip_path(const char *path)
+static char *path_beside(const char *path, const char *end)
 {
     const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
     size_t stem = dot != NULL && (slash == NULL || dot > slash) ? (size_t)(dot - path) : strlen(path);
-    return cli_text("%.*s_strip.png", (int)stem, path);
+    return cli_text("%.*s%s", (int)stem, path, end);
 }
 
 static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what)
 {
-    gallery g = {.context = context, .drawing = what};
     cli_drawing drawing = *what, *d = &drawing;
+    gallery g = {.context = context, .drawing = d};
+    size_t count = (size_t)d->count, kept = 2 * (size_t)d->frames;
     d->take = take_kept;
     d->user = &g;
     ddpm_result result = DDPM_ERR_MEMORY;
-    g.picture = cli_alloc((size_t)d->count, sizeof *g.picture);
-    g.frames = d->strips ? cli_alloc((size_t)d->count * CLI_FRAMES, sizeof *g.frames) : NULL;
-    char *captions = all_captions(d), *strip = strip_path(set.out);
-    if (g.picture != NULL && (!d->strips || g.frames != NULL) && captions != NULL && strip != NULL)
-        result = cli_draw(d);
+    g.picture = cli_alloc(count, sizeof *g.picture);
+    g.frames = cli_alloc(count * kept + 1, sizeof *g.frames);
+    char *captions = all_captions(d), *strip = path_beside(set.out, "_strip.png"), *gif = path_beside(set.out, ".gif");
+    if (g.picture != NULL && g.frames != NULL && captions != NULL && strip != NULL && gif != NULL) result = cli_draw(d);
     if (result == DDPM_OK) result = cli_write_grid(context, d, set.out, captions, g.picture, d->count, 8);
-    if (result == DDPM_OK && d->strips)
-        result = cli_write_grid(context, d, strip, captions, g.frames, d->count * CLI_FRAMES, CLI_FRAMES);
-    for (int i = 0; g.picture != NULL && i < d->count; i++)
+    if (result == DDPM_OK && set.strip) result = write_strip(&g, strip, captions, g.frames, d->count);
+    if (result == DDPM_OK && set.gif) result = write_gif(&g, gif, g.frames, d->count);
+    for (size_t i = 0; g.picture != NULL && i < count; i++)
         io_picture_free(&g.picture[i]);
-    for (int i = 0; g.frames != NULL && i < d->count * CLI_FRAMES; i++)
+    for (size_t i = 0; g.frames != NULL && i < count * kept; i++)
         io_picture_free(&g.frames[i]);
     free(g.picture);
     free(g.frames);
     free(captions);
     free(strip);
+    free(gif);
     return result;
 }
 
-static ddpm_result draw_files(const cli_context *context, const cli_drawing *what)
-{
-    gallery g = {.context = context, .drawing = what};
-    cli_drawing d = *what;
-    d.take = take_file;
-    d.user = &g;
-    ddpm_result result = io_make_directory(set.out_dir);
-    return result == DDPM_OK ? cli_draw(&d) : result;
-}
-
-/* ---- 4. The command ------------------------------------------------------------------------------------------ */
+/* ---- 6. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result sample(const cli_context *context, cli_model *model, lab_label_sets *sets)
 {
     ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
     if (result == DDPM_OK) result = read_labels(model, sets);
     if (result != DDPM_OK) return result;
-    cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size, .strips = set.strip};
+    cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size};
+    d.frames = set.gif ? CLI_MOVIE : set.strip ? CLI_FRAMES : 0;
     d.sample = ddpm_sample_default();
     d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
     d.sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d.sample.sampler);

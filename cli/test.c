@@ -270,7 +270,7 @@ static int run(const cli_context *context)
     cli_model model = {0};
     lab_label_sets sets = {0};
     cli_judge judge = {0};
-    cli_drawing d = {.model = &model, .sets = &sets, .batch = set.batch_size, .strips = 1, .take = take};
+    cli_drawing d = {.model = &model, .sets = &sets, .batch = set.batch_size, .frames = CLI_FRAMES, .take = take};
     exhibition e = {.context = context, .drawing = &d};
     d.user = &e;
     int status = cli_exit(test(&e, &d, &model, &sets, &judge));

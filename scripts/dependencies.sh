@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finds the libraries of the build by compiling small programs with $CC, installs what is missing, saying the command
 # first, and writes the flags it found as a makefile.
-#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson csv cmocka
+#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson csv gif cmocka
 #   scripts/dependencies.sh --packages PACKAGE...     programs rather than libraries: only installs
 # Missing packages come from apt-get: installed as root or with a sudo that asks nothing, else unpacked into build/deps.
 # INSTALL=no only names them. FORCE_LOCAL_DEPS=1 looks into build/deps alone, to test that way.
@@ -25,6 +25,8 @@ int main(void) { return STBI_rgb != 3; }' ;;
 int main(void) { cJSON *j = cJSON_Parse("[1]"); int bad = !j; cJSON_Delete(j); return bad; }' ;;
     csv) echo '#include <csv.h>
 int main(void) { struct csv_parser p; int bad = csv_init(&p, CSV_STRICT); csv_free(&p); return bad; }' ;;
+    gif) echo '#include <gif_lib.h>
+int main(void) { return !GifErrorString(E_GIF_ERR_NOT_ENOUGH_MEM); }' ;;
     cmocka) echo '#include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -35,7 +37,7 @@ int main(void) { assert_true(1); return 0; }' ;;
 }
 
 package() { # Debian's name of what brings library $1
-    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; csv) echo libcsv-dev ;; cmocka) echo libcmocka-dev ;; esac
+    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; csv) echo libcsv-dev ;; gif) echo libgif-dev ;; cmocka) echo libcmocka-dev ;; esac
 }
 
 candidates() { # flags under which library $1 may be found, one set a line: compile flags | link flags
@@ -49,6 +51,7 @@ candidates() { # flags under which library $1 may be found, one set a line: comp
     stb) link='' name=stb probe=stb/stb_image.h ;;
     cjson) link=-lcjson name=libcjson probe=cjson/cJSON.h ;;
     csv) link=-lcsv name=libcsv probe=csv.h ;;
+    gif) link=-lgif name=libgif probe=gif_lib.h ;;
     cmocka) link=-lcmocka name=cmocka probe=cmocka.h ;;
     esac
     if [ -z "${FORCE_LOCAL_DEPS:-}" ]; then
@@ -133,7 +136,7 @@ refuse() { # what is missing, and the way out
     {
         echo "ddpm.c needs, and could not install: $*"
         echo "      hint: sudo apt-get update && sudo apt-get install$(printf ' %s' "$@")"
-        echo "            on other systems the packages that bring stb/stb_image.h, cjson/cJSON.h, csv.h and (tests only) cmocka.h;"
+        echo "            on other systems the packages that bring stb/stb_image.h, cjson/cJSON.h, csv.h, gif_lib.h and (tests only) cmocka.h;"
         echo "            they are looked for with $CC, pkg-config and in Homebrew's folders"
     } >&2
     exit 1

@@ -398,7 +398,7 @@ static void test_sample(void **state)
     assert_runs(
         "sample 'red sphere, cyan cube' --model @/run --sampler ddim --steps 3 --n 3 --strip --seed 7 --out @/a.png");
     assert_picture("a.png", 3 * 18 + 2, 20);
-    assert_picture("a_strip.png", 11 * 18 + 2, 3 * 18 + 2);
+    assert_picture("a_strip.png", 11 * 18 + 2, 2 * 3 * 18 + 2); /* x_t, and below it the estimates of x_0 */
     assert_text("a.png", "seed", "7");
     assert_text("a.png", "labels", "cyan cube");
     assert_text("a.png", "command", "ddpm sample \"red sphere, cyan cube\"");
@@ -412,7 +412,7 @@ static void test_sample(void **state)
     assert_runs("sample --labels-file @/data/test.json --model @/run --steps 2 --n 2 --out-dir @/files --strip");
     assert_picture("files/0.png", 16, 16);
     assert_picture("files/1.png", 16, 16);
-    assert_picture("files/strip_1.png", 11 * 18 + 2, 20);
+    assert_picture("files/strip_1.png", 11 * 18 + 2, 2 * 18 + 2);
     assert_runs("sample 'red sphere' --model @/run/latest --sampler ddim --steps 2 --eta 1 --out @/one.png");
     assert_picture("one.png", 16, 16);
 }
@@ -440,6 +440,80 @@ static void test_guided_sample(void **state)
     assert_true(pixels_differ("g0.png", "g2.png") && pixels_differ("g0.png", "g4.png"));
     assert_runs("test @/data --model @/dropped --sampler ddim --steps 1 --guidance_scale 2 --out @/guided");
     assert_picture("guided/test_grid.png", 8 * 18 + 2, 4 * 18 + 2);
+}
+
+/* The part of `name` that is picture (column, row) of a grid of 16x16 pictures. */
+static io_picture part_of(const char *name, int column, int row)
+{
+    io_picture grid, part;
+    assert_int_equal(io_picture_read(in_folder(name), 3, &grid), DDPM_OK);
+    assert_int_equal(io_picture_create(16, 16, 3, &part), DDPM_OK);
+    assert_in_range(18 * (column + 1) + 2, 1, grid.width);
+    assert_in_range(18 * (row + 1) + 2, 1, grid.height);
+    for (int y = 0; y < 16; y++)
+        memcpy(part.pixel + (ptrdiff_t)y * 16 * 3,
+               grid.pixel + ((ptrdiff_t)(18 * row + 2 + y) * grid.width + 18 * column + 2) * 3, (size_t)16 * 3);
+    io_picture_free(&grid);
+    return part;
+}
+
+/* With ten steps frame k of a strip is x after k of them. What stands below is the network's estimate of x_0: DDIM's
+ * last step returns it, so the last two frames below are the picture itself. */
+static void test_strip(void **state)
+{
+    (void)state;
+    assert_runs("sample 'red sphere, cyan cube' --model @/run --sampler ddim --steps 10 --seed 7 --strip --gif --out "
+                "@/walk.png");
+    assert_has(out, "walk_strip.png\n");
+    assert_has(out, "walk.gif\n");
+    io_picture last, other;
+    assert_int_equal(io_picture_read(in_folder("walk.png"), 3, &last), DDPM_OK);
+    static const int at[][2] = {{10, 0}, {10, 1}, {9, 1}};
+    for (int i = 0; i < 3; i++) {
+        other = part_of("walk_strip.png", at[i][0], at[i][1]);
+        assert_memory_equal(other.pixel, last.pixel, 16 * 16 * 3);
+        io_picture_free(&other);
+    }
+    other = part_of("walk_strip.png", 0, 0); /* and the first is the noise that the address says */
+    ddpm_real noise[3 * 16 * 16];
+    io_picture start;
+    ddpm_normals((ddpm_address){.seed = 7, .purpose = DDPM_RANDOM_START}, 3 * 16 * 16, noise);
+    assert_int_equal(io_picture_from_real(noise, 3, 16, 16, &start), DDPM_OK);
+    assert_memory_equal(other.pixel, start.pixel, 16 * 16 * 3);
+    io_picture_free(&start);
+    io_picture_free(&other);
+    io_picture_free(&last);
+    unsigned char *gif;
+    size_t size;
+    assert_int_equal(io_read_file(in_folder("walk.gif"), &gif, &size), DDPM_OK);
+    assert_memory_equal(gif, "GIF89a\20\0\20\0", 10); /* 16x16: a lone picture has no frame around it */
+    free(gif);
+}
+
+/* A job that was stopped goes on: what is there is kept, the rest is what an unbroken job draws. */
+static void test_files_go_on(void **state)
+{
+    (void)state;
+    assert_runs("sample 'red sphere' --model @/run --sampler ddim --steps 2 --n 7 --batch-size 3 --out-dir @/whole");
+    assert_runs("sample 'red sphere' --model @/run --sampler ddim --steps 2 --n 4 --batch-size 4 --out-dir @/parts");
+    shell("rm @/parts/1.png");
+    assert_runs("sample 'red sphere' --model @/run --sampler ddim --steps 2 --n 7 --batch-size 4 --out-dir @/parts");
+    assert_has(err, "3 of 7 pictures were there already");
+    assert_has(out, "parts/1.png\n");
+    assert_null(strstr(out, "parts/2.png"));
+    for (int i = 0; i < 7; i++) {
+        char whole[32], parts[32];
+        snprintf(whole, sizeof whole, "whole/%d.png", i);
+        snprintf(parts, sizeof parts, "parts/%d.png", i);
+        assert_same_pixels(whole, parts);
+    }
+    assert_runs("sample 'red sphere' --model @/run --sampler ddim --steps 2 --n 7 --gif --out-dir @/parts");
+    assert_null(strstr(err, "already")); /* the GIFs were missing */
+    assert_true(io_is_file(in_folder("parts/6.gif")));
+    assert_fails(1, "sample 'red sphere' --model @/run --sampler ddim --steps 3 --n 7 --out-dir @/parts",
+                 "its sampling is 'ddim, 2 steps, eta 0, guidance 1'");
+    assert_fails(1, "sample 'red cube' --model @/run --sampler ddim --steps 2 --n 7 --out-dir @/parts",
+                 "its labels is 'red sphere', here it is 'red cube'");
 }
 
 static void test_test(void **state)
@@ -824,6 +898,8 @@ int main(void)
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_guided_sample),
+        cmocka_unit_test(test_strip),
+        cmocka_unit_test(test_files_go_on),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
         cmocka_unit_test(test_predict),

@@ -2,8 +2,8 @@
  * grids, texts, and files that are broken in every way. The vectors in tests/vectors/picture/ are made by
  * tests/parity/make_picture_vectors.py. With "--write FILE.png" it writes the picture that this script lets PIL read.
  *
- * Contents:  1 helpers   2 decoding   3 broken files   4 writing and texts   5 resize   6 reals and grids   7 charts
- *            8 main */
+ * Contents:  1 helpers   2 decoding   3 broken files   4 writing and texts   5 resize   6 GIF   7 reals and grids   8 charts
+ *            9 main */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,8 +14,10 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <gif_lib.h>
 
 #include "io/file.h"
+#include "io/gif.h"
 #include "io/picture.h"
 #include "io/plot.h"
 #include "io/safetensors.h"
@@ -446,7 +448,66 @@ static void test_resize_errors(void **state)
     io_picture_free(&in);
 }
 
-/* ---- 6. Reals and grids ---- */
+/* ---- 6. GIF ---- */
+
+/* What giflib reads back, as RGB, of frame `index`. */
+static void expect_frame(const GifFileType *gif, int index, const io_picture *frame, int delay, int within)
+{
+    const SavedImage *image = &gif->SavedImages[index];
+    GraphicsControlBlock control;
+    assert_int_equal(image->ImageDesc.Width, frame->width);
+    assert_int_equal(image->ImageDesc.Height, frame->height);
+    assert_int_equal(DGifSavedExtensionToGCB((GifFileType *)(uintptr_t)gif, index, &control), GIF_OK);
+    assert_int_equal(control.DelayTime, delay);
+    for (int i = 0; i < frame->width * frame->height; i++) {
+        const GifColorType *c = &image->ImageDesc.ColorMap->Colors[image->RasterBits[i]];
+        const int got[] = {c->Red, c->Green, c->Blue};
+        for (int k = 0; k < 3; k++)
+            assert_in_range(abs(got[k] - frame->pixel[frame->channels == 3 ? 3 * i + k : i]), 0, within);
+    }
+}
+
+/* Few colours are exact. 4096 evenly spread ones are cut into 256 boxes of 8x8x4 cells of 6 bits at most: a colour is at
+ * most 31 from its box's mean. Gray has 64 cells of 4 levels: at most 3 from the mean. */
+static void test_gif(void **state)
+{
+    (void)state;
+    static const unsigned char bar[] = {255, 0, 0, 0, 255, 0, 0, 0, 255, 255, 255, 255};
+    char path[] = "/tmp/test_gif_XXXXXX";
+    close(mkstemp(path));
+    io_picture frame[3];
+    succeeds(io_picture_create(64, 64, 3, &frame[0]));
+    succeeds(io_picture_create(64, 64, 3, &frame[1]));
+    succeeds(io_picture_create(64, 64, 1, &frame[2]));
+    for (int i = 0; i < 64 * 64; i++) {
+        memcpy(frame[0].pixel + 3 * i, bar + 3 * (i % 4), 3);
+        for (int k = 0; k < 3; k++)
+            frame[1].pixel[3 * i + k] = (unsigned char)(17 * (i >> 4 * k & 15));
+        frame[2].pixel[i] = (unsigned char)(i / 16);
+    }
+    succeeds(io_gif_write(path, frame, 3, 7, 150, "made by this test"));
+    int error;
+    GifFileType *gif = DGifOpenFileName(path, &error);
+    assert_non_null(gif);
+    assert_int_equal(DGifSlurp(gif), GIF_OK);
+    assert_int_equal(gif->ImageCount, 3);
+    expect_frame(gif, 0, &frame[0], 7, 0);
+    expect_frame(gif, 1, &frame[1], 7, 31);
+    expect_frame(gif, 2, &frame[2], 150, 3);
+    assert_int_equal(gif->SavedImages[0].ExtensionBlockCount, 4); /* for ever, its number, the comment, the delay */
+    assert_memory_equal(gif->SavedImages[0].ExtensionBlocks[0].Bytes, "NETSCAPE2.0", 11);
+    DGifCloseFile(gif, &error);
+    fails(io_gif_write(path, frame, 0, 7, 150, NULL), DDPM_ERR_ARGUMENT, "0 frames");
+    fails(io_gif_write(path, frame, 1, -1, 150, NULL), DDPM_ERR_ARGUMENT, "for -1 and 150 hundredths");
+    fails(io_gif_write("/dev/full", frame, 1, 1, 1, NULL), DDPM_ERR_FILE, "/dev/full");
+    frame[1].height = 32;
+    fails(io_gif_write(path, frame, 2, 1, 1, NULL), DDPM_ERR_SHAPE, "frame 1 is 64x32");
+    for (int i = 0; i < 3; i++)
+        io_picture_free(&frame[i]);
+    unlink(path);
+}
+
+/* ---- 7. Reals and grids ---- */
 
 static const io_tensor *find(const io_safetensors *vectors, const char *name)
 {
@@ -558,7 +619,7 @@ static void test_grid_errors(void **state)
     io_picture_free(&pair[0]);
 }
 
-/* ---- 7. Charts ---- */
+/* ---- 8. Charts ---- */
 
 /* How many pixels have exactly this colour. */
 static int count_color(const io_picture *picture, unsigned color)
@@ -666,7 +727,7 @@ static void test_chart_errors(void **state)
     assert_null(picture.pixel);
 }
 
-/* ---- 8. main ---- */
+/* ---- 9. main ---- */
 
 int main(int argc, char **argv)
 {
@@ -689,6 +750,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_resize_as_pil),
         cmocka_unit_test(test_resize_crop_as_torchvision),
         cmocka_unit_test(test_resize_errors),
+        cmocka_unit_test(test_gif),
         cmocka_unit_test(test_reals_as_torchvision),
         cmocka_unit_test(test_grids_as_torchvision),
         cmocka_unit_test(test_grid_errors),
