@@ -529,23 +529,59 @@ DDPM_API int ddpm_label_width(const ddpm_model_config *config);
 DDPM_API ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
                                   const ddpm_real *labels, ddpm_real *prediction);
 
-/* ---- 6. Noise schedule: diffusers' DDPMScheduler and DDIMScheduler ----------------------------------------------- */
+/* ---- 6. Noise schedule: diffusers' DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler --------------------- */
 
-typedef enum ddpm_beta_schedule { DDPM_BETA_SQUAREDCOS_CAP_V2, DDPM_BETA_LINEAR } ddpm_beta_schedule;
-typedef struct ddpm_schedule_config { /* fields of scheduler_config.json */
+typedef enum ddpm_beta_schedule {
+    DDPM_BETA_SQUAREDCOS_CAP_V2,
+    DDPM_BETA_LINEAR,
+    DDPM_BETA_SCALED_LINEAR,
+    DDPM_BETA_SIGMOID, /* this and laplace: in diffusers of DDPMScheduler only */
+    DDPM_BETA_LAPLACE
+} ddpm_beta_schedule;
+typedef enum ddpm_prediction_type { /* what the network is trained to say about x_t */
+    DDPM_PREDICTS_EPSILON,          /* eps */
+    DDPM_PREDICTS_SAMPLE,           /* x_0 */
+    DDPM_PREDICTS_V                 /* v = sqrt(abar) eps - sqrt(1 - abar) x_0   (Salimans & Ho 2022) */
+} ddpm_prediction_type;
+typedef enum ddpm_sampler { DDPM_SAMPLER_DDPM, DDPM_SAMPLER_DDIM, DDPM_SAMPLER_DPMSOLVER } ddpm_sampler;
+typedef enum ddpm_variance_type { DDPM_FIXED_SMALL, DDPM_FIXED_SMALL_LOG, DDPM_FIXED_LARGE } ddpm_variance_type;
+typedef enum ddpm_spacing { DDPM_SPACING_LEADING, DDPM_SPACING_LINSPACE, DDPM_SPACING_TRAILING } ddpm_spacing;
+typedef enum ddpm_solver_type { DDPM_SOLVER_MIDPOINT, DDPM_SOLVER_HEUN } ddpm_solver_type;
+typedef enum ddpm_final_sigmas { DDPM_FINAL_SIGMA_ZERO, DDPM_FINAL_SIGMA_MIN } ddpm_final_sigmas;
+
+typedef struct ddpm_schedule_config { /* fields of scheduler_config.json, with its names */
     int num_train_timesteps;          /* T */
     ddpm_beta_schedule beta_schedule;
-    double beta_start, beta_end;      /* of linear */
-    int clip_sample;
+    double beta_start, beta_end;      /* of all but squaredcos_cap_v2 and laplace */
+    int clip_sample;                  /* x_0 to [-clip_sample_range, clip_sample_range]; not in DPM-Solver++ */
     double clip_sample_range;
+    const double *trained_betas;      /* (T) in place of beta_schedule; NULL: none. The caller's, for the schedule's life */
+    int rescale_betas_zero_snr;       /* abar_(T-1) = 0 (Lin et al. 2023, algorithm 1); not for epsilon */
+    ddpm_prediction_type prediction_type;
+    /* From here on what only sampling reads: it may be changed in a ddpm_schedule that exists. */
+    ddpm_sampler scheduler;           /* the file's class, which ddpm_sample_config need not follow */
+    int thresholding;                 /* x_0 to the quantile of its own |x_0|, and divided by it (Saharia et al. 2022) */
+    double dynamic_thresholding_ratio, sample_max_value;
+    ddpm_spacing timestep_spacing;    /* Lin et al. 2023, table 2 */
+    int steps_offset;                 /* of leading */
+    ddpm_variance_type variance_type; /* DDPM; of the two small ones only the rounding differs */
+    int set_alpha_to_one;             /* DDIM: abar after the last step is 1; else abar_0 */
+    int solver_order;                 /* DPM-Solver++ (Lu et al. 2022): 1 or 2 */
+    ddpm_solver_type solver_type;
+    int lower_order_final, euler_at_final;
+    ddpm_final_sigmas final_sigmas_type;
+    double lambda_min_clipped;        /* steps start where log(alpha/sigma) is at least this; -INFINITY: at T */
 } ddpm_schedule_config;
-DDPM_API ddpm_schedule_config ddpm_schedule_default(void); /* 1000, squaredcos_cap_v2, 1e-4, 0.02, clip to 1 */
+/* 1000, squaredcos_cap_v2, 1e-4, 0.02, clip to 1, epsilon; the rest as in diffusers' DDPMScheduler and
+ * DPMSolverMultistepScheduler (leading, fixed_small, set_alpha_to_one; order 2, midpoint, lower_order_final, zero). */
+DDPM_API ddpm_schedule_config ddpm_schedule_default(void);
 
 typedef struct ddpm_schedule {
     ddpm_schedule_config config;
     float *beta, *alpha_bar; /* T values each, float32 in diffusers' order of operations */
 } ddpm_schedule;
-DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config); /* NULL: the default */
+/* config NULL: the default. DDPM_ERR_ARGUMENT names the field that is out of range. */
+DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config);
 DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
 
 /* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4; DDPMScheduler.add_noise)
@@ -608,7 +644,6 @@ DDPM_API double ddpm_ema_decay(uint64_t step, double max_decay);
 
 /* ---- 8. Sampling ------------------------------------------------------------------------------------------------- */
 
-typedef enum ddpm_sampler { DDPM_SAMPLER_DDPM, DDPM_SAMPLER_DDIM } ddpm_sampler;
 typedef struct ddpm_sample_config {
     ddpm_sampler sampler;
     int steps;            /* 0: T */
@@ -624,20 +659,22 @@ typedef struct ddpm_sample_config {
 } ddpm_sample_config;
 DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529, guidance 1 */
 
-/* t of each step, descending, "leading" spacing (DDPMScheduler.set_timesteps): out has `steps` entries; 1 <= steps <=
- * T. */
-DDPM_API ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out);
+/* t of each of `steps` steps, descending, as the sampler's set_timesteps gives them: `out` has `steps` entries.
+ * DDPM_ERR_RANGE: steps outside [1,T], or so many that two would coincide or leave [0,T). */
+DDPM_API ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
 
-/* One sampling step as two linear combinations, the same for every sampler:
- *     x_0     = clamp(x0_sample x_t + x0_prediction eps)
- *     x_{t-1} = image x_0 + sample x_t + prediction eps + noise z          DDPM: eq. 7 of Ho et al.; DDIM: Song et
- *     al. eq. 12 */
+/* One sampling step as two linear combinations, the same for every sampler; `out` is the network's, x_0' the estimate of
+ * the step before:
+ *     x_0     = clamp(x0_sample x_t + x0_prediction out)
+ *     x_{t-1} = image x_0 + sample x_t + prediction out + noise z + previous x_0'
+ * DDPM: eq. 7 of Ho et al. 2020; DDIM: eq. 12 of Song et al. 2021; DPM-Solver++: algorithm 2 of Lu et al. 2022. */
 typedef struct ddpm_step_terms {
     double x0_sample, x0_prediction, clamp; /* clamp 0: none */
-    double image, sample, prediction, noise;
+    double image, sample, prediction, noise, previous;
 } ddpm_step_terms;
-DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous,
-                                                double eta);
+/* Of step i of the `steps` at times t. eta: DDIM's. */
+DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps,
+                                                int i, double eta);
 
 /* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
  * Anything but DDPM_OK ends sampling with that result. */

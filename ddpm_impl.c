@@ -1239,26 +1239,7 @@ static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int t
     net->loss = training ? ddpm_mse(g, net->prediction, net->noise) : NULL;
 }
 
-/* Size and channels of a picture for this model; 0 asks for the config's own. */
-static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)
-{
-    int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1, multiple = factor << (c->unet.levels - 1);
-    if (c->unet.in_channels % (factor * factor) || c->unet.out_channels % (factor * factor))
-        return ddpm_fail(DDPM_ERR_SHAPE, "in_channels %d and out_channels %d: pixel_unshuffle %d needs multiples of %d",
-                         c->unet.in_channels, c->unet.out_channels, factor, factor * factor);
-    net->channels = c->unet.in_channels / (factor * factor);
-    net->out_channels = c->unet.out_channels / (factor * factor);
-    net->height = height ? height : c->unet.sample_size[0] * factor;
-    net->width = width ? width : c->unet.sample_size[1] * factor;
-    if (!net->height) net->height = net->width = multiple;
-    if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
-        return ddpm_fail(
-            DDPM_ERR_SHAPE,
-            "a picture of %dx%d cannot be halved %d times (%d levels)\n      hint: width and height must be "
-            "multiples of %d",
-            net->width, net->height, c->unet.levels - 1, c->unet.levels, multiple);
-    return DDPM_OK;
-}
+static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net); /* Part II: checks */
 
 ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity, int training)
 {
@@ -1287,11 +1268,6 @@ ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int w
 
 /* ---- 7. Noise schedule ------------------------------------------------------------------------------------------- */
 
-ddpm_schedule_config ddpm_schedule_default(void)
-{
-    return (ddpm_schedule_config){1000, DDPM_BETA_SQUAREDCOS_CAP_V2, 1e-4, 0.02, 1, 1};
-}
-
 /* abar(s) = cos^2((s + 0.008)/1.008 pi/2)      (Nichol & Dhariwal 2021; diffusers' betas_for_alpha_bar) */
 static double squared_cosine(double s)
 {
@@ -1299,26 +1275,34 @@ static double squared_cosine(double s)
     return c * c;
 }
 
-static float linear_beta(const ddpm_schedule_config *config, int i);
+/* Part II: the ranges of the fields; everything but squaredcos_cap_v2. */
+static ddpm_result check_schedule(const ddpm_schedule_config *config);
+static void other_betas(ddpm_schedule *s);
+static ddpm_result rescale_betas(ddpm_schedule *s);
+
+/* abar_t = (1 - beta_0) ... (1 - beta_t), in double, each value rounded, as torch.cumprod does */
+static void multiply_alphas(ddpm_schedule *s)
+{
+    double product = 1;
+    for (int i = 0; i < s->config.num_train_timesteps; i++)
+        s->alpha_bar[i] = (float)(product *= (double)(1 - s->beta[i]));
+}
 
 ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config)
 {
     *s = (ddpm_schedule){config ? *config : ddpm_schedule_default(), NULL, NULL};
     int steps = s->config.num_train_timesteps;
-    if (steps < 2 || steps > 1000000)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "num_train_timesteps is %d\n      hint: 1000 is usual; at least 2", steps);
+    TRY(check_schedule(&s->config));
     s->beta = aligned_alloc_zero(2 * (size_t)steps * sizeof *s->beta);
     if (!s->beta) return DDPM_ERR_MEMORY;
     s->alpha_bar = s->beta + steps;
-    double product = 1; /* torch.cumprod keeps it in double and rounds each value */
     for (int i = 0; i < steps; i++) {
         double beta = 1 - squared_cosine((double)(i + 1) / steps) / squared_cosine((double)i / steps);
-        s->beta[i] = s->config.beta_schedule == DDPM_BETA_LINEAR ? linear_beta(&s->config, i)
-                                                                 : (float)(beta < 0.999 ? beta : 0.999);
-        product *= (double)(1 - s->beta[i]);
-        s->alpha_bar[i] = (float)product;
+        s->beta[i] = (float)(beta < 0.999 ? beta : 0.999);
     }
-    return DDPM_OK;
+    other_betas(s);
+    multiply_alphas(s);
+    return s->config.rescale_betas_zero_snr ? rescale_betas(s) : DDPM_OK;
 }
 
 void ddpm_schedule_free(ddpm_schedule *s)
@@ -1380,15 +1364,7 @@ double ddpm_ema_decay(uint64_t step, double max_decay)
     return decay < max_decay ? decay : max_decay;
 }
 
-/* The noise of a picture has the picture's channels: a network whose output has others can predict, but not this. */
-static ddpm_result predicts_noise(const ddpm_net *net)
-{
-    if (net->channels == net->out_channels) return DDPM_OK;
-    return ddpm_fail(DDPM_ERR_SHAPE,
-                     "in_channels %d and out_channels %d differ: such a network cannot be trained or sampled "
-                     "as a diffusion model\n      hint: ddpm predict runs it once",
-                     net->channels, net->out_channels);
-}
+static ddpm_result predicts_noise(const ddpm_net *net); /* Part II: as many channels out as in */
 
 ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                               const ddpm_train_config *config)
@@ -1434,7 +1410,9 @@ void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, dou
     s->ema_decay = ddpm_ema_decay(steps + 1, c->ema_decay);
 }
 
-static ddpm_result start_gradients(ddpm_net *net, int n); /* Part II: from zero */
+/* Part II: from zero; what else than eps a network may predict, in its place. */
+static ddpm_result start_gradients(ddpm_net *net, int n);
+static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
 
 ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
                             double *loss)
@@ -1462,6 +1440,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
             t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
         }
         TRY(ddpm_add_noise(net, trainer->schedule, t, count));
+        TRY(set_target(net, trainer->schedule, t, count));
         TRY(run_micro_batch(net, count, elements, &total));
     }
 
@@ -1476,56 +1455,68 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
 
 /* ---- 9. Sampling ------------------------------------------------------------------------------------------------- */
 
-ddpm_sample_config ddpm_sample_default(void)
-{
-    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL};
-}
+/* Part II: linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++; guidance. */
+static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
+static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double signal, double noise);
+static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
+                                     double eta);
+static ddpm_result check_terms(const ddpm_step_terms *terms, int t);
+static ddpm_result threshold(ddpm_net *net, const ddpm_schedule_config *config);
+static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
+static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
 
-ddpm_result ddpm_timesteps(const ddpm_schedule *s, int steps, int *out)
+ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out)
 {
     int total = s->config.num_train_timesteps;
     if (steps < 1 || steps > total)
         return ddpm_fail(DDPM_ERR_RANGE, "%d sampling steps\n      hint: from 1 to the %d of training", steps, total);
-    for (int i = 0; i < steps; i++)
-        out[i] = (steps - 1 - i) * (total / steps);
-    return DDPM_OK;
+    for (int i = 0; i < steps; i++) /* leading: multiples of T/steps */
+        out[i] = (steps - 1 - i) * (total / steps) + s->config.steps_offset;
+    return other_timesteps(s, sampler, steps, out);
 }
-
-static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta);
 
 /* With abar = abar_t, abar' = abar of the step after (1 at the end), beta = 1 - abar/abar':
  * x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), clamped
  * x'  = sqrt(abar') beta / (1 - abar) x_0 + sqrt(1 - beta) (1 - abar') / (1 - abar) x_t + sqrt(var) z
  * var = (1 - abar') / (1 - abar) beta, at least 1e-20; no noise at t = 0
  * (Ho et al. 2020, eq. 7; DDPMScheduler.step, in float32 as there) */
-ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, int t, int t_previous, double eta)
+ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
+                                       double eta)
 {
-    float abar = s->alpha_bar[t], previous = t_previous >= 0 ? s->alpha_bar[t_previous] : 1;
+    if (sampler != DDPM_SAMPLER_DDPM) return other_sampler(s, sampler, t, steps, i, eta);
+    float abar = s->alpha_bar[t[i]], previous = i + 1 < steps ? s->alpha_bar[t[i + 1]] : 1;
     float alpha = abar / previous, beta = 1 - alpha, variance = (1 - previous) / (1 - abar) * beta;
-    ddpm_step_terms terms = {.x0_sample = 1 / sqrt((double)abar),
-                             .x0_prediction = -sqrt((double)(1 - abar)) / sqrt((double)abar),
+    double signal = (double)sqrtf(abar), noise = (double)sqrtf(1 - abar);
+    ddpm_step_terms terms = {.x0_sample = 1 / signal,
+                             .x0_prediction = -noise / signal,
                              .clamp = s->config.clip_sample ? s->config.clip_sample_range : 0};
-    if (sampler == DDPM_SAMPLER_DDIM) return ddim_terms(terms, abar, previous, eta);
+    if (s->config.prediction_type != DDPM_PREDICTS_EPSILON)
+        convert_prediction(&terms, s->config.prediction_type, signal, noise);
     terms.image = (double)(sqrtf(previous) * beta / (1 - abar));
     terms.sample = (double)(sqrtf(alpha) * (1 - previous) / (1 - abar));
-    terms.noise = t > 0 ? sqrt((double)(variance > 1e-20f ? variance : 1e-20f)) : 0;
+    if (s->config.variance_type == DDPM_FIXED_LARGE) variance = beta;
+    if (t[i] > 0) terms.noise = (double)sqrtf(variance > 1e-20f ? variance : 1e-20f);
     return terms;
 }
 
-static ddpm_result sampling_step(ddpm_net *net, const ddpm_step_terms *terms, ddpm_address noise)
+/* DPM-Solver++ keeps x_0 of the step before where other samplers draw their noise. */
+static ddpm_result sampling_step(ddpm_net *net, const ddpm_schedule *s, ddpm_sampler sampler,
+                                 const ddpm_step_terms *terms, ddpm_address noise)
 {
     ddpm_tensor *x[4] = {net->sample, net->prediction, NULL, NULL};
     double c[4] = {terms->x0_sample, terms->x0_prediction, 0, 0};
-    TRY(combine(net, net->image, 2, x, c, 0, terms->clamp));
+    TRY(combine(net, net->image, 2, x, c, 0, s->config.thresholding ? 0 : terms->clamp));
+    if (s->config.thresholding) TRY(threshold(net, &s->config));
     int count = 0;
     c[count] = terms->image, x[count++] = net->image;
     if (terms->sample != 0) c[count] = terms->sample, x[count++] = net->sample;
     if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = net->prediction;
-    if (terms->noise != 0) {
-        TRY(normal(net->graph, net->noise, noise));
-        c[count] = terms->noise, x[count++] = net->noise;
-    }
-    return combine(net, net->sample, count, x, c, 0, 0);
+    if (terms->noise != 0) TRY(normal(net->graph, net->noise, noise));
+    if (terms->noise != 0) c[count] = terms->noise, x[count++] = net->noise;
+    if (terms->previous != 0) c[count] = terms->previous, x[count++] = net->noise;
+    TRY(combine(net, net->sample, count, x, c, 0, 0));
+    if (sampler != DDPM_SAMPLER_DPMSOLVER) return DDPM_OK;
+    return combine(net, net->noise, 1, &net->image, &(double){1}, 0, 0);
 }
 
 /* Forward as in module.eval(), also on a network built for training: no dropout, running statistics. */
@@ -1543,10 +1534,6 @@ static ddpm_result forward_eval(ddpm_net *net, int n)
     return result;
 }
 
-/* Part II: classifier-free guidance. */
-static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
-static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
-
 ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
                         const ddpm_real *labels, int n, ddpm_real *pictures, ddpm_sample_callback callback, void *user)
 {
@@ -1559,7 +1546,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
     int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
-    ddpm_result result = t ? ddpm_timesteps(s, steps, t) : DDPM_ERR_MEMORY;
+    ddpm_result result = t ? ddpm_timesteps(s, c.sampler, steps, t) : DDPM_ERR_MEMORY;
     g->n = n;
     ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
     if (result == DDPM_OK) result = upload_labels(net, &c, labels, n);
@@ -1567,13 +1554,11 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     if (result == DDPM_OK && callback) result = callback(user, net, 0, steps);
     noise.purpose = DDPM_RANDOM_STEP;
     for (int i = 0; i < steps && result == DDPM_OK; i++) {
-        int previous = c.sampler == DDPM_SAMPLER_DDIM ? t[i] - s->config.num_train_timesteps / steps
-                       : i + 1 < steps                ? t[i + 1]
-                                                      : -1;
-        ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t[i], previous, c.eta);
+        ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t, steps, i, c.eta);
         noise.step = (uint32_t)i;
-        result = predict_guided(net, t[i], n, c.guidance);
-        if (result == DDPM_OK) result = sampling_step(net, &terms, noise);
+        result = check_terms(&terms, t[i]);
+        if (result == DDPM_OK) result = predict_guided(net, t[i], n, c.guidance);
+        if (result == DDPM_OK) result = sampling_step(net, s, c.sampler, &terms, noise);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
@@ -3280,29 +3265,334 @@ ddpm_model_config ddpm_model_preset(const char *name, int classes)
     return c;
 }
 
-/* ---- Other schedules and samplers -------------------------------------------------------------------------------- */
+/* ---- Pictures that a network takes -------------------------------------------------------------------------------- */
+
+/* Size and channels of a picture for this model; 0 asks for the config's own. */
+static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)
+{
+    int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1, multiple = factor << (c->unet.levels - 1);
+    if (c->unet.in_channels % (factor * factor) || c->unet.out_channels % (factor * factor))
+        return ddpm_fail(DDPM_ERR_SHAPE, "in_channels %d and out_channels %d: pixel_unshuffle %d needs multiples of %d",
+                         c->unet.in_channels, c->unet.out_channels, factor, factor * factor);
+    net->channels = c->unet.in_channels / (factor * factor);
+    net->out_channels = c->unet.out_channels / (factor * factor);
+    net->height = height ? height : c->unet.sample_size[0] * factor;
+    net->width = width ? width : c->unet.sample_size[1] * factor;
+    if (!net->height) net->height = net->width = multiple;
+    if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
+        return ddpm_fail(
+            DDPM_ERR_SHAPE,
+            "a picture of %dx%d cannot be halved %d times (%d levels)\n      hint: width and height must be "
+            "multiples of %d",
+            net->width, net->height, c->unet.levels - 1, c->unet.levels, multiple);
+    return DDPM_OK;
+}
+
+/* The noise of a picture has the picture's channels: a network whose output has others can predict, but not this. */
+static ddpm_result predicts_noise(const ddpm_net *net)
+{
+    if (net->channels == net->out_channels) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_SHAPE,
+                     "in_channels %d and out_channels %d differ: such a network cannot be trained or sampled "
+                     "as a diffusion model\n      hint: ddpm predict runs it once",
+                     net->channels, net->out_channels);
+}
+
+/* ---- Other noise schedules --------------------------------------------------------------------------------------- */
+
+ddpm_schedule_config ddpm_schedule_default(void)
+{
+    return (ddpm_schedule_config){.num_train_timesteps = 1000,
+                                  .beta_start = 1e-4,
+                                  .beta_end = 0.02,
+                                  .clip_sample = 1,
+                                  .clip_sample_range = 1,
+                                  .dynamic_thresholding_ratio = 0.995,
+                                  .sample_max_value = 1,
+                                  .set_alpha_to_one = 1,
+                                  .solver_order = 2,
+                                  .lower_order_final = 1,
+                                  .lambda_min_clipped = -(double)INFINITY};
+}
+
+static ddpm_result check_schedule(const ddpm_schedule_config *c)
+{
+    int steps = c->num_train_timesteps;
+    if (steps < 2 || steps > 1000000)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "num_train_timesteps is %d\n      hint: 1000 is usual; at least 2", steps);
+    const struct {
+        const char *name;
+        double value, least, most;
+    } field[] = {
+        {"beta_start", c->beta_start, 0, 1},
+        {"beta_end", c->beta_end, 0, 1},
+        {"clip_sample_range", c->clip_sample_range, 0, 1e30},
+        {"dynamic_thresholding_ratio", c->dynamic_thresholding_ratio, 0, 1},
+        {"sample_max_value", c->sample_max_value, 0, 1e30},
+        {"steps_offset", c->steps_offset, 0, 1000000},
+        {"solver_order", c->solver_order, 1, 2},
+    };
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++)
+        if (!(field[i].value >= field[i].least && field[i].value <= field[i].most))
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "schedule: %s is %g, accepted are %g to %g", field[i].name,
+                             field[i].value, field[i].least, field[i].most);
+    for (int i = 0; c->trained_betas && i < steps; i++)
+        if (!(c->trained_betas[i] >= 0 && c->trained_betas[i] <= 1))
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "schedule: trained_betas[%d] is %g, accepted are 0 to 1", i,
+                             c->trained_betas[i]);
+    return DDPM_OK;
+}
 
 /* torch.linspace in float32: from both ends towards the middle, each value one fused multiply-add. */
-static float linear_beta(const ddpm_schedule_config *config, int i)
+static float linspace(float start, float end, int steps, int i)
 {
-    float start = (float)config->beta_start, end = (float)config->beta_end;
-    int steps = config->num_train_timesteps;
     float step = (end - start) / (float)(steps - 1);
     return i < steps / 2 ? fmaf(step, (float)i, start) : fmaf(-step, (float)(steps - 1 - i), end);
 }
 
-/* x' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z
- * sigma = eta sqrt((1 - abar')/(1 - abar) (1 - abar/abar'))
- * (Song et al. 2021, eq. 12 and 16; DDIMScheduler.step with set_alpha_to_one, in float32 as there) */
-static ddpm_step_terms ddim_terms(ddpm_step_terms terms, float abar, float abar_previous, double eta)
+/* abar(s) = sqrt(r / (1 + r)), log r = -sign(1/2 - s)/2 log(1 - 2 |1/2 - s| + 1e-6): a Laplace density of log(SNR)
+ * (Hang et al. 2024; diffusers' betas_for_alpha_bar) */
+static double laplace(double s)
 {
-    float variance = (1 - abar_previous) / (1 - abar) * (1 - abar / abar_previous),
-          sigma = (float)eta * sqrtf(variance);
-    float direction = 1 - abar_previous - sigma * sigma;
-    terms.image = (double)sqrtf(abar_previous);
-    terms.prediction = direction > 0 ? (double)sqrtf(direction) : 0;
-    terms.noise = (double)sigma;
+    double ratio = exp(-0.5 * copysign(1, 0.5 - s) * log(1 - 2 * fabs(0.5 - s) + 1e-6));
+    return sqrt(ratio / (1 + ratio));
+}
+
+static float other_beta(const ddpm_schedule_config *c, int i)
+{
+    int steps = c->num_train_timesteps;
+    float root;
+    double beta;
+    switch (c->beta_schedule) {
+    case DDPM_BETA_SCALED_LINEAR: /* linear in sqrt(beta): Rombach et al. 2022 */
+        root = linspace((float)sqrt(c->beta_start), (float)sqrt(c->beta_end), steps, i);
+        return root * root;
+    case DDPM_BETA_SIGMOID: /* of -6 to 6: Xu et al. 2022 (GeoDiff) */
+        root = (float)(1 / (1 + exp(-(double)linspace(-6, 6, steps, i))));
+        return root * (float)(c->beta_end - c->beta_start) + (float)c->beta_start;
+    case DDPM_BETA_LAPLACE:
+        beta = 1 - laplace((double)(i + 1) / steps) / laplace((double)i / steps);
+        return (float)(beta < 0.999 ? beta : 0.999);
+    default: return linspace((float)c->beta_start, (float)c->beta_end, steps, i);
+    }
+}
+
+static void other_betas(ddpm_schedule *s)
+{
+    const ddpm_schedule_config *c = &s->config;
+    for (int i = 0; i < c->num_train_timesteps; i++)
+        if (c->trained_betas)
+            s->beta[i] = (float)c->trained_betas[i];
+        else if (c->beta_schedule != DDPM_BETA_SQUAREDCOS_CAP_V2)
+            s->beta[i] = other_beta(c, i);
+}
+
+/* sqrt(abar) shifted so that the last is 0, and scaled so that the first stays (Lin et al. 2023, algorithm 1;
+ * diffusers' rescale_zero_terminal_snr, in float32 as there). */
+static ddpm_result rescale_betas(ddpm_schedule *s)
+{
+    int last = s->config.num_train_timesteps - 1;
+    float first_root = sqrtf(s->alpha_bar[0]), last_root = sqrtf(s->alpha_bar[last]),
+          scale = first_root / (first_root - last_root);
+    if (!(first_root > last_root))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "rescale_betas_zero_snr: these betas add no noise\n"
+                                            "      hint: alpha_bar must fall from t = 0 to T - 1");
+    float before = 1;
+    for (int i = 0; i <= last; i++) {
+        float root = (sqrtf(s->alpha_bar[i]) - last_root) * scale, square = root * root;
+        if (!(before > 0))
+            return ddpm_fail(DDPM_ERR_ARGUMENT,
+                             "rescale_betas_zero_snr: alpha_bar is 0 at t = %d already, before the end\n      hint: a "
+                             "smaller beta_end or num_train_timesteps",
+                             i - 1);
+        s->beta[i] = 1 - square / before;
+        before = square;
+    }
+    multiply_alphas(s);
+    return DDPM_OK;
+}
+
+/* net->noise becomes what the network is to predict: x_0, or v = sqrt(abar) eps - sqrt(1 - abar) x_0
+ * (Salimans & Ho 2022; DDPMScheduler.get_velocity). */
+static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
+{
+    if (s->config.prediction_type == DDPM_PREDICTS_EPSILON) return DDPM_OK;
+    if (s->config.prediction_type == DDPM_PREDICTS_SAMPLE)
+        return combine(net, net->noise, 1, &net->image, &(double){1}, 0, 0);
+    for (int i = 0; i < n; i++) {
+        net->host_terms[i] = (double)sqrtf(s->alpha_bar[t[i]]);
+        net->host_terms[n + i] = -(double)sqrtf(1 - s->alpha_bar[t[i]]);
+    }
+    return combine(net, net->noise, 2, (ddpm_tensor *[]){net->noise, net->image}, net->host_terms, 1, 0);
+}
+
+/* ---- Other samplers ---------------------------------------------------------------------------------------------- */
+
+ddpm_sample_config ddpm_sample_default(void)
+{
+    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL};
+}
+
+/* The first t that DPM-Solver++ uses, plus 1: below it, log(alpha/sigma) is at least lambda_min_clipped. */
+static int clipped_steps(const ddpm_schedule *s)
+{
+    int steps = s->config.num_train_timesteps, zero_snr = s->config.rescale_betas_zero_snr, clipped = 0;
+    for (int t = 0; t < steps; t++) {
+        float abar = zero_snr && t == steps - 1 ? 0x1p-24f : s->alpha_bar[t];
+        float lambda = logf(sqrtf(abar)) - logf(sqrtf(1 - abar));
+        clipped += (double)lambda < s->config.lambda_min_clipped;
+    }
+    return steps - clipped;
+}
+
+/* numpy's linspace and arange in double, rounded half to even, as the schedulers' set_timesteps calls them.
+ * DPM-Solver++ spreads one step more and leaves out the last, except with trailing. */
+static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out)
+{
+    int solver = sampler == DDPM_SAMPLER_DPMSOLVER, points = solver ? steps + 1 : steps;
+    int total = s->config.num_train_timesteps, end = solver ? clipped_steps(s) : total;
+    double step = points > 1 ? (double)(end - 1) / (points - 1) : 0;
+    double down = ((double)end - (double)total / steps) - end; /* arange's: the second value less the first */
+    for (int i = 0; i < steps; i++) {
+        int k = points - 1 - i;
+        switch (s->config.timestep_spacing) {
+        case DDPM_SPACING_LINSPACE: out[i] = i == 0 && points > 1 ? end - 1 : (int)rint(k * step); break;
+        case DDPM_SPACING_TRAILING: out[i] = (int)rint(end + i * down) - 1; break;
+        default: out[i] = k * (end / points) + s->config.steps_offset; break;
+        }
+        if (out[i] < 0 || out[i] >= total || (i && out[i] >= out[i - 1]))
+            return ddpm_fail(
+                DDPM_ERR_RANGE,
+                "%d sampling steps cannot be spread: t of step %d would be %d, of T = %d\n      hint: fewer "
+                "steps, or another timestep_spacing, steps_offset or lambda_min_clipped",
+                steps, i, out[i], total);
+    }
+    return DDPM_OK;
+}
+
+/* x_0 from x_t = a x_0 + b eps and a prediction of eps, of x_0, or of v = a eps - b x_0; a = signal, b = noise. */
+static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double a, double b)
+{
+    terms->x0_sample = type == DDPM_PREDICTS_EPSILON ? 1 / a : type == DDPM_PREDICTS_V ? a : 0;
+    terms->x0_prediction = type == DDPM_PREDICTS_EPSILON ? -b / a : type == DDPM_PREDICTS_V ? -b : 1;
+}
+
+/* x' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z,  abar' of T/steps earlier
+ * sigma = eta sqrt((1 - abar')/(1 - abar) (1 - abar/abar'))
+ * (Song et al. 2021, eq. 12 and 16; DDIMScheduler.step, in float32 as there)
+ * where eps, if x_0 or v is predicted, is that of x_t and of x_0 before clipping. */
+static ddpm_step_terms ddim_terms(const ddpm_schedule *s, const int *t, int steps, int i, double eta)
+{
+    const ddpm_schedule_config *config = &s->config;
+    int before = t[i] - config->num_train_timesteps / steps;
+    float abar = s->alpha_bar[t[i]], previous = before >= 0                ? s->alpha_bar[before]
+                                                : config->set_alpha_to_one ? 1
+                                                                           : s->alpha_bar[0];
+    float variance = (1 - previous) / (1 - abar) * (1 - abar / previous), sigma = (float)eta * sqrtf(variance);
+    float square = 1 - previous - sigma * sigma, direction = square > 0 ? sqrtf(square) : 0;
+    double signal = (double)sqrtf(abar), noise = (double)sqrtf(1 - abar);
+    ddpm_step_terms terms = {.clamp = config->clip_sample ? config->clip_sample_range : 0,
+                             .image = (double)sqrtf(previous),
+                             .noise = (double)sigma};
+    convert_prediction(&terms, config->prediction_type, signal, noise);
+    switch (config->prediction_type) {
+    case DDPM_PREDICTS_EPSILON: terms.prediction = (double)direction; break;
+    case DDPM_PREDICTS_SAMPLE: /* eps = (x_t - a x_0) / b */
+        terms.sample = (double)direction / noise;
+        terms.prediction = -(double)direction * signal / noise;
+        break;
+    case DDPM_PREDICTS_V: /* eps = b x_t + a v */
+        terms.sample = (double)direction * noise;
+        terms.prediction = (double)direction * signal;
+        break;
+    }
     return terms;
+}
+
+typedef struct solver_point { /* x = alpha x_0 + sigma eps, lambda = log(alpha/sigma) */
+    float alpha, sigma, lambda;
+} solver_point;
+
+/* Before step i of `steps`; i = steps: after the last. */
+static solver_point point_before(const ddpm_schedule *s, const int *t, int steps, int i)
+{
+    int last = s->config.num_train_timesteps - 1, at = i < steps ? t[i] : 0;
+    float abar = s->config.rescale_betas_zero_snr && at == last ? 0x1p-24f : s->alpha_bar[at];
+    float ratio = i == steps && s->config.final_sigmas_type == DDPM_FINAL_SIGMA_ZERO ? 0 : sqrtf((1 - abar) / abar);
+    float alpha = 1 / sqrtf(ratio * ratio + 1), sigma = ratio * alpha;
+    return (solver_point){alpha, sigma, logf(alpha) - logf(sigma)};
+}
+
+/* h = lambda' - lambda, r = (lambda - lambda before) / h, x_0' the estimate of the step before:
+ * x' = sigma'/sigma x_t - alpha' (e^-h - 1) x_0 + d (x_0 - x_0') / r
+ * d = -alpha' (e^-h - 1) / 2  (midpoint)  or  alpha' ((e^-h - 1)/h + 1)  (heun);  0 in a step of first order
+ * (Lu et al. 2022, DPM-Solver++ (2M); DPMSolverMultistepScheduler.step, in float32 as there) */
+static ddpm_step_terms solver_terms(const ddpm_schedule *s, const int *t, int steps, int i)
+{
+    const ddpm_schedule_config *c = &s->config;
+    solver_point now = point_before(s, t, steps, i), next = point_before(s, t, steps, i + 1);
+    float h = next.lambda - now.lambda, growth = next.alpha * (expf(-h) - 1);
+    ddpm_step_terms terms = {.sample = (double)(next.sigma / now.sigma), .image = -(double)growth};
+    convert_prediction(&terms, c->prediction_type, (double)now.alpha, (double)now.sigma);
+    int plain_end = i == steps - 1 && (c->euler_at_final || (c->lower_order_final && steps < 15) ||
+                                       c->final_sigmas_type == DDPM_FINAL_SIGMA_ZERO);
+    if (c->solver_order == 1 || i == 0 || plain_end) return terms;
+    float r = (now.lambda - point_before(s, t, steps, i - 1).lambda) / h;
+    float d = c->solver_type == DDPM_SOLVER_MIDPOINT ? -0.5f * growth : next.alpha * ((expf(-h) - 1) / h + 1);
+    terms.image += (double)d / (double)r;
+    terms.previous = -(double)d / (double)r;
+    return terms;
+}
+
+static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
+                                     double eta)
+{
+    return sampler == DDPM_SAMPLER_DDIM ? ddim_terms(s, t, steps, i, eta) : solver_terms(s, t, steps, i);
+}
+
+static ddpm_result check_terms(const ddpm_step_terms *c, int t)
+{
+    if (isfinite(c->x0_sample + c->x0_prediction + c->image + c->sample + c->prediction + c->noise + c->previous))
+        return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_ARGUMENT,
+                     "no sampling step is defined at t = %d: nothing of x_0 is left there (or no noise)\n      hint: "
+                     "rescale_betas_zero_snr needs prediction_type v_prediction or sample",
+                     t);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    ddpm_real x = *(const ddpm_real *)a, y = *(const ddpm_real *)b;
+    return (x > y) - (x < y);
+}
+
+/* Dynamic thresholding of net->image: x = clamp(x, -q, q) / q for each picture, q the quantile of its |x|, within 1 and
+ * sample_max_value (Saharia et al. 2022, section 2.3; DDPMScheduler._threshold_sample, torch.quantile). On the host,
+ * which has the time: a network ran before. */
+static ddpm_result threshold(ddpm_net *net, const ddpm_schedule_config *config)
+{
+    int n = net->graph->n;
+    size_t picture = ddpm_elements(net->image, 1);
+    ddpm_real *image = aligned_alloc_zero(((size_t)n + 1) * picture * sizeof *image);
+    if (!image) return DDPM_ERR_MEMORY;
+    ddpm_real *sorted = image + (size_t)n * picture;
+    float rank = (float)config->dynamic_thresholding_ratio * (float)(picture - 1), below = floorf(rank);
+    ddpm_result result = ddpm_download(net->model->device, net->image, DDPM_DATA, n, image);
+    for (int k = 0; k < n && result == DDPM_OK; k++) {
+        ddpm_real *x = image + (size_t)k * picture, weight = (ddpm_real)(rank - below);
+        for (size_t i = 0; i < picture; i++)
+            sorted[i] = x[i] < 0 ? -x[i] : x[i];
+        qsort(sorted, picture, sizeof *sorted, ascending);
+        ddpm_real low = sorted[(size_t)below], high = sorted[(size_t)ceilf(rank)];
+        ddpm_real q = weight < (ddpm_real)0.5 ? low + weight * (high - low) : high - (high - low) * (1 - weight);
+        if (q < 1) q = 1;
+        if (q > (ddpm_real)config->sample_max_value) q = (ddpm_real)config->sample_max_value;
+        for (size_t i = 0; i < picture; i++)
+            x[i] = (x[i] < -q ? -q : x[i] > q ? q : x[i]) / q;
+    }
+    if (result == DDPM_OK) result = ddpm_upload(net->model->device, net->image, DDPM_DATA, n, image);
+    aligned_free(image);
+    return result;
 }
 
 /* ---- Classifier-free guidance ------------------------------------------------------------------------------------
@@ -3366,13 +3656,10 @@ static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, con
 static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance)
 {
     int all = is_guided(guidance) ? 2 * n : n;
-    ddpm_real *time = aligned_alloc_zero((size_t)all * sizeof *time);
-    if (!time) return DDPM_ERR_MEMORY;
     for (int i = 0; i < all; i++)
-        time[i] = (ddpm_real)t;
-    ddpm_result result = ddpm_upload(net->model->device, net->timestep, DDPM_DATA, all, time);
-    aligned_free(time);
-    if (result != DDPM_OK || all == n) return result == DDPM_OK ? forward_eval(net, n) : result;
+        net->host_values[i] = (ddpm_real)t;
+    TRY(ddpm_upload(net->model->device, net->timestep, DDPM_DATA, all, net->host_values));
+    if (all == n) return forward_eval(net, n);
     ddpm_tensor sample = pictures_from(net->sample, n), none = pictures_from(net->prediction, n);
     TRY(combine(net, &sample, 1, &net->sample, &(double){1}, 0, 0));
     TRY(forward_eval(net, all));

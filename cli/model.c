@@ -66,10 +66,11 @@ char *cli_bundled(const char *name)
 
 ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out)
 {
-    ddpm_schedule_config schedule;
+    ddpm_schedule_config schedule = {0};
     *out = (cli_model){.path = cli_find_model(path)};
     if (out->path == NULL) return DDPM_ERR_FILE;
     ddpm_result result = io_model_load(out->path, &context->device, arrays, &out->model, &schedule, &out->info);
+    out->schedule.config = schedule; /* close frees its list */
     if (result == DDPM_OK) result = ddpm_schedule_create(&out->schedule, &schedule);
     if (result == DDPM_OK && out->info.classes > 0)
         result = lab_classes_from_names((const char *const *)out->info.class_name, out->info.classes, out->path,
@@ -82,6 +83,7 @@ void cli_model_close(cli_model *model)
 {
     lab_classes_free(&model->classes);
     io_model_info_free(&model->info);
+    io_schedule_config_free(&model->schedule.config);
     ddpm_schedule_free(&model->schedule);
     ddpm_model_free(model->model);
     free(model->path);

@@ -24,6 +24,7 @@ typedef enum field_kind {
     INTEGERS, /* int[DDPM_MAX_LEVELS] */
     CHOICES,  /* enum[DDPM_MAX_LEVELS] */
     SIZE,     /* int[2]: a number, a pair, or null for 0 */
+    REALS,    /* double *, owned; null for none */
     TEXTS     /* char **, owned */
 } field_kind;
 enum { NULLABLE = 1, REQUIRED = 2, READ_ONLY = 4 };
@@ -103,27 +104,70 @@ static const form unet_form = {"the config.json of a diffusers UNet2DModel", une
 #undef DOCUMENT
 
 #define DOCUMENT ddpm_schedule_config
-static const field schedule_fields[] = {
-    FIXED_ROW("_class_name", "\"DDPMScheduler\"", "\"DDIMScheduler\""),
-    FIXED_ROW("_diffusers_version", "\"0.42.1\""),
-    INTEGER_ROW(num_train_timesteps, 1, MANY),
-    REAL_ROW(beta_start, 0, 1),
-    REAL_ROW(beta_end, 0, 1),
-    CHOICE_ROW(beta_schedule, "\"squaredcos_cap_v2\"", "\"linear\""),
-    FIXED_ROW("trained_betas", "null"),
-    FIXED_ROW("variance_type", "\"fixed_small\""),
+/* What the three schedulers share; `betas`: the names of beta_schedule that the class knows. trained_betas' length is
+ * in the document, behind the config. */
+typedef struct schedule_document {
+    ddpm_schedule_config config;
+    int trained;
+} schedule_document;
+#define SCHEDULE_ROWS(title, ...) \
+    FIXED_ROW("_class_name", title), \
+    FIXED_ROW("_diffusers_version", "\"0.42.1\""), \
+    INTEGER_ROW(num_train_timesteps, 1, MANY), \
+    REAL_ROW(beta_start, 0, 1), \
+    REAL_ROW(beta_end, 0, 1), \
+    CHOICE_ROW(beta_schedule, "\"squaredcos_cap_v2\"", "\"linear\"", "\"scaled_linear\"", __VA_ARGS__), \
+    {.name = "trained_betas", .kind = REALS, .offset = AT(trained_betas), \
+     .count = offsetof(schedule_document, trained), .low = 0, .high = 1}, \
+    CHOICE_ROW(prediction_type, "\"epsilon\"", "\"sample\"", "\"v_prediction\""), \
+    BOOLEAN_ROW(thresholding), \
+    REAL_ROW(dynamic_thresholding_ratio, 0, 1), \
+    REAL_ROW(sample_max_value, 0, DBL_MAX), \
+    CHOICE_ROW(timestep_spacing, "\"leading\"", "\"linspace\"", "\"trailing\""), \
+    INTEGER_ROW(steps_offset, 0, MANY), \
+    BOOLEAN_ROW(rescale_betas_zero_snr)
+#define READ_ONLY_ROW(member) {.name = #member, .kind = BOOLEAN, .offset = AT(member), .flags = READ_ONLY}
+static const field ddpm_fields[] = {
+    SCHEDULE_ROWS("\"DDPMScheduler\"", "\"sigmoid\"", "\"laplace\""),
+    CHOICE_ROW(variance_type, "\"fixed_small\"", "\"fixed_small_log\"", "\"fixed_large\""),
     BOOLEAN_ROW(clip_sample),
-    FIXED_ROW("prediction_type", "\"epsilon\""),
-    FIXED_ROW("thresholding", "false"),
-    UNUSED_ROW("dynamic_thresholding_ratio", "0.995"), /* of thresholding */
     REAL_ROW(clip_sample_range, DBL_MIN, DBL_MAX),
-    UNUSED_ROW("sample_max_value", "1.0"), /* of thresholding */
-    FIXED_ROW("timestep_spacing", "\"leading\""),
-    FIXED_ROW("steps_offset", "0"),
-    FIXED_ROW("rescale_betas_zero_snr", "false"),
-    {.name = "set_alpha_to_one", .kind = FIXED, JSON("true"), .flags = READ_ONLY}, /* DDIMScheduler's */
+    READ_ONLY_ROW(set_alpha_to_one), /* DDIMScheduler's: diffusers passes it over */
     {.name = NULL}};
-static const form schedule_form = {"the scheduler_config.json of a DDPMScheduler or DDIMScheduler", schedule_fields};
+static const field ddim_fields[] = {
+    SCHEDULE_ROWS("\"DDIMScheduler\"", NULL),
+    BOOLEAN_ROW(clip_sample),
+    REAL_ROW(clip_sample_range, DBL_MIN, DBL_MAX),
+    BOOLEAN_ROW(set_alpha_to_one),
+    {.name = "variance_type", .kind = FIXED, JSON("\"fixed_small\""), .flags = READ_ONLY}, /* DDPMScheduler's */
+    {.name = NULL}};
+static const field solver_fields[] = {
+    SCHEDULE_ROWS("\"DPMSolverMultistepScheduler\"", NULL),
+    INTEGER_ROW(solver_order, 1, 2),
+    FIXED_ROW("algorithm_type", "\"dpmsolver++\""),
+    CHOICE_ROW(solver_type, "\"midpoint\"", "\"heun\""),
+    BOOLEAN_ROW(lower_order_final),
+    BOOLEAN_ROW(euler_at_final),
+    CHOICE_ROW(final_sigmas_type, "\"zero\"", "\"sigma_min\""),
+    REAL_ROW(lambda_min_clipped, -(double)INFINITY, DBL_MAX),
+    FIXED_ROW("use_karras_sigmas", "false"),
+    FIXED_ROW("use_exponential_sigmas", "false"),
+    FIXED_ROW("use_beta_sigmas", "false"),
+    FIXED_ROW("use_lu_lambdas", "false"),
+    FIXED_ROW("use_flow_sigmas", "false"),
+    UNUSED_ROW("flow_shift", "1.0"), /* of use_flow_sigmas */
+    FIXED_ROW("use_dynamic_shifting", "false"),
+    FIXED_ROW("time_shift_type", "\"exponential\""),
+    FIXED_ROW("variance_type", "null"),
+    READ_ONLY_ROW(clip_sample), /* this and the next are DDPMScheduler's */
+    {.name = "clip_sample_range", .kind = REAL, .offset = AT(clip_sample_range), .low = DBL_MIN, .high = DBL_MAX,
+     .flags = READ_ONLY},
+    {.name = NULL}};
+static const form schedule_forms[] = { /* in the order of ddpm_sampler */
+    {"the scheduler_config.json of a DDPMScheduler", ddpm_fields},
+    {"the scheduler_config.json of a DDIMScheduler", ddim_fields},
+    {"the scheduler_config.json of a DPMSolverMultistepScheduler", solver_fields}};
+static const char *const schedule_class[] = {"DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", NULL};
 #undef DOCUMENT
 
 #define DOCUMENT ddpm_label_config
@@ -137,7 +181,8 @@ static const field model_fields[] = {
     FIXED_ROW("_class_name", "\"DDPMPipeline\""),
     FIXED_ROW("_diffusers_version", "\"0.42.1\""),
     FIXED_ROW("unet", "[\"diffusers\",\"UNet2DModel\"]"),
-    FIXED_ROW("scheduler", "[\"diffusers\",\"DDPMScheduler\"]", "[\"diffusers\",\"DDIMScheduler\"]"),
+    FIXED_ROW("scheduler", "[\"diffusers\",\"DDPMScheduler\"]", "[\"diffusers\",\"DDIMScheduler\"]",
+              "[\"diffusers\",\"DPMSolverMultistepScheduler\"]"),
     INTEGER_ROW(version, 1, IO_MODEL_VERSION),
     {.name = "class_names", .kind = TEXTS, .offset = AT(class_name), .count = AT(classes)},
     NULLABLE_ROW(none_class, 0, MANY),
@@ -199,6 +244,7 @@ static void describe(const field *f, char *out, size_t size)
     case BOOLEAN: snprintf(out, size, "true, false"); return;
     case UNUSED: snprintf(out, size, "a number"); return;
     case TEXTS: snprintf(out, size, "a list of strings"); return;
+    case REALS: snprintf(out, size, "a list of numbers from %g to %g, or null", f->low, f->high); return;
     case CHOICES: used = (size_t)snprintf(out, size, "a list of "); break;
     case CHOICE:
     case FIXED: break;
@@ -324,6 +370,26 @@ static ddpm_result read_texts(const char *name, const field *f, const cJSON *val
     return DDPM_OK;
 }
 
+static ddpm_result read_reals(const char *name, const field *f, const cJSON *value, unsigned char *document)
+{
+    int count = cJSON_IsArray(value) ? cJSON_GetArraySize(value) : 0, i = 0;
+    if (cJSON_IsNull(value)) return DDPM_OK;
+    if (count < 1) return refuse(name, f, value, DDPM_ERR_ARGUMENT);
+    double *list = malloc((size_t)count * sizeof *list);
+    if (!list)
+        return ddpm_fail(DDPM_ERR_MEMORY, "%s: no memory for %d numbers\n      hint: close other programs", name,
+                         count);
+    for (const cJSON *item = value->child; item; item = item->next) {
+        list[i++] = item->valuedouble;
+        if (cJSON_IsNumber(item) && item->valuedouble >= f->low && item->valuedouble <= f->high) continue;
+        free(list);
+        return refuse(name, f, item, DDPM_ERR_ARGUMENT);
+    }
+    memcpy(document + f->offset, &list, sizeof list);
+    memcpy(document + f->count, &count, sizeof count);
+    return DDPM_OK;
+}
+
 static ddpm_result read_field(const char *name, const field *f, const cJSON *value, unsigned char *document)
 {
     int integer = 0;
@@ -349,6 +415,7 @@ static ddpm_result read_field(const char *name, const field *f, const cJSON *val
     case CHOICES: return read_list(name, f, value, document);
     case SIZE: return read_size(name, f, value, document);
     case TEXTS: return read_texts(name, f, value, document);
+    case REALS: return read_reals(name, f, value, document);
     }
     memcpy(document + f->offset, &integer, sizeof integer);
     return DDPM_OK;
@@ -414,6 +481,7 @@ static cJSON *real_value(double value)
     }
     char *comma = strchr(text, ','); /* a program may have set a locale that writes 0,5 */
     if (comma) *comma = '.';
+    if (isinf(value)) return cJSON_CreateRaw(value < 0 ? "-Infinity" : "Infinity"); /* as Python's json writes it */
     return isfinite(value) ? cJSON_CreateRaw(text) : cJSON_CreateNull();
 }
 
@@ -462,6 +530,22 @@ static cJSON *texts_value(const field *f, const unsigned char *document)
     return count ? cJSON_CreateStringArray((const char *const *)text, count) : cJSON_CreateArray();
 }
 
+static cJSON *reals_value(const field *f, const unsigned char *document)
+{
+    double *number;
+    int count;
+    memcpy(&number, document + f->offset, sizeof number);
+    memcpy(&count, document + f->count, sizeof count);
+    if (!number) return cJSON_CreateNull();
+    cJSON *list = cJSON_CreateArray();
+    for (int i = 0; list && i < count; i++)
+        if (!cJSON_AddItemToArray(list, real_value(number[i]))) {
+            cJSON_Delete(list);
+            return NULL;
+        }
+    return list;
+}
+
 static cJSON *field_value(const field *f, const unsigned char *document)
 {
     const unsigned char *place = document + f->offset;
@@ -475,6 +559,7 @@ static cJSON *field_value(const field *f, const unsigned char *document)
     case CHOICES: return list_value(f, document);
     case SIZE: return size_value(place);
     case TEXTS: return texts_value(f, document);
+    case REALS: return reals_value(f, document);
     default: break;
     }
     memcpy(&integer, place, sizeof integer);
@@ -549,17 +634,60 @@ ddpm_result io_unet_config_write(const char *path, const ddpm_unet_config *confi
     return write_form(path, &unet_form, &document, &scratch);
 }
 
+/* The scheduler that a file is of, by its _class_name; DDPMScheduler if it has none. */
+static ddpm_result schedule_kind(const char *name, const cJSON *object, ddpm_sampler *out)
+{
+    const cJSON *value = cJSON_GetObjectItemCaseSensitive(object, "_class_name");
+    char text[TEXT];
+    *out = DDPM_SAMPLER_DDPM;
+    for (int i = 0; value && schedule_class[i]; i++)
+        if (cJSON_IsString(value) && !strcmp(value->valuestring, schedule_class[i])) {
+            *out = (ddpm_sampler)i;
+            return DDPM_OK;
+        }
+    if (!value) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_UNSUPPORTED,
+                     "%s: _class_name is %s; accepted: \"%s\", \"%s\", \"%s\"\n"
+                     "      hint: diffusers converts: DDPMScheduler.from_config(scheduler.config).save_pretrained(...)",
+                     name, io_json_text(value, text, sizeof text), schedule_class[0], schedule_class[1],
+                     schedule_class[2]);
+}
+
+void io_schedule_config_free(ddpm_schedule_config *config)
+{
+    double *betas;
+    memcpy(&betas, &config->trained_betas, sizeof betas); /* const to all others */
+    free(betas);
+    config->trained_betas = NULL;
+}
+
+/* The defaults of __init__: DDPMScheduler's but for what others have otherwise. */
+static ddpm_result read_schedule(const char *name, const cJSON *object, schedule_document *document)
+{
+    ddpm_sampler kind;
+    *document = (schedule_document){ddpm_schedule_default(), 0};
+    ddpm_schedule_config *config = &document->config;
+    ddpm_result result = schedule_kind(name, object, &kind);
+    if (result) return result;
+    config->scheduler = kind;
+    config->beta_schedule = DDPM_BETA_LINEAR;
+    if (kind == DDPM_SAMPLER_DPMSOLVER) config->timestep_spacing = DDPM_SPACING_LINSPACE;
+    result = read_form(name, &schedule_forms[kind], object, document);
+    if (!result && config->trained_betas && document->trained != config->num_train_timesteps)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "%s: trained_betas has %d numbers, num_train_timesteps is %d\n      hint: as many of each",
+                           name, document->trained, config->num_train_timesteps);
+    if (result) io_schedule_config_free(config);
+    return result;
+}
+
 ddpm_result io_schedule_config_parse(const char *text, size_t size, const char *name, ddpm_schedule_config *out)
 {
-    /* DDPMScheduler.__init__'s defaults */
-    ddpm_schedule_config config = {.num_train_timesteps = 1000,
-                                   .beta_schedule = DDPM_BETA_LINEAR,
-                                   .beta_start = 1e-4,
-                                   .beta_end = 0.02,
-                                   .clip_sample = 1,
-                                   .clip_sample_range = 1.0};
-    ddpm_result result = parse_form(text, size, name, &schedule_form, &config);
-    if (!result) *out = config;
+    schedule_document document;
+    cJSON *object = io_json_parse(text, size, name);
+    ddpm_result result = object ? read_schedule(name, object, &document) : DDPM_ERR_FORMAT;
+    cJSON_Delete(object);
+    if (!result) *out = document.config;
     return result;
 }
 
@@ -570,8 +698,13 @@ ddpm_result io_schedule_config_read(const char *path, ddpm_schedule_config *out)
 
 ddpm_result io_schedule_config_write(const char *path, const ddpm_schedule_config *config)
 {
-    ddpm_schedule_config scratch = *config;
-    return write_form(path, &schedule_form, config, &scratch);
+    schedule_document document = {*config, config->num_train_timesteps}, scratch = document;
+    if ((unsigned)config->scheduler > DDPM_SAMPLER_DPMSOLVER)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s: there is no scheduler of number %d", path, (int)config->scheduler);
+    scratch.config.trained_betas = NULL;
+    ddpm_result result = write_form(path, &schedule_forms[config->scheduler], &document, &scratch);
+    io_schedule_config_free(&scratch.config);
+    return result;
 }
 
 ddpm_result io_label_config_parse(const char *text, size_t size, const char *name, ddpm_label_config *out)

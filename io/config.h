@@ -1,6 +1,7 @@
 /* io/config.h - configurations on disk: diffusers' config.json of a UNet2DModel and scheduler_config.json of a
- * DDPMScheduler (a DDIMScheduler's is read too), our label encoder's config.json, an evaluator's, and model_index.json. Reading is
- * strict: a field that would change the result and is not implemented is an error, never ignored.
+ * DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler, our label encoder's config.json, an evaluator's, and
+ * model_index.json. Reading is strict: a field that would change the result and is not implemented is an error, never
+ * ignored.
  *
  * The rules of reading. A field left out has diffusers' default (UNet2DModel.__init__, DDPMScheduler.__init__ of
  * diffusers 0.42). Fields that begin with "_" pass. Fields that are known but have one meaning here pass at that
@@ -27,8 +28,10 @@ ddpm_result io_unet_config_read(const char *path, ddpm_unet_config *out);
 ddpm_result io_unet_config_parse(const char *text, size_t size, const char *name, ddpm_unet_config *out);
 ddpm_result io_unet_config_write(const char *path, const ddpm_unet_config *config);
 
-/* DDPMScheduler. A field left out has diffusers' default, so beta_schedule is then "linear", unlike
- * ddpm_schedule_default(). */
+/* _class_name says of which scheduler (none: DDPMScheduler): config->scheduler. A field left out has that class's
+ * default, so beta_schedule is then "linear", unlike ddpm_schedule_default(). Written are the fields of the class, so
+ * that its from_pretrained takes the file. What was read is freed with io_schedule_config_free (trained_betas). */
+void io_schedule_config_free(ddpm_schedule_config *config);
 ddpm_result io_schedule_config_read(const char *path, ddpm_schedule_config *out);
 ddpm_result io_schedule_config_parse(const char *text, size_t size, const char *name, ddpm_schedule_config *out);
 ddpm_result io_schedule_config_write(const char *path, const ddpm_schedule_config *config);

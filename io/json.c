@@ -25,12 +25,41 @@ static ddpm_result not_json(const char *text, const char *at, const char *name)
                      "is the file complete? (too little memory looks the same)");
 }
 
-cJSON *io_json_parse(const char *text, size_t size, const char *name)
+/* Python writes -Infinity, which JSON does not have: a copy with a number below all doubles in its place, as long. */
+static char *without_infinity(const char *text, size_t size)
+{
+    static const char word[] = "-Infinity", number[] = "-1e999999";
+    const size_t length = sizeof word - 1;
+    char *copy = malloc(size + 1);
+    if (!copy) return NULL;
+    memcpy(copy, text, size + 1);
+    for (size_t i = 0, quoted = 0; i + length <= size; i++) {
+        if (copy[i] == '"') quoted = !quoted;
+        if (quoted && copy[i] == '\\') i++;
+        if (!quoted && !memcmp(copy + i, word, length)) memcpy(copy + i, number, length);
+    }
+    return copy;
+}
+
+static cJSON *parse(const char *text, size_t size, const char *name)
 {
     /* The length passed includes the closing 0: cJSON before 1.7.18 may look one byte beyond it (CVE-2023-53154). */
     const char *zero = memchr(text, 0, size), *end = text;
     cJSON *value = zero ? NULL : cJSON_ParseWithLengthOpts(text, size + 1, &end, 1);
     if (!value) not_json(text, zero ? zero : end ? end : text, name);
+    return value;
+}
+
+cJSON *io_json_parse(const char *text, size_t size, const char *name)
+{
+    if (!strstr(text, "-Infinity")) return parse(text, size, name);
+    char *copy = without_infinity(text, size);
+    cJSON *value = NULL;
+    if (copy)
+        value = parse(copy, size, name);
+    else
+        ddpm_fail(DDPM_ERR_FORMAT, "%s: no memory for its text\n      hint: close other programs", name);
+    free(copy);
     return value;
 }
 

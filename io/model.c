@@ -402,12 +402,16 @@ static ddpm_result read_config(const char *path, layout *files, ddpm_model_confi
     ddpm_result result = locate(path, files);
     if (!result) result = read_layout(path, files, &read, &read_schedule, &read_info);
     if (result) {
+        io_schedule_config_free(&read_schedule);
         io_model_info_free(&read_info);
         layout_free(files);
         return result;
     }
     *config = read;
-    if (schedule) *schedule = read_schedule;
+    if (schedule)
+        *schedule = read_schedule;
+    else
+        io_schedule_config_free(&read_schedule);
     if (info)
         *info = read_info;
     else
@@ -451,11 +455,12 @@ ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned 
 {
     layout files;
     ddpm_model_config config;
+    ddpm_schedule_config read_schedule;
     io_model_info read_info = io_model_info_default();
     unsigned filled = DDPM_FOR_INFERENCE | (arrays & 1u << DDPM_EMA);
     *model = NULL;
     if (info) *info = io_model_info_default();
-    ddpm_result result = read_config(path, &files, &config, schedule, &read_info);
+    ddpm_result result = read_config(path, &files, &config, &read_schedule, &read_info);
     if (result) return result;
     if (!io_is_file(files.file[WEIGHTS])) result = missing_weights(files.file[WEIGHTS]);
     if (!result) result = create(files.file[UNET], &config, device, model);
@@ -468,6 +473,10 @@ ddpm_result io_model_load(const char *path, const ddpm_device *device, unsigned 
         ddpm_model_free(*model);
         *model = NULL;
     }
+    if (result || !schedule)
+        io_schedule_config_free(&read_schedule);
+    else
+        *schedule = read_schedule;
     if (result || !info)
         io_model_info_free(&read_info);
     else

@@ -511,7 +511,7 @@ static record everything(int threads)
         append(&r, &k->trainer.grad_norm, sizeof k->trainer.grad_norm);
     }
     append_arrays(&r, k->model, DDPM_FOR_TRAINING);
-    for (int sampler = 0; sampler < 2; sampler++) {
+    for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
         ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL};
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
         append(&r, out, sizeof out);
@@ -611,7 +611,7 @@ static void test_samples_ignore_the_batch(void **state)
 {
     (void)state;
     static const int capacities[] = {1, 3};
-    for (int sampler = 0; sampler < 2; sampler++) {
+    for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
         ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL};
         float together[4 * PICTURE], alone[PICTURE];
         kit *k = open_kit(4, 0, 1);
@@ -675,10 +675,12 @@ static ddpm_result check_guided_step(void *user, ddpm_net *net, int done, int st
     float labelled[GUIDED * PICTURE], none[GUIDED * PICTURE], z[GUIDED * PICTURE], next[GUIDED * PICTURE], time[GUIDED];
     const float zeros[GUIDED * CLASSES] = {0};
     if (done) {
-        int stride = 1000 / steps, t = (steps - done) * stride;
-        ddpm_step_terms c = ddpm_step_coefficients(&d->k->schedule, d->config.sampler, t, t - stride, d->config.eta);
+        int t[8];
+        OK(ddpm_timesteps(&d->k->schedule, d->config.sampler, steps, t));
+        ddpm_step_terms c =
+            ddpm_step_coefficients(&d->k->schedule, d->config.sampler, t, steps, done - 1, d->config.eta);
         for (int i = 0; i < GUIDED; i++)
-            time[i] = (float)t;
+            time[i] = (float)t[done - 1];
         OK(ddpm_predict(d->plain, GUIDED, d->x, time, d->k->labels, labelled));
         OK(ddpm_predict(d->plain, GUIDED, d->x, time, zeros, none));
         OK(ddpm_download(&d->k->device, net->noise, DDPM_DATA, GUIDED, z));
@@ -706,7 +708,7 @@ static void test_guidance(void **state)
     guided d = {.k = open_kit(2 * GUIDED, 0, 1)};
     float out[GUIDED * PICTURE];
     OK(ddpm_net_create(&d.plain, d.k->model, 0, 0, GUIDED, 0));
-    for (int sampler = 0; sampler < 2; sampler++)
+    for (int sampler = 0; sampler < DDPM_SAMPLER_DPMSOLVER; sampler++)
         for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
             d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL};
             OK(ddpm_sample(d.k->net, &d.k->schedule, &d.config, d.k->labels, GUIDED, out, check_guided_step, &d));
@@ -1084,16 +1086,16 @@ static void test_steps_must_exist(void **state)
     float out[PICTURE];
     static const int wrong[] = {0, -1, 1001};
     for (int i = 0; i < 3; i++)
-        check_failure(ddpm_timesteps(&k->schedule, wrong[i], t), DDPM_ERR_RANGE, "steps");
+        check_failure(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, wrong[i], t), DDPM_ERR_RANGE, "steps");
     for (int i = 1; i < 3; i++) { /* 0 means T */
         ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
     }
-    OK(ddpm_timesteps(&k->schedule, 1000, t));
+    OK(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, 1000, t));
     for (int i = 0; i < 1000; i++)
         assert_int_equal(t[i], 999 - i);
-    OK(ddpm_timesteps(&k->schedule, 3, t));
+    OK(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, 3, t));
     assert_int_equal(t[0], 666);
     assert_int_equal(t[2], 0);
     ddpm_schedule s;

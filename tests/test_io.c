@@ -782,6 +782,74 @@ static void unet_config_refusals(void **state)
     assert_refused("missing", io_unet_config_read(in_folder("no"), &config), DDPM_ERR_FILE, "No such file");
 }
 
+/* Written and read again: every field, for each scheduler those it has. */
+static void other_schedule_configs(const char *path)
+{
+    static const double betas[] = {0.1 + 0.2, 1e-4, 1};
+    ddpm_schedule_config config, other = ddpm_schedule_default();
+    other.num_train_timesteps = 3;
+    other.beta_schedule = DDPM_BETA_SCALED_LINEAR;
+    other.beta_start = 0.1 + 0.2;
+    other.beta_end = 0.5;
+    other.clip_sample = 0;
+    other.clip_sample_range = 2.5;
+    other.trained_betas = betas;
+    other.rescale_betas_zero_snr = 1;
+    other.prediction_type = DDPM_PREDICTS_V;
+    other.thresholding = 1;
+    other.dynamic_thresholding_ratio = 0.75;
+    other.sample_max_value = 3.5;
+    other.timestep_spacing = DDPM_SPACING_TRAILING;
+    other.steps_offset = 1;
+    other.variance_type = DDPM_FIXED_LARGE;
+    other.set_alpha_to_one = 0;
+    other.solver_order = 1;
+    other.solver_type = DDPM_SOLVER_HEUN;
+    other.lower_order_final = 0;
+    other.euler_at_final = 1;
+    other.final_sigmas_type = DDPM_FINAL_SIGMA_MIN;
+    for (int kind = 0; kind <= DDPM_SAMPLER_DPMSOLVER; kind++) {
+        int ddpm = kind == DDPM_SAMPLER_DDPM, ddim = kind == DDPM_SAMPLER_DDIM, solver = !ddpm && !ddim;
+        other.scheduler = (ddpm_sampler)kind;
+        other.lambda_min_clipped = ddim ? -5.1 : -(double)INFINITY;
+        assert_ok(io_schedule_config_write(path, &other));
+        assert_ok(io_schedule_config_read(path, &config));
+        assert_int_equal(config.scheduler, kind);
+        assert_int_equal(config.num_train_timesteps, 3);
+        assert_int_equal(config.beta_schedule, DDPM_BETA_SCALED_LINEAR);
+        assert_true(config.beta_start == 0.1 + 0.2 && config.beta_end == 0.5);
+        assert_memory_equal(config.trained_betas, betas, sizeof betas);
+        assert_true(config.rescale_betas_zero_snr && config.prediction_type == DDPM_PREDICTS_V && config.thresholding &&
+                    config.dynamic_thresholding_ratio == 0.75 && config.sample_max_value == 3.5 &&
+                    config.timestep_spacing == DDPM_SPACING_TRAILING && config.steps_offset == 1);
+        assert_true(config.clip_sample == solver && config.clip_sample_range == (solver ? 1 : 2.5));
+        assert_int_equal(config.variance_type, ddpm ? DDPM_FIXED_LARGE : DDPM_FIXED_SMALL);
+        assert_int_equal(config.set_alpha_to_one, !ddim);
+        assert_int_equal(config.solver_order, solver ? 1 : 2);
+        assert_int_equal(config.solver_type, solver ? DDPM_SOLVER_HEUN : DDPM_SOLVER_MIDPOINT);
+        assert_true(config.lower_order_final == !solver && config.euler_at_final == solver);
+        assert_int_equal(config.final_sigmas_type, solver ? DDPM_FINAL_SIGMA_MIN : DDPM_FINAL_SIGMA_ZERO);
+        assert_true(isinf(config.lambda_min_clipped) && config.lambda_min_clipped < 0);
+        io_schedule_config_free(&config);
+        assert_null(config.trained_betas);
+    }
+    other.lambda_min_clipped = -5.1;
+    assert_ok(io_schedule_config_write(path, &other));
+    assert_ok(io_schedule_config_read(path, &config));
+    assert_true(config.lambda_min_clipped == -5.1);
+    io_schedule_config_free(&config);
+    other.beta_schedule = DDPM_BETA_LAPLACE; /* not DPMSolverMultistepScheduler's */
+    assert_int_equal(io_schedule_config_write(path, &other), DDPM_ERR_ARGUMENT);
+    other.scheduler = (ddpm_sampler)3;
+    assert_int_equal(io_schedule_config_write(path, &other), DDPM_ERR_ARGUMENT);
+    assert_ok(io_remove_tree(path));
+    static const char solver[] = "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"lambda_min_clipped\":-Infinity,"
+                                 "\"_note\":\"-Infinity \\\" -Infinity\"}";
+    assert_ok(parse_schedule(solver, &config));
+    assert_int_equal(config.timestep_spacing, DDPM_SPACING_LINSPACE); /* this class's default */
+    assert_true(isinf(config.lambda_min_clipped));
+}
+
 static void schedule_configs(void **state)
 {
     (void)state;
@@ -803,27 +871,35 @@ static void schedule_configs(void **state)
     assert_ok(io_schedule_config_write(path, &standard));
     assert_ok(io_schedule_config_read(path, &config));
     assert_int_equal(config.beta_schedule, standard.beta_schedule);
-    ddpm_schedule_config other = {2000, DDPM_BETA_LINEAR, 0.1 + 0.2, 0.5, 0, 2.5};
-    assert_ok(io_schedule_config_write(path, &other));
-    assert_ok(io_schedule_config_read(path, &config));
-    assert_int_equal(config.num_train_timesteps, 2000);
-    assert_int_equal(config.beta_schedule, DDPM_BETA_LINEAR);
-    assert_true(config.beta_start == 0.1 + 0.2 && config.beta_end == 0.5 && !config.clip_sample &&
-                config.clip_sample_range == 2.5);
-    assert_ok(io_remove_tree(path));
+    other_schedule_configs(path);
 
     /* clang-format off */
     static const refusal rows[] = {
-        {"{\"beta_schedule\":\"scaled_linear\"}", DDPM_ERR_UNSUPPORTED, "beta_schedule is \"scaled_linear\""},
-        {"{\"prediction_type\":\"v_prediction\"}", DDPM_ERR_UNSUPPORTED, "accepted: \"epsilon\""},
-        {"{\"thresholding\":true}", DDPM_ERR_UNSUPPORTED, "thresholding is true; accepted: false"},
-        {"{\"variance_type\":\"learned\"}", DDPM_ERR_UNSUPPORTED, "variance_type"},
-        {"{\"timestep_spacing\":\"trailing\"}", DDPM_ERR_UNSUPPORTED, "timestep_spacing"},
-        {"{\"steps_offset\":1}", DDPM_ERR_UNSUPPORTED, "steps_offset is 1"},
-        {"{\"trained_betas\":[0.1,0.2]}", DDPM_ERR_UNSUPPORTED, "trained_betas is [0.1,0.2]"},
-        {"{\"rescale_betas_zero_snr\":true}", DDPM_ERR_UNSUPPORTED, "rescale_betas_zero_snr"},
-        {"{\"set_alpha_to_one\":false}", DDPM_ERR_UNSUPPORTED, "set_alpha_to_one is false; accepted: true"},
+        {"{\"beta_schedule\":\"exp\"}", DDPM_ERR_UNSUPPORTED, "beta_schedule is \"exp\""},
+        {"{\"_class_name\":\"DDIMScheduler\",\"beta_schedule\":\"sigmoid\"}", DDPM_ERR_UNSUPPORTED, "\"sigmoid\""},
+        {"{\"_class_name\":\"EulerDiscreteScheduler\"}", DDPM_ERR_UNSUPPORTED,
+         "_class_name is \"EulerDiscreteScheduler\"; accepted: \"DDPMScheduler\""},
+        {"{\"_class_name\":7}", DDPM_ERR_UNSUPPORTED, "_class_name is 7"},
+        {"{\"prediction_type\":\"flow_prediction\"}", DDPM_ERR_UNSUPPORTED, "accepted: \"epsilon\", \"sample\""},
+        {"{\"thresholding\":1}", DDPM_ERR_ARGUMENT, "thresholding is 1"},
+        {"{\"variance_type\":\"learned\"}", DDPM_ERR_UNSUPPORTED, "variance_type is \"learned\""},
+        {"{\"variance_type\":\"learned_range\"}", DDPM_ERR_UNSUPPORTED, "variance_type is \"learned_range\""},
+        {"{\"variance_type\":\"fixed_large_log\"}", DDPM_ERR_UNSUPPORTED, "variance_type is \"fixed_large_log\""},
+        {"{\"timestep_spacing\":\"karras\"}", DDPM_ERR_UNSUPPORTED, "timestep_spacing"},
+        {"{\"steps_offset\":-1}", DDPM_ERR_ARGUMENT, "steps_offset is -1"},
+        {"{\"trained_betas\":[0.1,0.2]}", DDPM_ERR_ARGUMENT, "trained_betas has 2 numbers, num_train_timesteps is 1000"},
+        {"{\"trained_betas\":[]}", DDPM_ERR_ARGUMENT, "trained_betas is []"},
+        {"{\"trained_betas\":[0.1,\"x\"]}", DDPM_ERR_ARGUMENT, "a list of numbers from 0 to 1, or null"},
+        {"{\"trained_betas\":[0.1,1.5]}", DDPM_ERR_ARGUMENT, "trained_betas is 1.5"},
+        {"{\"trained_betas\":[0.1,0.2],\"num_train_timesteps\":2,\"x\":1}", DDPM_ERR_UNSUPPORTED, "'x'"},
+        {"{\"rescale_betas_zero_snr\":0}", DDPM_ERR_ARGUMENT, "rescale_betas_zero_snr"},
         {"{\"algorithm_type\":\"dpmsolver++\"}", DDPM_ERR_UNSUPPORTED, "'algorithm_type'"},
+        {"{\"_class_name\":\"DPMSolverMultistepScheduler\",\"algorithm_type\":\"sde-dpmsolver++\"}",
+         DDPM_ERR_UNSUPPORTED, "algorithm_type is \"sde-dpmsolver++\""},
+        {"{\"_class_name\":\"DPMSolverMultistepScheduler\",\"solver_order\":3}", DDPM_ERR_ARGUMENT, "solver_order is 3"},
+        {"{\"_class_name\":\"DPMSolverMultistepScheduler\",\"solver_type\":\"bh2\"}", DDPM_ERR_UNSUPPORTED, "solver_type"},
+        {"{\"_class_name\":\"DPMSolverMultistepScheduler\",\"use_karras_sigmas\":true}", DDPM_ERR_UNSUPPORTED,
+         "use_karras_sigmas is true; accepted: false"},
         {"{\"sample_max_value\":\"1\"}", DDPM_ERR_ARGUMENT, "sample_max_value is \"1\" (a string); accepted: a number"},
         {"{\"num_train_timesteps\":0}", DDPM_ERR_ARGUMENT, "num_train_timesteps is 0"},
         {"{\"num_train_timesteps\":null}", DDPM_ERR_ARGUMENT, "num_train_timesteps is null"},

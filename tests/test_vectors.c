@@ -1,9 +1,9 @@
 /* tests/test_vectors.c - ddpm.c against PyTorch and diffusers: every operation, tiny networks that use every field
- * of the config, schedules, samplers, the optimiser, on every backend of the list below.
+ * of the config, samplers on a network, the optimiser, on every backend of the list below.
  * tests/parity/make_vectors.py made the vectors; it says how they are laid out and derives each operation's bound,
  * which is stored beside its value.
  *
- * Contents: 1 backends  2 operations  3 networks  4 schedules and samplers  5 the optimiser  6 main */
+ * Contents: 1 backends  2 operations  3 networks  4 samplers  5 the optimiser  6 main */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -529,35 +529,7 @@ static void test_network(void **state)
     vectors_close(&v);
 }
 
-/* ---- 4. Schedules and samplers ---- */
-
-/* float32 to the bit: squaredcos_cap_v2 is computed in double and rounded; linear is torch.linspace in float32
- * (symmetric halves, one fused multiply-add each); alpha_bar is a product kept in double, each value rounded. */
-static void test_schedules(void **state)
-{
-    (void)state;
-    static const char *const kind[] = {"squaredcos_cap_v2", "linear"};
-    static const int steps[] = {10, 500, 1000, 2000};
-    vectors v;
-    vectors_open(&v, VECTORS "schedules.safetensors");
-    for (int k = 0; k < 2; k++)
-        for (int i = 0; i < 4; i++) {
-            ddpm_schedule_config config = ddpm_schedule_default();
-            config.beta_schedule = k ? DDPM_BETA_LINEAR : DDPM_BETA_SQUAREDCOS_CAP_V2;
-            config.num_train_timesteps = steps[i];
-            ddpm_schedule s;
-            OK(ddpm_schedule_create(&s, &config));
-            const float *beta = vectors_floats(&v, "%s/%d/beta", kind[k], steps[i]);
-            const float *alpha_bar = vectors_floats(&v, "%s/%d/alpha_bar", kind[k], steps[i]);
-            for (int t = 0; t < steps[i]; t++)
-                if (s.beta[t] != beta[t] || s.alpha_bar[t] != alpha_bar[t])
-                    fail_msg("%s, T = %d, t = %d: beta %.9g, diffusers %.9g; alpha_bar %.9g, diffusers %.9g", kind[k],
-                             steps[i], t, (double)s.beta[t], (double)beta[t], (double)s.alpha_bar[t],
-                             (double)alpha_bar[t]);
-            ddpm_schedule_free(&s);
-        }
-    vectors_close(&v);
-}
+/* ---- 4. Samplers ---- */
 
 /* One step of a sampler in double: x becomes x_{t-1}, image the estimate of x_0; mass adds up the absolute terms,
  * each of whose coefficients has been through at most 8 rounded operations. */
@@ -568,52 +540,6 @@ static void step_in_double(const ddpm_step_terms *c, double *x, double eps, doub
     *image = c->clamp > 0 ? fmin(fmax(x0, -c->clamp), c->clamp) : x0;
     *mass = fabs(c->image) * mass0 + fabs(c->sample * *x) + fabs(c->prediction * eps) + fabs(c->noise * z);
     *x = c->image * *image + c->sample * *x + c->prediction * eps + c->noise * z;
-}
-
-/* A sampler on stored predictions and noise: timesteps exactly; each step from diffusers' x_t, so that an error
- * cannot hide in or grow with the others. Coefficients are float32 in diffusers' order of operations: 8 u of the
- * terms' absolute values. */
-static void test_trajectory(void **state)
-{
-    const subject *subject = *state;
-    const char *name = subject->name;
-    vectors v;
-    vectors_open(&v, VECTORS "sampling.safetensors");
-    const double *a = vectors_doubles(&v, "%s/attr", name); /* sampler, T, steps, linear?, eta, clip */
-    const io_tensor *start = vectors_find(&v, "%s/start", name);
-    const double *eps = vectors_doubles(&v, "%s/prediction", name), *z = vectors_doubles(&v, "%s/noise", name),
-                 *path = vectors_doubles(&v, "%s/path", name), *image = vectors_doubles(&v, "%s/image", name),
-                 *time = vectors_doubles(&v, "%s/timestep", name), *first = vectors_doubles(&v, "%s", start->name);
-    ddpm_sampler sampler = a[0] != 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
-    ddpm_schedule_config config = ddpm_schedule_default();
-    config.num_train_timesteps = (int)a[1];
-    config.beta_schedule = a[3] != 0 ? DDPM_BETA_LINEAR : DDPM_BETA_SQUAREDCOS_CAP_V2;
-    config.clip_sample = a[5] > 0;
-    if (a[5] > 0) config.clip_sample_range = a[5];
-    int steps = (int)a[2], *t = vectors_alloc(&v, (size_t)steps * sizeof *t);
-    size_t count = start->elements;
-    ddpm_schedule s;
-    OK(ddpm_schedule_create(&s, &config));
-    OK(ddpm_timesteps(&s, steps, t));
-    double worst = 0;
-    for (int k = 0; k < steps; k++) {
-        assert_int_equal(t[k], (int)time[k]);
-        ddpm_step_terms terms = ddpm_step_coefficients(&s, sampler, t[k], t[k] - (int)a[1] / steps, a[4]);
-        for (size_t i = 0; i < count; i++) {
-            size_t at = (size_t)k * count + i;
-            double x = k ? path[at - count] : first[i], x0, mass,
-                   mass0 = fabs(terms.x0_sample * x) + fabs(terms.x0_prediction * eps[at]);
-            step_in_double(&terms, &x, eps[at], z[at], &x0, &mass);
-            double e = fabs(x - path[at]) / (8 * unit * mass), e0 = fabs(x0 - image[at]) / (8 * unit * mass0);
-            if (!(e <= 1) || !(e0 <= 1))
-                fail_msg("%s, step %d (t = %d), element %zu: x %.9g, diffusers %.9g; x_0 %.9g, diffusers %.9g", name, k,
-                         t[k], i, x, path[at], x0, image[at]);
-            worst = fmax(worst, fmax(e, e0));
-        }
-    }
-    print_message("           worst error %.2f of its bound\n", worst);
-    ddpm_schedule_free(&s);
-    vectors_close(&v);
 }
 
 /* Drawing from the network 'lab' through the core's own loop. */
@@ -656,8 +582,9 @@ static ddpm_result compare_step(void *user, ddpm_net *net, int done, int steps)
     OK(ddpm_download(device, net->prediction, DDPM_DATA, PICTURES, d->prediction));
     OK(ddpm_download(device, net->noise, DDPM_DATA, PICTURES, d->noise));
     OK(ddpm_download(device, net->image, DDPM_DATA, PICTURES, d->image));
-    int stride = d->schedule->config.num_train_timesteps / steps, t = (steps - done) * stride;
-    ddpm_step_terms terms = ddpm_step_coefficients(d->schedule, d->sampler, t, t - stride, 0);
+    int t[64];
+    OK(ddpm_timesteps(d->schedule, d->sampler, steps, t));
+    ddpm_step_terms terms = ddpm_step_coefficients(d->schedule, d->sampler, t, steps, done - 1, 0);
     float *next = vectors_alloc(d->v, d->count * sizeof *next);
     OK(ddpm_download(device, net->sample, DDPM_DATA, PICTURES, next));
     for (size_t i = 0; i < d->count; i++) {
@@ -709,11 +636,10 @@ static void test_drawing(void **state)
          * own noise */
         const double *z = vectors_doubles(&sampling, "network/ddpm/noise");
         int t[64];
-        OK(ddpm_timesteps(&schedule, steps, t));
+        OK(ddpm_timesteps(&schedule, DDPM_SAMPLER_DDPM, steps, t));
         for (int k = 0; k < steps; k++) {
             float time[PICTURES] = {(float)t[k], (float)t[k], (float)t[k]};
-            ddpm_step_terms terms =
-                ddpm_step_coefficients(&schedule, DDPM_SAMPLER_DDPM, t[k], k + 1 < steps ? t[k + 1] : -1, 0);
+            ddpm_step_terms terms = ddpm_step_coefficients(&schedule, DDPM_SAMPLER_DDPM, t, steps, k, 0);
             OK(ddpm_predict(net, PICTURES, d.x, time, labels, d.prediction));
             for (size_t i = 0; i < d.count; i++) {
                 double x = (double)d.x[i], x0, mass;
@@ -1019,8 +945,6 @@ static const char *const networks[] = {"lab",
                                        "fourier_timestep",
                                        "one_level",
                                        "downsample_resnet"};
-static const char *const trajectories[] = {"ddpm_10",      "ddpm_1000_20",    "ddpm_1000_7",
-                                           "ddim_1000_20", "ddim_500_9_half", "ddim_1000_10_one"};
 static const char *const samplers[] = {"ddpm", "ddim"};
 static const char *const optimisers[] = {"adam", "clipped", "adamw"};
 
@@ -1059,10 +983,7 @@ int main(void)
             add_test("optimiser", optimisers[i], test_optimiser, backend, 0);
         add_test("training", "five steps", test_training, backend, 0);
     }
-    for (size_t i = 0; i < LENGTH(trajectories); i++)
-        add_test("trajectory", trajectories[i], test_trajectory, NULL, 0);
     add_test("training", "to the reference's bits", test_fallbacks, shadow_backend(), 0);
-    add_test("schedules", "to the bit", test_schedules, NULL, 0);
     add_test("rates", "EMA and MultiStepLR", test_rates, NULL, 0);
     add_test("vectors", "all belong to an operation", test_no_stray_vectors, NULL, 0);
     return _cmocka_run_group_tests("vectors", tests, (size_t)added, NULL, NULL);

@@ -18,7 +18,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     text[size] = 0; /* the parsers' condition */
     if (!io_unet_config_parse(text, size, "input", &unet) && (unet.levels < 1 || unet.levels > DDPM_MAX_LEVELS))
         abort();
-    if (!io_schedule_config_parse(text, size, "input", &schedule) && schedule.num_train_timesteps < 1) abort();
+    if (!io_schedule_config_parse(text, size, "input", &schedule)) {
+        if (schedule.num_train_timesteps < 1) abort();
+        io_schedule_config_free(&schedule);
+    }
     if (!io_label_config_parse(text, size, "input", &label) && label.num_classes < 1) abort();
     if (!io_model_info_parse(text, size, "input", &info)) {
         for (int i = 0; i < info.classes; i++)

@@ -13,7 +13,7 @@ whatever order its sums are taken in. The derivations stand next to the operatio
 
 A missing NAME.bound means: exactly this value.
 
-Contents: bounds; operations; networks; schedules and sampling; the optimiser.
+Contents: bounds; operations; networks; sampling from one (schedules: make_scheduler_vectors.py); the optimiser.
 """
 import math
 import os
@@ -511,17 +511,7 @@ def network(spec):
     return tensors, {"config": networks.config_json(model)}
 
 
-# ---- Schedules and sampling -----------------------------------------------------------------------------------------
-
-def schedules():
-    """beta and alpha_bar in float32, to the bit."""
-    out = {}
-    for name in ("squaredcos_cap_v2", "linear"):
-        for steps in (10, 500, 1000, 2000):
-            s = DDPMScheduler(num_train_timesteps=steps, beta_schedule=name)
-            out[f"{name}/{steps}/beta"], out[f"{name}/{steps}/alpha_bar"] = s.betas, s.alphas_cumprod
-    return out
-
+# ---- Sampling from a network ----------------------------------------------------------------------------------------
 
 class StoredNoise:
     """Stands for diffusers' randn_tensor: hands out z and keeps it."""
@@ -554,39 +544,6 @@ def run_sampler(scheduler, steps, eta, x, predict, noise):
     return scheduler.timesteps, torch.stack(path), torch.stack(images)
 
 
-SAMPLERS = [  # name, class, T, steps, schedule, eta, clip
-    ("ddpm_10", DDPMScheduler, 10, 10, "squaredcos_cap_v2", None, 1.0),
-    ("ddpm_1000_20", DDPMScheduler, 1000, 20, "squaredcos_cap_v2", None, 1.0),
-    ("ddpm_1000_7", DDPMScheduler, 1000, 7, "linear", None, 0.0),
-    ("ddim_1000_20", DDIMScheduler, 1000, 20, "squaredcos_cap_v2", 0.0, 1.0),
-    ("ddim_500_9_half", DDIMScheduler, 500, 9, "linear", 0.5, 1.5),
-    ("ddim_1000_10_one", DDIMScheduler, 1000, 10, "squaredcos_cap_v2", 1.0, 1.0),
-]
-
-
-def make_scheduler(cls, T, schedule, clip):
-    return cls(num_train_timesteps=T, beta_schedule=schedule, clip_sample=clip > 0, clip_sample_range=clip or 1.0)
-
-
-def trajectories():
-    """With stored predictions instead of a model: NAME/start, /prediction, /noise by step, and the truth /path,
-    /image, /timestep. attr: sampler (0 DDPM, 1 DDIM), T, steps, schedule (0 squaredcos_cap_v2, 1 linear), eta, clip
-    (0: none)."""
-    out = {}
-    for name, cls, T, steps, schedule, eta, clip in SAMPLERS:
-        g = networks.generator("trajectory", name)
-        predictions = torch.randn(steps, 2, 3, 4, 4, generator=g)
-        start = torch.randn(2, 3, 4, 4, generator=g)
-        noise, queue = StoredNoise(name), iter(predictions.double())
-        times, path, images = run_sampler(make_scheduler(cls, T, schedule, clip), steps, eta, start,
-                                          lambda x, t: next(queue), noise)
-        out |= {f"{name}/start": start, f"{name}/prediction": predictions, f"{name}/noise": torch.stack(noise.drawn),
-                f"{name}/path": path, f"{name}/image": images, f"{name}/timestep": times.double(),
-                f"{name}/attr": torch.tensor([float(cls is DDIMScheduler), T, steps, float(schedule == "linear"),
-                                              eta or 0.0, clip], dtype=torch.float64)}
-    return out
-
-
 def network_sampling():
     """The network 'lab' of TINY drawn from with both samplers, 10 steps of T = 1000."""
     spec = next(s for s in networks.TINY if s["name"] == "lab")
@@ -602,7 +559,7 @@ def network_sampling():
                 def predict(x, t):
                     t = t.repeat(len(labels))
                     return model(*(a.to(precision) for a in (x, t, labels))).double()
-                scheduler = make_scheduler(cls, 1000, "squaredcos_cap_v2", 1.0)
+                scheduler = cls(beta_schedule="squaredcos_cap_v2")
                 times, path, _ = run_sampler(scheduler, 10, eta, start, predict, noise)
             if precision == torch.float32:
                 path32 = path
@@ -742,8 +699,7 @@ def make(directory):
     save("operations", operations())
     for spec in networks.TINY:
         save("unet_" + spec["name"], *network(spec))
-    save("schedules", schedules())
-    save("sampling", trajectories() | network_sampling() | noised())
+    save("sampling", network_sampling() | noised())
     save("optimiser", optimisers() | decays() | training())
 
 
