@@ -41,6 +41,16 @@ typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
     int accumulate, copy_b;
 } cpu_product;
 
+typedef struct cpu_taps { /* see taps_tile in cpu_kernels.h */
+    int inputs, rows, kernel, vectors;
+    const float *w, *x;
+    size_t w_out, w_in; /* weight of (m, i, r, s) at w + m w_out + i w_in + (r kernel + s) w_tap */
+    int w_tap;
+    size_t x_in, x_row, x_step;
+    float *y; /* output m at y + m ldy */
+    size_t ldy;
+} cpu_taps;
+
 typedef struct cpu_pictures { /* (n,channels,h,w) */
     int n, channels, h, w;
     float *data;
@@ -62,6 +72,7 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel);
     void (*turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row);
     void (*product)(const cpu_product *p);
+    void (*taps)(const cpu_taps *t);
     void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
     void (*input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width);
     void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
@@ -290,8 +301,9 @@ typedef struct conv { /* of n pictures; also the one that computes dx (see secti
 } conv;
 
 enum {
-    BLOCK = 48,     /* pixels, or tiles, worked on together: a multiple of every register tile */
-    FEW_PIXELS = 64 /* up to here weights are read as they lie; above they are packed */
+    BLOCK = 48,              /* pixels, or tiles, worked on together: a multiple of every register tile */
+    SMALL_FRAME = 512 << 10, /* floats */
+    FEW_PIXELS = 64          /* up to here weights are read as they lie; above they are packed */
 };
 
 static size_t line(size_t elements) /* rounded up to whole cache lines */
@@ -468,6 +480,113 @@ static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
             kernels->product(&p);
             store_pixels(c, at, count, from_row, to_row, block, z.row);
         }
+    }
+}
+
+/* Small pictures, stride 1, as many pixels out as in: the batch is turned innermost, (Ci,h,w,n), so that a row of outputs
+ * of all pictures fills vectors, a tap is a shift by n, and taps that fall outside above or below are left out (at 4x4 a
+ * sixth of them). Each weight is read as it lies, once for a row. Where even a row is shorter than a vector, all rows are
+ * one, with zeros around the picture, and what falls between two rows is thrown away. To a 1x1 kernel all is one row.
+ * Scratch: the frame of zeros with the batch in it; for each thread the outputs of a panel. */
+typedef struct small_sizes {
+    conv c;                     /* a 1x1 kernel's as one row */
+    int whole;                  /* all rows as one */
+    int vectors;                /* of a row */
+    size_t row, channel, frame; /* floats of a row, of a channel, of the frame */
+    size_t y_row, y;            /* floats of a row of outputs, of an output */
+} small_sizes;
+
+static small_sizes sizes_of_small(const cpu_state *s, const conv *given)
+{
+    small_sizes z = {.c = *given};
+    size_t lanes = (size_t)s->kernels->lanes, n = (size_t)given->n, length;
+    if (z.c.kernel == 1) z.c.w = z.c.ow = given->h * given->w, z.c.h = z.c.oh = 1;
+    z.whole = n * (size_t)z.c.w < lanes;
+    z.row = n * (size_t)(z.c.w + 2 * z.c.pad);
+    z.channel = z.row * (size_t)(z.c.h + (z.whole ? 2 * z.c.pad : 0));
+    length = z.whole ? z.row * (size_t)(z.c.h - 1) + n * (size_t)z.c.w : n * (size_t)z.c.w;
+    z.vectors = (int)((length + lanes - 1) / lanes);
+    z.frame = line(z.channel * (size_t)z.c.ci + lanes * (size_t)z.vectors); /* the last vectors read beyond the end */
+    z.y_row = z.whole ? z.row : lanes * (size_t)z.vectors;
+    z.y = line(z.whole ? lanes * (size_t)z.vectors : z.y_row * (size_t)z.c.h);
+    return z;
+}
+
+static size_t small_scratch(const cpu_state *s, const conv *c, int capacity)
+{
+    size_t most = 0;
+    for (int n = 1; n <= capacity; n++) { /* zeros above and below may make the frame of a smaller batch larger */
+        conv some = *c;
+        some.n = n;
+        small_sizes z = sizes_of_small(s, &some);
+        size_t room = z.frame + (size_t)s->threads * z.y * (size_t)s->kernels->rows;
+        most = room > most ? room : most;
+    }
+    return most;
+}
+
+/* The batch's channel i into its place in the frame. */
+static void fill_frame(const small_sizes *z, int i, float *channel)
+{
+    const conv *c = &z->c;
+    size_t n = (size_t)c->n, plane = (size_t)c->h * (size_t)c->w;
+    memset(channel, 0, z->channel * sizeof *channel);
+    for (size_t k = 0; k < n; k++)
+        for (int y = 0; y < c->h; y++) {
+            const float *x = c->x + (k * (size_t)c->ci + (size_t)i) * plane + (size_t)(y * c->w);
+            float *to = channel + (size_t)(y + (z->whole ? c->pad : 0)) * z->row + (size_t)c->pad * n + k;
+            for (int at = 0; at < c->w; at++)
+                to[(size_t)at * n] = x[at];
+        }
+}
+
+static void store_small(const small_sizes *z, int o, const float *y)
+{
+    const conv *c = &z->c;
+    size_t n = (size_t)c->n, plane = (size_t)c->h * (size_t)c->w;
+    float bias = c->bias ? c->bias[o] : 0;
+    for (size_t k = 0; k < n; k++)
+        for (int at = 0; at < c->h; at++) {
+            float *to = c->y + (k * (size_t)c->co + (size_t)o) * plane + (size_t)(at * c->w);
+            const float *from = y + (size_t)at * z->y_row + k;
+            for (int x = 0; x < c->w; x++)
+                to[x] = (c->accumulate ? to[x] : bias) + from[(size_t)x * n];
+        }
+}
+
+static void small_forward(const cpu_state *s, const conv *given, float *scratch)
+{
+    const small_sizes z = sizes_of_small(s, given);
+    const conv *c = &z.c;
+    size_t first, end, mr = (size_t)s->kernels->rows;
+    float *frame = scratch, *own = frame + z.frame + (size_t)cpu_team_index() * z.y * mr;
+    share((size_t)c->ci, &first, &end);
+    for (size_t i = first; i < end; i++)
+        fill_frame(&z, (int)i, frame + i * z.channel);
+    cpu_team_barrier();
+    share((size_t)c->co / mr, &first, &end);
+    for (size_t panel = first; panel < end; panel++) {
+        for (int y = 0; y < (z.whole ? 1 : c->h); y++) {
+            int skip = z.whole || y >= c->pad ? 0 : c->pad - y; /* taps above the picture */
+            int below = z.whole || y + c->pad < c->h ? 0 : y + c->pad + 1 - c->h;
+            cpu_taps t = {.inputs = c->ci,
+                          .rows = c->kernel - skip - below,
+                          .kernel = c->kernel,
+                          .vectors = z.vectors,
+                          .w = c->weight + panel * mr * c->w_out + (ptrdiff_t)(skip * c->kernel) * c->w_tap,
+                          .x = frame + (size_t)(z.whole ? 0 : y + skip - c->pad) * z.row,
+                          .w_out = c->w_out,
+                          .w_in = c->w_in,
+                          .w_tap = c->w_tap,
+                          .x_in = z.channel,
+                          .x_row = z.row,
+                          .x_step = (size_t)c->n,
+                          .y = own + (size_t)y * z.y_row,
+                          .ldy = z.y};
+            s->kernels->taps(&t);
+        }
+        for (size_t m = 0; m < mr; m++)
+            store_small(&z, (int)(panel * mr + m), own + m * z.y);
     }
 }
 
@@ -862,11 +981,24 @@ static int few_pixels(const ddpm_graph *g, const ddpm_node *node)
     return g->capacity * node->out->shape[2] * node->out->shape[3] <= FEW_PIXELS;
 }
 
+/* At least half of what `small_forward` computes must be outputs, and the frame stay in the second-level cache or near. */
+static int small_pays(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node);
+    c.n = g->capacity;
+    if (c.kernel > 3 || c.stride != 1 || c.pad != c.kernel / 2 || c.oh != c.h || c.ow != c.w || c.h * c.w > 64 ||
+        c.co % 16 || c.ci % 16)
+        return 0;
+    small_sizes z = sizes_of_small(state_of(g), &c);
+    size_t computed = (size_t)(z.vectors * state_of(g)->kernels->lanes) * (size_t)(z.whole ? 1 : z.c.h);
+    return 2 * (size_t)(c.n * c.h * c.w) >= computed && z.frame <= SMALL_FRAME;
+}
+
 /* The rule. Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill
  * vectors evenly; it pays where the transform of the weights is spread over enough tiles. Few pixels read the weights
  * as they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same
  * algorithm. */
-typedef enum algorithm { THIN, PACKED, WINOGRAD } algorithm;
+typedef enum algorithm { THIN, TURNED, PACKED, WINOGRAD } algorithm;
 
 static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -877,6 +1009,7 @@ static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
     if (w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
         node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && whole && tiles >= 16)
         return WINOGRAD;
+    if (small_pays(g, node)) return TURNED;
     return few_pixels(g, node) ? THIN : PACKED;
 }
 
@@ -911,6 +1044,8 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
     }
     if (how == WINOGRAD)
         winograd_forward(state_of(g), &c, g->scratch);
+    else if (how == TURNED)
+        small_forward(state_of(g), &c, g->scratch);
     else if (how == THIN)
         thin_forward(state_of(g), &c, g->scratch);
     else
@@ -957,6 +1092,9 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 1 && how == WINOGRAD) {
         conv d = conv_of_dx(g, node);
         winograd_forward(s, &d, g->scratch);
+    } else if (node->wants & 1 && how == TURNED) {
+        conv d = conv_of_dx(g, node);
+        small_forward(s, &d, g->scratch);
     } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
         conv d = conv_of_dx(g, node);
         packed_forward(s, &d, g->scratch);
@@ -991,7 +1129,9 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         return size;
     }
     conv dx = conv_of_dx(g, node);
-    if (few_pixels(g, node))
+    if (choose(g, node) == TURNED)
+        size = larger(small_scratch(s, &c, g->capacity), small_scratch(s, &dx, g->capacity));
+    else if (few_pixels(g, node))
         size = 2 * line((size_t)(c.ci * c.kernel * c.kernel) * FEW_PIXELS);
     else
         size = sizes_of_packed(s, &c).all;

@@ -159,6 +159,51 @@ static void CPU(product)(const cpu_product *p)
     }
 }
 
+/* MR outputs of a convolution for `vectors` vectors of positions p, weights as they lie:
+ *     y[m][p] = sum over inputs i and taps (r, s) of w[m][i][r][s] x[i][p + r x_row + s x_step] */
+INLINE void CPU(taps_tile)(const int nv, const cpu_taps *t, const float *x, float *y)
+{
+    VEC sum[MR][NV];
+    EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
+    const size_t one = t->w_out, three = 3 * one; /* so that eight rows need two pointers */
+    const int far = t->w_in > 1024;               /* too far apart for the processor to guess */
+    for (int i = 0; i < t->inputs; i++, x += t->x_in)
+        for (int r = 0; r < t->rows; r++) {
+            const float *w = t->w + (size_t)i * t->w_in + (ptrdiff_t)(r * t->kernel) * t->w_tap;
+            const float *in = x + (size_t)r * t->x_row;
+            if (far && r == 0)
+                EACH(m, MR) __builtin_prefetch(w + (i + 4 < t->inputs ? 4 * t->w_in : 0) + (size_t)m * one);
+            for (int s = 0; s < t->kernel; s++, w += t->w_tap, in += t->x_step) {
+                const float *later = w + 4 * one;
+                VEC column[NV];
+                EACH(v, nv) column[v] = CPU(load)(in + v * LANES);
+                EACH(m, MR)
+                {
+                    VEC each = BROADCAST((m < 4 ? w : later)[m % 4 == 3 ? three : (size_t)(m % 4) * one]);
+                    KEEP(each);
+                    EACH(v, nv) sum[m][v] = FMA(each, column[v], sum[m][v]);
+                }
+            }
+        }
+    EACH(m, MR) EACH(v, nv) CPU(store)(y + (size_t)m * t->ldy + v * LANES, sum[m][v]);
+}
+
+static void CPU(taps)(const cpu_taps *t)
+{
+    for (int v = 0; v < t->vectors;) {
+        int left = t->vectors - v, some = left >= NV && left != NV + 1 ? NV : left > 1 ? 2 : 1;
+        const float *x = t->x + v * LANES;
+        float *y = t->y + v * LANES;
+        if (some == 1)
+            CPU(taps_tile)(1, t, x, y);
+        else if (some == 2)
+            CPU(taps_tile)(2, t, x, y);
+        else
+            CPU(taps_tile)(NV, t, x, y);
+        v += some;
+    }
+}
+
 /* Rows first ... first + MR - 1 of A, A[i][k] = from[i row + k column], as a panel; rows beyond `rows` are zeros. */
 static void CPU(pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel)
 {
@@ -1029,7 +1074,7 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
-    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .dot = CPU(dot), .sum = CPU(sum),
+    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
     .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .weights = CPU(weights),
     .weight_gradient = CPU(weight_gradient),
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
