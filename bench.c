@@ -1,12 +1,14 @@
 /* bench.c - how fast the machine is, and how much of that the rows and whole steps reach.
  *
- * Contents: 1 multiply-add peak   2 bandwidth   3 rows   4 whole steps */
+ * Contents: 1 a process apart   2 multiply-add peak   3 bandwidth   4 rows   5 whole steps */
 #include "bench.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 static double seconds_now(void)
 {
@@ -15,7 +17,58 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- 1. Multiply-add peak ---------------------------------------------------------------------------------------
+/* ---- 1. A process apart -----------------------------------------------------------------------------------------
+ * A forked process has the memory of this one and none of its threads. */
+
+typedef struct report { /* what it writes into the pipe; `size` bytes of the result follow */
+    ddpm_result result;
+    char error[512];
+} report;
+
+static int write_all(int file, const void *data, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t some = write(file, (const char *)data + done, size - done);
+        if (some <= 0) return 0;
+        done += (size_t)some;
+    }
+    return 1;
+}
+
+static int read_all(int file, void *data, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t some = read(file, (char *)data + done, size - done);
+        if (some <= 0) return 0;
+        done += (size_t)some;
+    }
+    return 1;
+}
+
+/* *out, `size` bytes, as work(arg, out) leaves it in a process of its own. */
+static ddpm_result run_apart(ddpm_result (*work)(const void *arg, void *out), const void *arg, void *out, size_t size)
+{
+    int end[2];
+    report said = {DDPM_OK, ""};
+    if (pipe(end) != 0) return ddpm_fail(DDPM_ERR_BACKEND, "no pipe to a process that measures");
+    pid_t child = fork();
+    if (child == 0) {
+        said.result = work(arg, out);
+        snprintf(said.error, sizeof said.error, "%s", ddpm_error());
+        _exit(write_all(end[1], &said, sizeof said) && write_all(end[1], out, size) ? 0 : 1);
+    }
+    close(end[1]);
+    int heard = child > 0 && read_all(end[0], &said, sizeof said) && read_all(end[0], out, size);
+    close(end[0]);
+    if (child > 0) waitpid(child, NULL, 0);
+    if (!heard)
+        return ddpm_fail(DDPM_ERR_BACKEND,
+                         "the process that measures ended without a result\n      hint: was there too "
+                         "little memory?");
+    return said.result == DDPM_OK ? DDPM_OK : ddpm_fail(said.result, "%s", said.error);
+}
+
+/* ---- 2. Multiply-add peak ---------------------------------------------------------------------------------------
  * a_i = a_i x + y on twelve independent vectors: a multiply-add takes four cycles and two can start in each, so eight
  * are in flight and twelve keep the units full; with x and y they fit in sixteen registers. The same loop is compiled
  * for each instruction set. Contraction to one multiply-add is allowed here, and only here. */
@@ -117,7 +170,7 @@ static double measure_peak(peak_loop loop, int threads)
     return best;
 }
 
-/* ---- 2. Bandwidth -------------------------------------------------------------------------------------------- */
+/* ---- 3. Bandwidth -------------------------------------------------------------------------------------------- */
 
 static double measure_triad(float *a, float *b, float *c, long count, int threads)
 {
@@ -143,20 +196,27 @@ static double measure_triad(float *a, float *b, float *c, long count, int thread
     return best;
 }
 
-ddpm_result bench_measure_machine(int threads, bench_machine *out)
+static ddpm_result measure_machine(const void *threads, void *result)
 {
     const long count = 16L << 20;
+    const int *all = threads;
+    bench_machine *out = result;
     peak_loop loop = choose_peak(&out->isa);
     out->core_gflops = measure_peak(loop, 1);
-    out->peak_gflops = measure_peak(loop, threads);
+    out->peak_gflops = measure_peak(loop, *all);
     float *memory = malloc((size_t)count * 3 * sizeof(float));
     if (memory == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory to measure the bandwidth (192 MiB)");
-    out->bandwidth_gbs = measure_triad(memory, memory + count, memory + 2 * count, count, threads);
+    out->bandwidth_gbs = measure_triad(memory, memory + count, memory + 2 * count, count, *all);
     free(memory);
     return DDPM_OK;
 }
 
-/* ---- 3. Rows ------------------------------------------------------------------------------------------------- */
+ddpm_result bench_measure_machine(int threads, bench_machine *out)
+{
+    return run_apart(measure_machine, &threads, out, sizeof *out);
+}
+
+/* ---- 4. Rows ------------------------------------------------------------------------------------------------- */
 
 /* A network with host tensors to feed it. */
 typedef struct bench_net {
@@ -413,25 +473,17 @@ ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch,
     return DDPM_OK;
 }
 
-/* ---- 4. Whole steps ------------------------------------------------------------------------------------------ */
+/* ---- 5. Whole steps ------------------------------------------------------------------------------------------ */
 
 static double graph_flops(const ddpm_graph *g, int n, int training)
 {
     double flops = 0;
-    for (int i = 0; i < g->nodes; i++)
-        flops += ddpm_node_flops(g->node[i], n, 0) + (training ? ddpm_node_flops(g->node[i], n, 1) : 0);
-    return flops;
-}
-
-/* Linux: "5" sets the peak of the resident memory back to what is resident now, so that each work has a peak of
- * its own. */
-static void reset_peak_memory(void)
-{
-    FILE *file = fopen("/proc/self/clear_refs", "w");
-    if (file != NULL) {
-        fputs("5", file);
-        fclose(file);
+    for (int i = 0; i < g->nodes; i++) {
+        const ddpm_node *node = g->node[i];
+        if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR || node->op == DDPM_OP_ATTENTION)
+            flops += ddpm_node_flops(node, n, 0) + (training ? ddpm_node_flops(node, n, 1) : 0);
     }
+    return flops;
 }
 
 static double peak_memory_mib(void)
@@ -462,33 +514,41 @@ static ddpm_result one_step(bench_net *b, ddpm_trainer *trainer, const bench_wor
 static ddpm_result time_work(bench_net *b, ddpm_trainer *trainer, const bench_work *work, double seconds,
                              bench_result *out)
 {
-    enum { MOST = 64 };
-    double time[MOST], start = seconds_now();
+    enum { MOST = 64, LEAST = 3 };
+    double time[MOST];
     int count = 0;
-    ddpm_result result = one_step(b, trainer, work);
-    if (result != DDPM_OK) return result;
-    time[0] = seconds_now() - start;
-    if (time[0] > 0.1 * seconds) /* too slow to run once for nothing */
-        count = 1;
-    while (count == 0 || (count < MOST && seconds_now() - start < seconds)) {
+    ddpm_result result = one_step(b, trainer, work); /* warms up */
+    for (double start = seconds_now(), spent = 0;
+         result == DDPM_OK && count < MOST && (spent < seconds || count < (spent < 4 * seconds ? LEAST : 1)); count++) {
         double begin = seconds_now();
-        if ((result = one_step(b, trainer, work)) != DDPM_OK) return result;
-        time[count++] = seconds_now() - begin;
+        result = one_step(b, trainer, work);
+        time[count] = seconds_now() - begin;
+        spent = seconds_now() - start;
     }
+    if (result != DDPM_OK) return result;
     qsort(time, (size_t)count, sizeof time[0], compare_times);
-    out->ms = time[count / 2] * 1e3;
+    out->ms = (time[(count - 1) / 2] + time[count / 2]) / 2 * 1e3;
     out->repeats = count;
     return DDPM_OK;
 }
 
-ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double seconds, bench_result *out)
+static ddpm_model_config config_of(const bench_work *work)
+{
+    ddpm_model_config config = ddpm_model_preset(work->preset, 24);
+    ddpm_unet_config *u = &config.unet;
+    for (int i = 0; i < u->levels && work->channels > 0; i++)
+        u->block_out_channels[i] = (int)(work->channels * u->block_out_channels[i] + 0.5);
+    if (work->channels > 0) config.label.embedding_dim = 4 * u->block_out_channels[0]; /* the time embedding's width */
+    if (work->size > 0) u->sample_size[0] = u->sample_size[1] = work->size;
+    return config;
+}
+
+static ddpm_result run_work(const ddpm_device *device, const bench_work *work, double seconds, bench_result *out)
 {
     bench_net b;
     ddpm_schedule schedule = {0};
     ddpm_trainer trainer = {0};
-    ddpm_model_config config = ddpm_model_preset(work->preset, 24);
-    *out = (bench_result){0};
-    reset_peak_memory();
+    ddpm_model_config config = config_of(work);
     unsigned arrays = work->training ? DDPM_FOR_TRAINING & ~(1u << DDPM_EMA) : DDPM_FOR_INFERENCE;
     int training = work->training ? DDPM_TRAINING | DDPM_SHARE_GRADIENTS : 0;
     ddpm_result result = open_net(&b, device, &config, work->batch, arrays, training);
@@ -503,4 +563,31 @@ ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double 
     ddpm_schedule_free(&schedule);
     close_net(&b);
     return result;
+}
+
+typedef struct job {
+    const ddpm_device *device;
+    const bench_work *work;
+    double seconds;
+} job;
+
+/* With a device of its own: the threads of the one that was opened are not in this process. */
+static ddpm_result run_job(const void *arg, void *result)
+{
+    const job *j = arg;
+    ddpm_device device;
+    const char *isa = j->device->backend == ddpm_reference() ? NULL : ddpm_device_isa(j->device);
+    ddpm_result opened = ddpm_device_open(&device, j->device->backend, j->device->threads, isa);
+    if (opened != DDPM_OK) return opened;
+    opened = run_work(&device, j->work, j->seconds, result);
+    ddpm_device_close(&device);
+    return opened;
+}
+
+ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double seconds, bench_result *out)
+{
+    job j = {device, work, seconds};
+    *out = (bench_result){0};
+    if (device->backend->download != NULL) return run_work(device, work, seconds, out); /* a device does not fork */
+    return run_apart(run_job, &j, out, sizeof *out);
 }

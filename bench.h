@@ -13,8 +13,9 @@ typedef struct bench_machine {
     double bandwidth_gbs;            /* STREAM triad (McCalpin 1995) on all threads, 12 bytes an element */
     const char *isa;                 /* the widest instruction set that the loop used: "avx512", "avx2", ... */
 } bench_machine;
-/* Takes about a second. The peak is the machine's, not the build's: the loop exists once an instruction set and
- * the processor chooses. DDPM_ERR_MEMORY without room for three 64 MiB arrays. */
+/* Takes about a second. This and the whole steps run in processes of their own, so that nothing they leave behind,
+ * memory or threads, is in the next one's way. The peak is the machine's, not the build's: the loop exists once an
+ * instruction set and the processor chooses. DDPM_ERR_MEMORY without room for three 64 MiB arrays. */
 ddpm_result bench_measure_machine(int threads, bench_machine *out);
 
 /* ---- 2. Rows ------------------------------------------------------------------------------------------------- */
@@ -28,8 +29,9 @@ typedef struct bench_row { /* one operation at one shape; [0] forward, [1] backw
     double ms[2];              /* best of the repeats */
     double flops[2], bytes[2]; /* of one call: a multiply-add as two; inputs and outputs once */
 } bench_row;
-/* Builds the preset's network for `batch` pictures and calls the rows of its nodes one by one, each distinct
- * shape for about `seconds`; then the rows that the preset does not use, at shapes near it. *rows is malloc'ed. */
+/* In this process: call it after the others. Builds the preset's network for `batch` pictures and calls the rows of
+ * its nodes one by one, each distinct shape for about `seconds`; then the rows that the preset does not use, at shapes
+ * near it. *rows is malloc'ed. */
 ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch, double seconds, bench_row **rows,
                        int *count);
 
@@ -37,14 +39,18 @@ ddpm_result bench_rows(const ddpm_device *device, const char *preset, int batch,
 
 typedef struct bench_work {
     const char *name, *preset;
-    int batch, training; /* one forward; or one training step with clipping, Adam and EMA */
+    int batch, training; /* one forward; or one training step with clipping and Adam, without the moving average */
+    int size;            /* of the pictures, which are square; 0: the preset's */
+    double channels;     /* times the preset's; 0: once */
 } bench_work;
 typedef struct bench_result {
-    double ms; /* median */
-    double gflops, peak_rss_mib;
+    double ms;           /* median */
+    double gflops;       /* a second: multiply-adds as two, those of the direct convolution whatever the algorithm */
+    double peak_rss_mib; /* of a process that does nothing else */
     int repeats;
 } bench_result;
-/* Runs the work for about `seconds`, once at least (a first run below a tenth of that only warms up). */
+/* Runs the work once to warm up, then for about `seconds` and three times at least (once, where that takes four times
+ * as long). DDPM_ERR_BACKEND: its process was killed, as a system short of memory does. */
 ddpm_result bench_run(const ddpm_device *device, const bench_work *work, double seconds, bench_result *out);
 
 #endif

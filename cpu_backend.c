@@ -5,8 +5,8 @@
  * does not depend on how many threads there are: so neither do the bits. All memory a step needs is in the graph's
  * scratch, asked for in plan().
  *
- * Rows run on all threads of a team at once (cpu_team.h): each thread calls the same row, takes its share of the outputs,
- * and meets the others at barrier() where it needs what they wrote. There is no OpenMP here.
+ * Rows run on all threads of a team at once (cpu_team.h): each thread calls the same row, takes its share of the
+ * outputs, and meets the others at barrier() where it needs what they wrote. There is no OpenMP here.
  *
  * Contents: 1 instruction sets, threads   2 direct convolution   3 Winograd   4 which one, and the rows
  *           5 elementwise rows   6 update   7 the backend */
@@ -764,8 +764,8 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
  * Training transforms weights into scratch just before use: stored for all layers they would be four times the model.
  * Inference keeps them, until the model says that its weights have changed.
  *
- * A thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128 channels) and M of
- * the outputs (0.2 MiB) then stay in the second-level cache while U streams past them, a chunk's from end to end. */
+ * A thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128 channels) and M
+ * of the outputs (0.2 MiB) then stay in the second-level cache while U streams past them, a chunk's from end to end. */
 
 enum {
     FREQUENCIES = 36,

@@ -459,8 +459,8 @@ INLINE void CPU(transform_dy)(const CPU(group) *g, int c, VEC *v)
     EACH(j, 6) CPU(a)(t + 4 * j, v + j, 6);
 }
 
-/* Channels are a plane apart, too far for the processor to guess: asks for the patch rows of one early (measured: 7 % of
- * a 64x64 convolution). */
+/* Channels are a plane apart, too far for the processor to guess: asks for the patch rows of one early (measured: 7 %
+ * of a 64x64 convolution). */
 INLINE void CPU(prefetch)(const CPU(group) *g, int c)
 {
     for (int i = 0; i < 6 && g->parts <= 4; i++)
@@ -480,7 +480,8 @@ static void CPU(input)(const cpu_pictures *p, size_t first, float *v, size_t pla
     }
 }
 
-/* y = A^T M A (+ bias) of LANES tiles and outputs from ... to - 1, M of these laid out as V; added to y if accumulate */
+/* y = A^T M A (+ bias) of LANES tiles and outputs from ... to - 1, M of these laid out as V; added to y if accumulate
+ * */
 static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane,
                         size_t width, const float *bias, int accumulate)
 {
@@ -868,15 +869,15 @@ static void CPU(adam)(const ddpm_adam *s, size_t count, float *w, const float *g
 }
 
 /* ---- 5. Attention ---------------------------------------------------------------------------------------------------
- * Formulas: ddpm_impl.c. Lanes are LANES queries (forward, dq) or keys (dk, dv), so that nothing is summed across lanes:
- * with q' = q log2 e / sqrt d one vector s_j = sum_c q'_c k_c[j] holds the scores of all of them with token j, p_j =
- * 2^(s_j - l). Tokens j come in steps of AHEAD, sums independent of each other. */
+ * Formulas: ddpm_impl.c. Lanes are LANES queries (forward, dq) or keys (dk, dv), so that nothing is summed across
+ * lanes: with q' = q log2 e / sqrt d one vector s_j = sum_c q'_c k_c[j] holds the scores of all of them with token j,
+ * p_j = 2^(s_j - l). Tokens j come in steps of AHEAD, sums independent of each other. */
 
 enum { CPU(AHEAD) = LANES == 16 ? 8 : 4, CPU(TOKENS) = 64 }; /* TOKENS: between two looks at the largest score */
 
-/* 2^x for x <= 0 or little above: 2^n 2^f, n = x rounded (by adding 1.5 2^23 + 127, which leaves n + 127 in the low bits),
- * |f| <= 1/2 exact; 2^f by a minimax polynomial of degree 6 with a relative error of 0.3 u, two roundings to sum it:
- * below 2 u. Below -126 it stays 2^-126. NaN stays NaN. */
+/* 2^x for x <= 0 or little above: 2^n 2^f, n = x rounded (by adding 1.5 2^23 + 127, which leaves n + 127 in the low
+ * bits), |f| <= 1/2 exact; 2^f by a minimax polynomial of degree 6 with a relative error of 0.3 u, two roundings to
+ * sum it: below 2 u. Below -126 it stays 2^-126. NaN stays NaN. */
 INLINE VEC CPU(power)(VEC x)
 {
     const VEC magic = BROADCAST(12583039.0f);
@@ -1020,7 +1021,7 @@ static void CPU(attend_queries)(const cpu_head *h, size_t first, float *work)
     size_t wide = (size_t)h->d * LANES, left = h->tokens - first, j = 0;
     float *q = work, *dy = q + wide, *dq = dy + wide, *p_row = dq + wide, *dp_row = p_row + h->tokens * LANES;
     VEC largest = CPU(get)(h->largest + first, left), total = CPU(get)(h->total + first, left), mean = {0};
-    VEC share = 1.0f / MAXIMUM(total, BROADCAST(1.0f)); /* one score at least is the largest; 1 in lanes beyond the end */
+    VEC share = 1.0f / MAXIMUM(total, BROADCAST(1.0f)); /* one score is the largest; lanes beyond the end have 0 */
     CPU(gather)(h, h->q, first, h->scale * 1.44269504f, q);
     CPU(gather)(h, h->dy, first, 1, dy);
     memset(dq, 0, wide * sizeof *dq);

@@ -13,8 +13,8 @@ typedef struct cpu_team cpu_team;
 ddpm_result cpu_team_open(cpu_team **out, int threads);
 void cpu_team_close(cpu_team *team); /* NULL is allowed */
 
-/* Calls work(arg) on every thread of the team and waits for all; returns what the calling thread's call returned, and so
- * only that one may fail. While another thread has the team, the caller works alone: results may not depend on how
+/* Calls work(arg) on every thread of the team and waits for all; returns what the calling thread's call returned, and
+ * so only that one may fail. While another thread has the team, the caller works alone: results may not depend on how
  * many there are. */
 ddpm_result cpu_team_run(cpu_team *team, ddpm_result (*work)(void *arg), void *arg);
 

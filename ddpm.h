@@ -204,9 +204,11 @@ typedef struct ddpm_step {
     double grad_norm;                   /* out: norm of all gradients, before clipping */
 } ddpm_step;
 
-typedef struct ddpm_adam { /* the same as factors (see adam() in ddpm_impl.c): one_b1 = 1 - beta1, keep = 1 - lr decay, */
-    ddpm_real clip, one_b1, b2, one_b2, keep, rate, root, eps, ema; /* rate = lr / correction1, root = sqrt(correction2) */
-} ddpm_adam;                                                        /* ema = 1 - ema_decay */
+/* The same as factors (adam() in ddpm_impl.c): one_b1 = 1 - beta1, keep = 1 - lr weight_decay, rate = lr / correction1,
+ * root = sqrt(correction2), ema = 1 - ema_decay. */
+typedef struct ddpm_adam {
+    ddpm_real clip, one_b1, b2, one_b2, keep, rate, root, eps, ema;
+} ddpm_adam;
 
 typedef struct ddpm_graph {
     ddpm_node **node;
@@ -380,8 +382,8 @@ typedef struct ddpm_backend {
     ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
     ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i: ddpm_normals at first + i */
-    /* The update, on host memory, of parameters next to each other: the sum of x^2; and clipping, Adam and the average in
-     * one pass, without Adam if grad is NULL, without the average if ema is NULL. */
+    /* The update, on host memory, of parameters next to each other: the sum of x^2; and clipping, Adam and the average
+     * in one pass, without Adam if grad is NULL, without the average if ema is NULL. */
     double (*squares)(void *state, size_t count, const ddpm_real *x);
     void (*adam)(void *state, const ddpm_adam *s, size_t count, ddpm_real *w, const ddpm_real *grad, ddpm_real *m,
                  ddpm_real *v, ddpm_real *ema);
@@ -611,8 +613,9 @@ typedef struct ddpm_trainer {
 DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                                        const ddpm_train_config *config);
 /* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
- * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared error over all elements of all of them, divided
- * once. DDPM_ERR_NONFINITE names the first node that went wrong; the weights are then unchanged. */
+ * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared
+ * error over all elements of all of them, divided once. DDPM_ERR_NONFINITE names the first node that went wrong; the
+ * weights are then unchanged. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
 /* The last part of it, for loops of one's own: clips the gradients that are there, makes one step of Adam and moves the
@@ -663,8 +666,8 @@ DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 52
  * DDPM_ERR_RANGE: steps outside [1,T], or so many that two would coincide or leave [0,T). */
 DDPM_API ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
 
-/* One sampling step as two linear combinations, the same for every sampler; `out` is the network's, x_0' the estimate of
- * the step before:
+/* One sampling step as two linear combinations, the same for every sampler; `out` is the network's, x_0' the estimate
+ * of the step before:
  *     x_0     = clamp(x0_sample x_t + x0_prediction out)
  *     x_{t-1} = image x_0 + sample x_t + prediction out + noise z + previous x_0'
  * DDPM: eq. 7 of Ho et al. 2020; DDIM: eq. 12 of Song et al. 2021; DPM-Solver++: algorithm 2 of Lu et al. 2022. */

@@ -1,6 +1,6 @@
 /* cli/bench.c - ddpm bench: what bench.h measures, as tables for people or one JSON object.
  *
- * Contents: 1 options   2 tables   3 JSON   4 the command */
+ * Contents: 1 options   2 tables   3 JSON   4 growth   5 the command */
 #include "bench.h"
 
 #include <cjson/cJSON.h>
@@ -9,12 +9,14 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "io/file.h"
+#include "io/plot.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    int json, model, quick;
-    const char *only;
+    int json, model, quick, batch;
+    const char *only, *growth;
 } set;
 enum { MODEL_TINY, MODEL_SMALL, MODEL_LAB, MODEL_ANY };
 
@@ -25,7 +27,12 @@ static const cli_option options[] = {
     {"only", NULL, CLI_TEXT, "NAME", "(none)",
      "only this work, or only the rows of this operation", &set.only, 0, 0, 0},
     {"model", NULL, CLI_CHOICE, "tiny|small|lab|any", "any",
-     "whose shapes; any: rows of lab, steps of tiny and small", &set.model, 0, 0, 0},
+     "whose shapes; any: rows of lab, steps of all", &set.model, 0, 0, 0},
+    {"batch", NULL, CLI_INT, "N", "1",
+     "pictures that the rows run with", &set.batch, 1, 4096, 0},
+    {"growth", NULL, CLI_TEXT, "OUT.png", "(none)",
+     "instead: how time grows with batch, picture and channels, as a chart; what is in OUT.csv is not measured again",
+     &set.growth, 0, 0, 0},
     {"quick", NULL, CLI_FLAG, NULL, NULL,
      "less time for each figure, and rows of tiny", &set.quick, 0, 0, 0},
     {0},
@@ -34,10 +41,10 @@ static const cli_option options[] = {
 
 /* clang-format off */
 static const bench_work works[] = {
-    {"lab_forward_b1", "lab", 1, 0},        {"lab_forward_b8", "lab", 8, 0},
-    {"lab_train_b4", "lab", 4, 1},          {"lab_train_b8", "lab", 8, 1},
-    {"small_forward_b32", "small", 32, 0},  {"small_train_b32", "small", 32, 1},
-    {"tiny_forward_b32", "tiny", 32, 0},    {"tiny_train_b32", "tiny", 32, 1},
+    {"lab_forward_b1", "lab", 1, 0, 0, 0},        {"lab_forward_b8", "lab", 8, 0, 0, 0},
+    {"lab_train_b4", "lab", 4, 1, 0, 0},          {"lab_train_b8", "lab", 8, 1, 0, 0},
+    {"small_forward_b32", "small", 32, 0, 0, 0},  {"small_train_b32", "small", 32, 1, 0, 0},
+    {"tiny_forward_b32", "tiny", 32, 0, 0, 0},    {"tiny_train_b32", "tiny", 32, 1, 0, 0},
 };
 /* clang-format on */
 enum { WORKS = sizeof works / sizeof works[0], JSON_WORKS = 6 }; /* the JSON form has the first six */
@@ -98,12 +105,12 @@ static ddpm_result bench_row_table(const cli_context *context, const bench_machi
     const char *preset = set.model != MODEL_ANY ? model_name[set.model] : set.quick ? "tiny" : "lab";
     bench_row *row;
     int count, kept = 0;
-    ddpm_result result = bench_rows(&context->device, preset, 1, set.quick ? 0.005 : 0.05, &row, &count);
+    ddpm_result result = bench_rows(&context->device, preset, set.batch, set.quick ? 0.005 : 0.05, &row, &count);
     if (result != DDPM_OK) return result;
     for (int i = 0; i < count; i++)
         if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(row[i].op)) == 0) row[kept++] = row[i];
-    printf("\nrows at the shapes of '%s', one picture (peak: of multiply-adds, or of memory, which caches exceed)\n",
-           preset);
+    printf("\nrows at the shapes of '%s', batch %d (peak: of multiply-adds, or of memory, which caches exceed)\n",
+           preset, set.batch);
     print_rows(row, kept, machine);
     print_missing(&context->device);
     free(row);
@@ -120,8 +127,7 @@ static ddpm_result bench_work_table(const cli_context *context, const bench_mach
     printf("\nwhole steps\n%-20s %12s %10s %6s %14s\n", "work", "ms (median)", "GFLOP/s", "peak", "memory, MiB");
     for (int i = 0; i < WORKS; i++) {
         int wanted = set.model != MODEL_ANY ? strcmp(works[i].preset, model_name[set.model]) == 0
-                     : set.quick            ? strcmp(works[i].preset, "tiny") == 0
-                                            : strcmp(works[i].preset, "lab") != 0;
+                                            : !set.quick || strcmp(works[i].preset, "tiny") == 0;
         if (set.only != NULL ? strcmp(set.only, works[i].name) != 0 : !wanted) continue;
         bench_result r;
         ddpm_result result = bench_run(&context->device, &works[i], work_seconds(), &r);
@@ -175,7 +181,119 @@ static ddpm_result print_json(const cli_context *context, const bench_machine *m
     return DDPM_OK;
 }
 
-/* ---- 4. The command ------------------------------------------------------------------------------------------ */
+/* ---- 4. Growth ----------------------------------------------------------------------------------------------- */
+
+/* One panel for each axis: forward and training step of the model, one of its sizes varied; and in pale what the direct
+ * convolution's multiply-adds would take at the machine's peak. */
+static const struct {
+    const char *name, *title;
+    int batch;       /* where it does not vary */
+    double value[6]; /* 0: the end */
+} axes[] = {
+    {"batch", "batch, at the model's own picture size", 0, {1, 2, 4, 8, 16, 32}},
+    {"picture", "height and width of the picture, batch 4", 4, {32, 64, 96, 128}},
+    {"channels", "channels, times the model's, batch 4", 4, {0.5, 1, 1.5, 2}},
+};
+enum { AXES = sizeof axes / sizeof axes[0], POINTS = 6, PANEL_WIDTH = 560, PANEL_HEIGHT = 480 };
+
+typedef struct growth {
+    char *csv, *text; /* the file's path, and what is in it so far */
+} growth;
+
+/* The line of this point if it has been measured: same model, threads and instruction set. */
+static int known_point(const growth *g, const char *key, bench_result *out)
+{
+    for (const char *line = g->text; line != NULL; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, key, strlen(key)) == 0)
+            return sscanf(line + strlen(key), "%lf,%lf,%lf", &out->ms, &out->gflops, &out->peak_rss_mib) == 3;
+    }
+    return 0;
+}
+
+static ddpm_result measure_point(const cli_context *context, growth *g, const bench_work *work, const char *key,
+                                 bench_result *out)
+{
+    if (known_point(g, key, out)) return DDPM_OK;
+    ddpm_result result = bench_run(&context->device, work, set.quick ? 0.1 : 2, out);
+    if (result != DDPM_OK) return result;
+    char *text = cli_text("%s%s%.6g,%.6g,%.6g\n", g->text, key, out->ms, out->gflops, out->peak_rss_mib);
+    if (text == NULL) return DDPM_ERR_MEMORY;
+    free(g->text);
+    g->text = text;
+    return io_write_file(g->csv, g->text, strlen(g->text));
+}
+
+static ddpm_result draw_axis(const cli_context *context, const bench_machine *machine, growth *g, int axis,
+                             io_picture *panel)
+{
+    const char *model = model_name[set.model == MODEL_ANY ? MODEL_LAB : set.model];
+    double y[4][POINTS]; /* forward, training step; the same at the multiply-add peak */
+    int count = 0;
+    for (; count < POINTS && axes[axis].value[count] > 0; count++)
+        for (int training = 0; training < 2; training++) {
+            double value = axes[axis].value[count];
+            bench_work work = {"growth",
+                               model,
+                               axis == 0 ? (int)value : axes[axis].batch,
+                               training,
+                               axis == 1 ? (int)value : 0,
+                               axis == 2 ? value : 0};
+            bench_result r = {0};
+            char key[160];
+            snprintf(key, sizeof key, "%s,%s,%g,%s,%d,%s,", model, axes[axis].name, value,
+                     training ? "train" : "forward", context->device.threads, ddpm_device_isa(&context->device));
+            ddpm_result result = measure_point(context, g, &work, key, &r);
+            if (result != DDPM_OK) return result;
+            printf("%s %-8s %-5g %-8s %10.1f ms %8.1f GFLOP/s %5.1f%% of the peak %8.0f MiB\n", model, axes[axis].name,
+                   value, training ? "train" : "forward", r.ms, r.gflops, 100 * r.gflops / machine->peak_gflops,
+                   r.peak_rss_mib);
+            fflush(stdout);
+            y[training][count] = r.ms;
+            y[2 + training][count] = r.ms * r.gflops / machine->peak_gflops;
+        }
+    const double *x = axes[axis].value;
+    const io_series series[] = {/* one legend serves all panels */
+                                {axis == 0 ? "training step" : NULL, x, y[1], count, 0x2060C0, 0},
+                                {axis == 0 ? "at the peak" : NULL, x, y[3], count, 0xA8C0E8, 0},
+                                {axis == 0 ? "forward" : NULL, x, y[0], count, 0xC04020, 0},
+                                {axis == 0 ? "at the peak" : NULL, x, y[2], count, 0xE8B8A8, 0}};
+    const io_plot plot = {model, axes[axis].title, "milliseconds", series, 4, 1, PANEL_WIDTH, PANEL_HEIGHT};
+    return io_plot_draw(&plot, panel);
+}
+
+/* The panels side by side. */
+static ddpm_result bench_growth(const cli_context *context, const bench_machine *machine)
+{
+    io_picture all = {0}, panel = {0};
+    size_t row = (size_t)PANEL_WIDTH * 3, size = 0;
+    size_t stem = strlen(set.growth);
+    if (stem > 4 && strcmp(set.growth + stem - 4, ".png") == 0) stem -= 4;
+    growth g = {cli_text("%.*s.csv", (int)stem, set.growth), NULL};
+    unsigned char *old = NULL;
+    ddpm_result result = g.csv == NULL ? DDPM_ERR_MEMORY : DDPM_OK;
+    if (result == DDPM_OK && io_is_file(g.csv)) result = io_read_file(g.csv, &old, &size);
+    if (result == DDPM_OK)
+        g.text = cli_text("%s", old != NULL ? (const char *)old
+                                            : "model,axis,value,work,threads,isa,ms,gflops,peak_rss_mib\n");
+    if (result == DDPM_OK && g.text == NULL) result = DDPM_ERR_MEMORY;
+    if (result == DDPM_OK) result = io_picture_create(AXES * PANEL_WIDTH, PANEL_HEIGHT, 3, &all);
+    for (int axis = 0; axis < AXES && result == DDPM_OK; axis++) {
+        result = draw_axis(context, machine, &g, axis, &panel);
+        for (size_t y = 0; y < PANEL_HEIGHT && result == DDPM_OK; y++)
+            memcpy(all.pixel + (y * AXES + (size_t)axis) * row, panel.pixel + y * row, row);
+        io_picture_free(&panel);
+    }
+    const io_text text = {"command", context->command_line};
+    if (result == DDPM_OK) result = io_picture_write_png(set.growth, &all, &text, 1);
+    io_picture_free(&all);
+    free(old);
+    free(g.csv);
+    free(g.text);
+    return result;
+}
+
+/* ---- 5. The command ------------------------------------------------------------------------------------------ */
 
 static const bench_work *find_work(const char *name)
 {
@@ -196,6 +314,7 @@ static ddpm_result bench(const cli_context *context)
     bench_machine machine;
     ddpm_result result = bench_measure_machine(context->device.threads, &machine);
     if (result != DDPM_OK) return result;
+    if (set.growth != NULL) return bench_growth(context, &machine);
     if (set.json) {
         cJSON *all = cJSON_CreateObject();
         result = print_json(context, &machine, all);
@@ -206,10 +325,9 @@ static ddpm_result bench(const cli_context *context)
            machine.peak_gflops, context->device.threads, context->device.threads == 1 ? "" : "s", machine.core_gflops,
            machine.isa, machine.bandwidth_gbs);
     fflush(stdout);
-    if (set.only == NULL || is_operation(set.only)) result = bench_row_table(context, &machine);
+    if (set.only == NULL || find_work(set.only) != NULL) result = bench_work_table(context, &machine);
     fflush(stdout);
-    if (result == DDPM_OK && (set.only == NULL || find_work(set.only) != NULL))
-        result = bench_work_table(context, &machine);
+    if (result == DDPM_OK && (set.only == NULL || is_operation(set.only))) result = bench_row_table(context, &machine);
     return result;
 }
 
@@ -229,7 +347,7 @@ static int run(const cli_context *context)
 
 const cli_command cli_bench = {
     "bench",
-    "[--json] [--only NAME] [--model tiny|small|lab|any] [--quick]",
+    "[--json] [--only NAME] [--model tiny|small|lab|any] [--batch N] [--quick] [--growth OUT.png]",
     "measures the operations and whole steps beside the machine's peak",
     "Work: lab_forward_b1, lab_forward_b8, lab_train_b4, lab_train_b8, small_forward_b32, small_train_b32,\n"
     "tiny_forward_b32, tiny_train_b32. --json without --only runs the first six.",

@@ -876,6 +876,24 @@ static void test_bench(void **state)
     double ms = cJSON_GetObjectItem(work, "ms")->valuedouble, gflops = cJSON_GetObjectItem(work, "gflops")->valuedouble;
     assert_true(ms > 0 && cJSON_GetObjectItem(work, "peak_rss_mib")->valuedouble > 0);
     assert_float_equal(ms * gflops * 1e-3, 32 * 0.583, 0.5); /* GFLOP: 32 pictures of `ddpm info tiny --graph` */
+    /* What the file beside the picture knows is drawn, not measured. */
+    FILE *csv = fopen(in_folder("growth.csv"), "w");
+    static const struct {
+        const char *name;
+        double value[7];
+    } axis[] = {{"batch", {1, 2, 4, 8, 16, 32}}, {"picture", {32, 64, 96, 128}}, {"channels", {0.5, 1, 1.5, 2}}};
+    assert_non_null(csv);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; axis[i].value[k] > 0; k++)
+            for (int train = 0; train < 2; train++)
+                fprintf(csv, "tiny,%s,%g,%s,%d,%s,%d,10,1\n", axis[i].name, axis[i].value[k],
+                        train ? "train" : "forward", cJSON_GetObjectItem(json, "threads")->valueint,
+                        cJSON_GetObjectItem(json, "isa")->valuestring, 1000 + k);
+    fclose(csv);
+    assert_runs("bench --model tiny --growth @/growth.png");
+    assert_has(out, "1003.0 ms");
+    assert_picture("growth.png", 3 * 560, 480);
+    assert_text("growth.png", "command", "--growth");
     cJSON_Delete(json);
 }
 

@@ -396,9 +396,9 @@ typedef struct trained {
     double loss;
 } trained;
 
-/* The norm that backward gathered, of the last micro-batch's gradients, is that of the gradients that are there. Squares
- * are summed in blocks of at most 64 additions a lane, a few more for lanes, blocks and parts (or in double): they err
- * by less than gamma(80), the root by half of it. */
+/* The norm that backward gathered, of the last micro-batch's gradients, is that of the gradients that are there.
+ * Squares are summed in blocks of at most 64 additions a lane, a few more for lanes, blocks and parts (or in double):
+ * they err by less than gamma(80), the root by half of it. */
 static void check_norm(const ddpm_model *model, double norm)
 {
     double square = 0;
@@ -630,10 +630,11 @@ static void run_attention(const attention_shape *s, float *const in[4], const ch
     ddpm_device_close(&device);
 }
 
-/* One head in double: values[4] = y, dq, dk, dv and how far float may be from them, to first order. A score is a sum of d
- * products of rounded factors, so it errs by e_ij = u (d + 4) sum |q k| / sqrt d, scaled once more; p_ij relatively by
- * theta_i = 2 max_j e_ij + u (L + 16): twice, for its own score and those it is divided by; the exponential, the sum and
- * the quotient. Every other sum of K terms adds u (K + 4) of the sum of its absolute values. */
+/* One head in double: values[4] = y, dq, dk, dv and how far float may be from them, to first order. A score is a sum
+ * of d products of rounded factors, so it errs by e_ij = u (d + 4) sum |q k| / sqrt d, scaled once more; p_ij
+ * relatively by theta_i = 2 max_j e_ij + u (L + 16): twice, for its own score and those it is divided by; the
+ * exponential, the sum and the quotient. Every other sum of K terms adds u (K + 4) of the sum of its absolute values.
+ * */
 static void attention_truth(int d, int tokens, const float *q, const float *k, const float *v, const float *dy,
                             double *value, double *bound)
 {
