@@ -498,6 +498,7 @@ DDPM_API ddpm_tensor *ddpm_param(ddpm_graph *g, ddpm_model *model, const char *n
 typedef void (*ddpm_build)(void *user, ddpm_graph *g, ddpm_model *model);
 DDPM_API ddpm_result ddpm_model_declare(ddpm_model **out, const ddpm_device *device, ddpm_build build, void *user);
 
+struct ddpm_step_terms; /* of section 8 */
 /* A network: a model's graph at one picture size with its inputs, outputs and the tensors that training and sampling
  * need. All are (N,C,H,W) of the picture (before pixel_unshuffle) unless said otherwise. */
 typedef struct ddpm_net {
@@ -516,6 +517,13 @@ typedef struct ddpm_net {
     int *host_steps;             /* (capacity): for t, */
     double *host_terms;          /* (2,capacity): coefficients of add_noise */
     ddpm_real *host_values;      /* (4,capacity): and what is on its way to or from a tensor */
+    /* Somebody else's say, NULL where nobody has one; `teacher` is given to both. They may return a failure.
+     *   guide  of ddpm_sample: may change `prediction` of n pictures at time t before the step uses it
+     *   pull   of training, between forward and backward: may move `noise`. The gradient of the prediction is
+     *          2 (prediction - noise) / elements: moving noise by -g elements / 2 adds g to it */
+    ddpm_result (*guide)(void *teacher, struct ddpm_net *net, const struct ddpm_step_terms *terms, int t, int n);
+    ddpm_result (*pull)(void *teacher, struct ddpm_net *net, int n, double elements);
+    void *teacher;
 } ddpm_net;
 
 /* Builds and plans it. height and width 0: the config's sample_size. training: as of ddpm_graph_create. DDPM_ERR_SHAPE

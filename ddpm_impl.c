@@ -1397,6 +1397,7 @@ static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double
         TRY(ddpm_graph_find_nonfinite(g));
         return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
     }
+    if (net->pull) TRY(net->pull(net->teacher, net, n, elements));
     ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
     return ddpm_graph_backward(g, value, ready, net->model);
 }
@@ -1558,6 +1559,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         noise.step = (uint32_t)i;
         result = check_terms(&terms, t[i]);
         if (result == DDPM_OK) result = predict_guided(net, t[i], n, c.guidance);
+        if (result == DDPM_OK && net->guide) result = net->guide(net->teacher, net, &terms, t[i], n);
         if (result == DDPM_OK) result = sampling_step(net, s, c.sampler, &terms, noise);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }

@@ -7,15 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lab/teacher.h"
+
 /* ---- 1. Frames of a strip ------------------------------------------------------------------------------------ */
 
 typedef struct batch_state {
     const cli_drawing *drawing;
     cli_progress bar;
-    int first, n;       /* pictures of this batch */
-    ddpm_real *values;  /* n pictures */
-    ddpm_real *none;    /* the labels that mean "no label" */
-    io_picture *frames; /* (n, 2, frames), or NULL */
+    int first, n;         /* pictures of this batch */
+    ddpm_real *values;    /* n pictures */
+    ddpm_real *none;      /* the labels that mean "no label" */
+    io_picture *frames;   /* (n, 2, frames), or NULL */
+    lab_teacher *teacher; /* or NULL */
 } batch_state;
 
 static ddpm_result keep_frame(batch_state *b, ddpm_net *net, const ddpm_tensor *from, int frame)
@@ -78,6 +81,7 @@ static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
     config.none = b->none;
     size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
     ddpm_result result = set_labels(d, b->first, b->n, labels);
+    if (b->teacher != NULL) b->teacher->wanted = labels;
     if (result == DDPM_OK)
         result = ddpm_sample(net, &d->model->schedule, &config, net->labels != NULL ? labels : NULL, b->n, b->values,
                              on_step, b);
@@ -181,6 +185,22 @@ static ddpm_result check_labels(const cli_drawing *d)
     return DDPM_OK;
 }
 
+/* The evaluator that guides, at work on this network. */
+static ddpm_result set_teacher(const cli_drawing *d, batch_state *b, ddpm_net *net, int capacity)
+{
+    if (d->guide == NULL) return DDPM_OK;
+    if (d->model->classes.count == 0 || d->model->model->config.label.num_classes == 0)
+        return ddpm_fail(DDPM_ERR_UNSUPPORTED,
+                         "%s draws no label sets that an evaluator could guide to\n"
+                         "      hint: without --guide",
+                         d->model->path);
+    ddpm_result result =
+        lab_teacher_create(&b->teacher, d->guide, &d->model->classes, &d->model->schedule, d->guide_scale, capacity);
+    net->guide = lab_teacher_guide;
+    net->teacher = b->teacher;
+    return result;
+}
+
 ddpm_result cli_draw(const cli_drawing *d)
 {
     ddpm_result result = check_labels(d);
@@ -202,7 +222,9 @@ ddpm_result cli_draw(const cli_drawing *d)
         if (b.values == NULL || labels == NULL || b.none == NULL || (d->frames > 0 && b.frames == NULL))
             result = DDPM_ERR_MEMORY;
     }
+    if (result == DDPM_OK) result = set_teacher(d, &b, net, capacity);
     if (result == DDPM_OK) result = draw_all(d, net, &b, labels);
+    lab_teacher_free(b.teacher);
     free_pictures(b.frames, capacity * 2 * d->frames);
     free(b.frames);
     free(b.values);

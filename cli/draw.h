@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "io/picture.h"
+#include "lab/evaluator.h"
 
 /* ---- 1. Drawing ---------------------------------------------------------------------------------------------- */
 
@@ -20,6 +21,8 @@ typedef struct cli_drawing {
     const lab_label_sets *sets; /* what to draw; ignored by a model without labels */
     int count;                  /* pictures; picture i is of set i modulo sets->count */
     int batch;                  /* drawn at once */
+    lab_evaluator *guide;       /* its score is followed (lab/teacher.h); NULL: nobody guides */
+    double guide_scale;
     int frames;                 /* moments kept, evenly spaced from first to last: CLI_FRAMES, CLI_MOVIE, 0 */
     /* Whether picture `index` is there already and need not be drawn; NULL: none is. */
     ddpm_result (*look)(void *user, int index, int *there);

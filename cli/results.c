@@ -113,6 +113,12 @@ static ddpm_result add_files(cJSON *to, const cli_results *r, int *made)
     if (result == DDPM_OK) result = add_hashes(to, "labels_file", r->labels_file, labels, 1, made);
     if (result == DDPM_OK && r->judge != NULL)
         result = add_hashes(to, "evaluator", r->judge->ev->path, evaluator, 1, made);
+    if (result == DDPM_OK && r->guide != NULL) result = add_hashes(to, "guide", r->guide->ev->path, evaluator, 1, made);
+    if (r->guide == NULL || !*made || result != DDPM_OK) return result;
+    cJSON *guide = cJSON_GetObjectItemCaseSensitive(to, "guide");
+    *made = cJSON_AddNumberToObject(guide, "scale", r->drawing->guide_scale) != NULL &&
+            add_accuracy(guide, "accuracy_mean_of_pictures", lab_tally_pictures(&r->guide->tally)) &&
+            add_accuracy(guide, "accuracy_pooled_objects", lab_tally_objects(&r->guide->tally));
     return result;
 }
 

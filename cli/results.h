@@ -11,6 +11,7 @@ typedef struct cli_results {
     const cli_option *options; /* of the command: all their values are written */
     const cli_drawing *drawing;
     const cli_judge *judge; /* NULL: nobody judged */
+    const cli_judge *guide; /* what it thinks of the pictures it guided; NULL: nobody guided */
     const int *hits;        /* of each of the `listed` sets; NULL without a judge */
     int listed;
     const char *labels_file;

@@ -6,15 +6,16 @@
 #include <string.h>
 
 #include "cli/draw.h"
+#include "cli/judge.h"
 #include "io/file.h"
 #include "io/gif.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *labels, *labels_file, *model, *out, *out_dir;
+    const char *labels, *labels_file, *model, *out, *out_dir, *guide;
     int n, batch_size, sampler, steps, strip, gif;
-    double eta, guidance;
+    double eta, guidance, guide_scale;
     uint64_t seed;
 } set;
 
@@ -44,6 +45,10 @@ static const cli_option options[] = {
      "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
     {"guidance", "guidance_scale", CLI_REAL, "G", "1",
      "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
+    {"guide", NULL, CLI_TEXT, "PATH", "(none; evaluator in the model with --guide-scale)",
+     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
+    {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
+     "how strongly: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)", &set.guide_scale, 0, 1e6, 0},
     {"strip", NULL, CLI_FLAG, NULL, NULL,
      "also write the way from noise to picture in 11 frames, under each what the network makes of it in one step: "
      "FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
@@ -280,7 +285,11 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.sample.guidance = set.guidance;
     d.sample.seed = set.seed;
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
-    return set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);
+    d.guide_scale = set.guide_scale;
+    result = cli_open_guide(context, set.guide, model->path, &d.guide_scale, &d.guide);
+    if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);
+    lab_evaluator_free(d.guide);
+    return result;
 }
 
 static int run(const cli_context *context)

@@ -15,9 +15,9 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *data, *model, *out, *evaluator;
+    const char *data, *model, *out, *evaluator, *guide;
     int test_type, batch_size, sampler, steps;
-    double eta, guidance;
+    double eta, guidance, guide_scale;
     uint64_t seed;
 } set;
 
@@ -41,6 +41,10 @@ static const cli_option options[] = {
      "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
     {"guidance", "guidance_scale", CLI_REAL, "G", "1",
      "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
+    {"guide", NULL, CLI_TEXT, "PATH", "(none; evaluator in the model with --guide-scale)",
+     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
+    {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
+     "how strongly: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)", &set.guide_scale, 0, 1e6, 0},
     {"evaluator", NULL, CLI_TEXT, "PATH", "(evaluator_judge in the model, else the bundled one)",
      "what judges the pictures: a directory that train-evaluator made, or torchvision's weights as .safetensors",
      &set.evaluator, 0, 0, 0},
@@ -108,7 +112,8 @@ typedef struct exhibition {
     int listed;          /* sets of the file: those before the required one that was added */
     io_picture *picture; /* kept for the grid */
     cli_judge *judge;    /* NULL: there is none */
-    int *hits;           /* of each listed set */
+    cli_judge own;       /* the guide's own opinion, which is no judgement; empty if nobody guides */
+    int *hits;           /* of each listed set, by the judge */
     cli_short status;    /* the accuracy so far, for the progress bar */
 } exhibition;
 
@@ -117,15 +122,22 @@ static int objects_of(const lab_label_sets *sets, int index)
     return sets->start[index + 1] - sets->start[index];
 }
 
-static ddpm_result score(exhibition *e, int index, const io_picture *picture)
+static ddpm_result ask(const exhibition *e, cli_judge *judge, int index, const io_picture *picture, int *hits)
 {
     const lab_label_sets *sets = e->drawing->sets;
     int label[LAB_MAX_CLASSES], labels = objects_of(sets, index);
-    if (e->judge == NULL || index >= e->listed) return DDPM_OK;
     if (labels > LAB_MAX_CLASSES) return ddpm_fail(DDPM_ERR_RANGE, "set %d has %d labels", index, labels);
     ddpm_result result =
-        cli_judge_labels(e->judge, &e->drawing->model->classes, sets->label + sets->start[index], labels, label);
-    if (result == DDPM_OK) result = cli_judge_picture(e->judge, picture, label, labels, &e->hits[index]);
+        cli_judge_labels(judge, &e->drawing->model->classes, sets->label + sets->start[index], labels, label);
+    return result == DDPM_OK ? cli_judge_picture(judge, picture, label, labels, hits) : result;
+}
+
+static ddpm_result score(exhibition *e, int index, const io_picture *picture)
+{
+    if (index >= e->listed) return DDPM_OK;
+    ddpm_result result = e->own.ev != NULL ? ask(e, &e->own, index, picture, NULL) : DDPM_OK;
+    if (e->judge == NULL || result != DDPM_OK) return result;
+    result = ask(e, e->judge, index, picture, &e->hits[index]);
     snprintf(e->status, sizeof e->status, ", accuracy %.4f", lab_tally_pictures(&e->judge->tally).value);
     e->drawing->status = e->status;
     return result;
@@ -227,15 +239,29 @@ static ddpm_result open_judge(exhibition *e, cli_judge *judge)
     return result;
 }
 
+/* The guide draws by one evaluator's gradient; its own opinion of the result stands beside the judge's. */
+static ddpm_result open_guide(exhibition *e)
+{
+    cli_drawing *d = e->drawing;
+    d->guide_scale = set.guide_scale;
+    ddpm_result result = cli_open_guide(e->context, set.guide, d->model->path, &d->guide_scale, &d->guide);
+    if (result != DDPM_OK || d->guide == NULL) return result;
+    return cli_judge_open(e->context, d->guide->path, &e->own);
+}
+
 static ddpm_result write_figures(const exhibition *e, const char *labels_file, double seconds)
 {
-    cli_results r = {e->context, options, e->drawing, e->judge, e->hits, e->listed, labels_file, seconds};
+    const cli_judge *own = e->own.ev != NULL ? &e->own : NULL;
+    cli_results r = {e->context, options, e->drawing, e->judge, own, e->hits, e->listed, labels_file, seconds};
     char *path = io_join(set.out, "results.json");
     ddpm_result result = path != NULL ? cli_write_results(&r, type_name(), path) : DDPM_ERR_MEMORY;
     free(path);
     if (result != DDPM_OK || e->judge == NULL) return result;
     cli_note("judged by %s", e->judge->ev->path);
     cli_print_accuracy(&e->judge->tally);
+    if (e->own.ev != NULL)
+        printf("by the guide itself, %.4f (mean of pictures) and %.4f (pooled objects)\n",
+               lab_tally_pictures(&e->own.tally).value, lab_tally_objects(&e->own.tally).value);
     return result;
 }
 
@@ -249,6 +275,7 @@ static ddpm_result test(exhibition *e, cli_drawing *d, cli_model *model, lab_lab
     if (result == DDPM_OK) e->listed = sets->count;
     if (result == DDPM_OK) result = find_required_set(&model->classes, sets, &e->required);
     if (result == DDPM_OK) result = open_judge(e, judge);
+    if (result == DDPM_OK) result = open_guide(e);
     if (result == DDPM_OK) {
         d->count = sets->count;
         d->sample = ddpm_sample_default();
@@ -275,6 +302,8 @@ static int run(const cli_context *context)
     d.user = &e;
     int status = cli_exit(test(&e, &d, &model, &sets, &judge));
     free(e.hits);
+    lab_evaluator_free(d.guide);
+    cli_judge_close(&e.own);
     cli_judge_close(&judge);
     lab_label_sets_free(&sets);
     cli_model_close(&model);

@@ -615,6 +615,35 @@ static void test_judged_test(void **state)
     assert_fails(1, "test --model @/run --steps 1 --out @/judged --evaluator @/nowhere", "train-evaluator makes one");
 }
 
+/* Another picture than without a guide, whose opinion and scale are on record; a guide for another size is refused. */
+static void test_guide(void **state)
+{
+    (void)state;
+    cJSON *json;
+    assert_runs("train-evaluator @/data --out @/guide --epochs 1 --batch-size 6 --held-out 2 --width 0.03125 "
+                "--resolution 16 --seed 2");
+    assert_runs("test --model @/run --sampler ddim --steps 2 --out @/guided --evaluator @/evaluator --guide @/guide "
+                "--guide-scale 500");
+    assert_has(out, "accuracy (mean of pictures): ");
+    assert_has(out, "by the guide itself, ");
+    assert_int_equal(lab_json_read(in_folder("guided/results.json"), &json), DDPM_OK);
+    const cJSON *guide = member(member(json, "test"), "guide");
+    assert_true(member(guide, "scale")->valuedouble == 500);
+    member(member(guide, "sha256"), "model.safetensors");
+    member(member(guide, "accuracy_pooled_objects"), "interval");
+    cJSON_Delete(json);
+    assert_runs("sample \"red sphere, cyan cube\" --model @/run --sampler ddim --steps 2 --out @/alone.png");
+    assert_runs("sample \"red sphere, cyan cube\" --model @/run --sampler ddim --steps 2 --out @/led.png "
+                "--guide @/guide --guide-scale 500");
+    io_picture a, b;
+    assert_int_equal(io_picture_read(in_folder("alone.png"), 3, &a), DDPM_OK);
+    assert_int_equal(io_picture_read(in_folder("led.png"), 3, &b), DDPM_OK);
+    assert_memory_not_equal(a.pixel, b.pixel, 3 * 16 * 16);
+    io_picture_free(&a);
+    io_picture_free(&b);
+    assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator", "--resolution 16");
+}
+
 /* ---- 5. Predict ---------------------------------------------------------------------------------------------- */
 
 enum { N = 2, SIDE = 16, PIXELS = 3 * SIDE * SIDE, CLASSES = 24 };
@@ -920,6 +949,7 @@ int main(void)
         cmocka_unit_test(test_files_go_on),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
+        cmocka_unit_test(test_guide),
         cmocka_unit_test(test_predict),
         cmocka_unit_test(test_predict_contradictions),
         cmocka_unit_test(test_info),

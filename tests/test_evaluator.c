@@ -1,7 +1,7 @@
 /* tests/test_evaluator.c - lab/evaluator, lab/score, lab/augment: the network against torch's, its files, its training;
- * the accuracy by hand; what augmentation does and does not do.
+ * the accuracy by hand; what augmentation does and does not do; guidance and fine-tuning.
  *
- * Contents:  1 helpers   2 the network   3 files   4 training   5 accuracy   6 augmentation */
+ * Contents:  1 helpers   2 the network   3 files   4 training   5 accuracy   6 augmentation   7 a teacher */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,6 +18,7 @@
 #include "lab/augment.h"
 #include "lab/evaluator.h"
 #include "lab/score.h"
+#include "lab/teacher.h"
 #include "tests/vectors.h"
 
 #define OK(call)                                                                                                       \
@@ -531,6 +532,191 @@ static void softens_and_colours(void **state)
     assert_true(squares / count > 0.6 * expected && squares / count < 1.4 * expected);
 }
 
+/* ---- 7. A teacher ------------------------------------------------------------------------------------------------ */
+
+enum { DRAWN = 3, SMALL = 16, ALL = 3 * SMALL * SMALL, KINDS = 3 };
+
+typedef struct school { /* a tiny model and an evaluator with its classes in another order */
+    ddpm_device device;
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_schedule schedule;
+    lab_evaluator *ev;
+    lab_teacher *teacher;
+    lab_classes classes;
+    float sample[DRAWN * ALL], labels[DRAWN * KINDS], noise[DRAWN * ALL];
+} school;
+
+static void open_school(school *s, double scale)
+{
+    static char *own[] = {"red", "green", "blue"}, *evaluators[] = {"blue", "red", "green"};
+    static const float labels[DRAWN * KINDS] = {1, 0, 1, 0, 0, 0, 0, 1, 0}; /* the second picture has none */
+    io_evaluator_config config = {evaluators, KINDS, 1.0 / 32, SMALL};
+    ddpm_model_config model = ddpm_model_preset("tiny", KINDS);
+    open_device(&s->device, 1);
+    OK(lab_classes_from_names((const char *const *)own, KINDS, "own", &s->classes));
+    OK(ddpm_model_create(&s->model, &model, &s->device));
+    OK(ddpm_model_alloc(s->model, DDPM_FOR_GRADIENTS));
+    OK(ddpm_model_init(s->model, 4));
+    OK(ddpm_net_create(&s->net, s->model, SMALL, SMALL, DRAWN, 1));
+    OK(ddpm_schedule_create(&s->schedule, NULL));
+    OK(lab_evaluator_create(&config, &s->device, &s->ev));
+    OK(ddpm_model_init(s->ev->model, 6));
+    OK(lab_teacher_create(&s->teacher, s->ev, &s->classes, &s->schedule, scale, DRAWN));
+    memcpy(s->labels, labels, sizeof labels);
+    ddpm_normals((ddpm_address){8, 0, 0, DDPM_RANDOM_USER}, DRAWN * ALL, s->noise);
+    ddpm_normals((ddpm_address){9, 0, 0, DDPM_RANDOM_USER}, DRAWN * ALL, s->sample);
+    for (int i = 0; i < DRAWN * ALL; i++)
+        s->sample[i] *= 0.3f;
+    s->net->teacher = s->teacher;
+}
+
+static void close_school(school *s)
+{
+    lab_teacher_free(s->teacher);
+    lab_evaluator_free(s->ev);
+    ddpm_schedule_free(&s->schedule);
+    ddpm_net_free(s->net);
+    ddpm_model_free(s->model);
+    lab_classes_free(&s->classes);
+    ddpm_device_close(&s->device);
+}
+
+/* log p of the wanted labels (in the evaluator's order) for pictures in [-1,1] */
+static void log_p_of(school *s, const float *pictures, float *log_p)
+{
+    float labels[DRAWN * KINDS], gradient[DRAWN * ALL];
+    static const int at[KINDS] = {1, 2, 0};
+    for (int i = 0; i < DRAWN * KINDS; i++)
+        labels[i / KINDS * KINDS + at[i % KINDS]] = s->labels[i];
+    OK(lab_evaluator_gradient(s->teacher->net, DRAWN, pictures, labels, log_p, gradient));
+}
+
+static double x0_of(const school *s, const ddpm_step_terms *terms, const float *prediction, int i)
+{
+    double x = terms->x0_sample * (double)s->sample[i] + terms->x0_prediction * (double)prediction[i];
+    return x > 1 ? 1 : x < -1 ? -1 : x;
+}
+
+/* A small push raises log p by s (1 - abar) |grad|^2, to first order; pictures without labels stay as they are. */
+static void guides(void **state)
+{
+    (void)state;
+    enum { T = 300 };
+    static school s;
+    float before[DRAWN * ALL], after[DRAWN * ALL], x0[DRAWN * ALL], log_p[2][DRAWN], time[DRAWN] = {T, T, T};
+    const double scale = 0.002;
+    open_school(&s, scale);
+    OK(ddpm_predict(s.net, DRAWN, s.sample, time, s.labels, before));
+    ddpm_step_terms terms = {.x0_sample = 1 / sqrt((double)s.schedule.alpha_bar[T])};
+    terms.x0_prediction = -sqrt(1 - (double)s.schedule.alpha_bar[T]) * terms.x0_sample;
+    OK(lab_teacher_guide(s.teacher, s.net, &terms, T, DRAWN));
+    OK(ddpm_download(&s.device, s.net->prediction, DDPM_DATA, DRAWN, after));
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < DRAWN * ALL; i++)
+            x0[i] = (float)x0_of(&s, &terms, k ? after : before, i);
+        log_p_of(&s, x0, log_p[k]);
+    }
+    assert_memory_equal(before + ALL, after + ALL, ALL * sizeof *before);
+    for (int k = 0; k < DRAWN; k += 2) {
+        double rise = 0;
+        for (int i = k * ALL; i < (k + 1) * ALL; i++) { /* x_0 moved by s (1 - abar) grad: rise = sum move grad */
+            double move = terms.x0_prediction * ((double)after[i] - (double)before[i]);
+            rise += move * move / (scale * (1 - (double)s.schedule.alpha_bar[T]));
+        }
+        double got = (double)log_p[1][k] - (double)log_p[0][k];
+        assert_true(rise > 1e-5);
+        check("rise", fabs(got / rise - 1), 0.05); /* second order: ReLUs that switch, pixels at the clamp */
+    }
+    /* What is wanted may be another thing than what the network was told. */
+    static const float other[DRAWN * KINDS] = {0, 0, 0, 0, 1, 0, 0, 0, 0};
+    s.teacher->wanted = other;
+    OK(ddpm_predict(s.net, DRAWN, s.sample, time, s.labels, before));
+    OK(lab_teacher_guide(s.teacher, s.net, &terms, T, DRAWN));
+    OK(ddpm_download(&s.device, s.net->prediction, DDPM_DATA, DRAWN, after));
+    assert_memory_equal(before, after, ALL * sizeof *before);
+    assert_memory_not_equal(before + ALL, after + ALL, ALL * sizeof *before);
+    assert_memory_equal(before + 2 * ALL, after + 2 * ALL, ALL * sizeof *before);
+    close_school(&s);
+}
+
+/* The loss that fine-tuning follows, from predictions: mean squared error + beta sum abar (-log p) / (n classes). */
+static double tuned_loss(school *s, const float *time, double beta)
+{
+    float prediction[DRAWN * ALL], x0[DRAWN * ALL], log_p[DRAWN];
+    double loss = 0;
+    OK(ddpm_predict(s->net, DRAWN, s->sample, time, s->labels, prediction));
+    for (int i = 0; i < DRAWN * ALL; i++) {
+        double abar = (double)s->schedule.alpha_bar[(int)time[i / ALL]],
+               e = (double)prediction[i] - (double)s->noise[i];
+        ddpm_step_terms terms = {.x0_sample = 1 / sqrt(abar), .x0_prediction = -sqrt(1 - abar) / sqrt(abar)};
+        x0[i] = (float)x0_of(s, &terms, prediction, i);
+        loss += e * e / (DRAWN * ALL);
+    }
+    log_p_of(s, x0, log_p);
+    for (int k = 0; k < DRAWN; k++)
+        if (k != 1) loss -= beta * (double)s->schedule.alpha_bar[(int)time[k]] * (double)log_p[k] / (DRAWN * KINDS);
+    return loss;
+}
+
+/* The gradient of that loss with respect to conv_out.bias, which moves every pixel's prediction, against central
+ * differences in float32: a step h errs by some 1e-7 / h of the loss, and by h^2; 3% covers both at h = 0.01. The
+ * squared error's own gradient is taken away first: it is exact and would hide the other. */
+static void pulls(void **state)
+{
+    (void)state;
+    static school s;
+    const double beta = 20, h = 0.01;
+    float time[DRAWN] = {100, 400, 250}, gradient[2][3], bias[3];
+    open_school(&s, beta);
+    const ddpm_tensor *p = ddpm_model_find(s.model, "conv_out.bias");
+    for (int with = 0; with < 2; with++) {
+        s.net->pull = with ? lab_teacher_pull : NULL;
+        OK(ddpm_model_zero_grad(s.model));
+        OK(ddpm_loss_gradients(s.net, DRAWN, s.sample, time, s.labels, s.noise, NULL, NULL));
+        OK(ddpm_model_get(s.model, DDPM_GRAD, p, gradient[with]));
+    }
+    OK(ddpm_model_get(s.model, DDPM_WEIGHT, p, bias));
+    for (int c = 0; c < 3; c++) {
+        double loss[2][2]; /* beta or none; before, behind */
+        for (int i = 0; i < 4; i++) {
+            float moved[3] = {bias[0], bias[1], bias[2]};
+            moved[c] += (float)(i % 2 ? h : -h);
+            OK(ddpm_model_set(s.model, DDPM_WEIGHT, p, moved));
+            loss[i / 2][i % 2] = tuned_loss(&s, time, i / 2 ? 0 : beta);
+        }
+        OK(ddpm_model_set(s.model, DDPM_WEIGHT, p, bias));
+        double slope = ((loss[0][1] - loss[0][0]) - (loss[1][1] - loss[1][0])) / (2 * h);
+        double pulled = (double)gradient[1][c] - (double)gradient[0][c];
+        assert_true(fabs(slope) > 1e-4);
+        check("gradient of the score", fabs(pulled - slope) / fabs(slope), 0.03);
+    }
+    close_school(&s);
+}
+
+static void teacher_refuses(void **state)
+{
+    (void)state;
+    static school s;
+    static char *others[] = {"pink"};
+    lab_teacher *t;
+    lab_classes pink;
+    ddpm_net *net;
+    ddpm_step_terms terms = {.x0_sample = 1, .x0_prediction = -1};
+    open_school(&s, 1);
+    OK(lab_classes_from_names((const char *const *)others, 1, "others", &pink));
+    assert_int_equal(lab_teacher_create(&t, s.ev, &pink, &s.schedule, 1, 1), DDPM_ERR_RANGE);
+    assert_error_has("no class 'pink'");
+    assert_null(t);
+    lab_classes_free(&pink);
+    OK(ddpm_net_create(&net, s.model, 32, 32, 1, 0));
+    assert_int_equal(lab_teacher_guide(s.teacher, net, &terms, 5, 1), DDPM_ERR_SHAPE);
+    assert_error_has("--resolution 32");
+    assert_int_equal(lab_teacher_guide(s.teacher, s.net, &terms, 5, DRAWN + 1), DDPM_ERR_ARGUMENT);
+    ddpm_net_free(net);
+    close_school(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -545,6 +731,9 @@ int main(void)
         cmocka_unit_test(intervals),
         cmocka_unit_test(moves_pixels),
         cmocka_unit_test(softens_and_colours),
+        cmocka_unit_test(guides),
+        cmocka_unit_test(pulls),
+        cmocka_unit_test(teacher_refuses),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,0 +1,47 @@
+/* lab/teacher.h - an evaluator that has a say in what a diffusion model draws, through the gradient of its score
+ * log p(labels | picture) (lab_evaluator_gradient): while sampling (classifier guidance) and while training (the lab's
+ * fine-tuning, whose own score, a count of hits, has a gradient of zero).
+ *
+ * The evaluator knows pictures, not noise, so it is asked about the estimate of x_0, and what that says about x_t is
+ *     grad_x_t log p(y | x_t)  =  (d x_0 / d x_t)^T grad_x_0 log p(y | x_0),      d x_0 / d x_t ~ sqrt(abar_t),
+ * the slope of E[x_0 | x_t] for pixels of unit variance, in place of the UNet's own Jacobian. Classifier guidance
+ * (Dhariwal & Nichol 2021, algorithm 2) then is
+ *     eps  <-  eps - s sqrt(1 - abar_t) grad_x_t log p     or, the same,     x_0  <-  x_0 + s (1 - abar_t) grad_x_0 log p
+ * which is bounded at every t. Whoever guides must not judge: that takes a second evaluator. */
+#ifndef LAB_TEACHER_H
+#define LAB_TEACHER_H
+#include "ddpm.h"
+#include "lab/evaluator.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lab_teacher {
+    lab_evaluator_net *net; /* LAB_GUIDING */
+    const ddpm_schedule *schedule;
+    double scale;     /* of guidance: s; of training: beta, the weight of -log p a class beside the squared error */
+    int classes;      /* of the model's multi-hot */
+    int *class_index; /* the evaluator's class of each */
+    const ddpm_real *wanted; /* (n,classes): what to guide towards; NULL: the network's labels. The caller sets it */
+    ddpm_real *labels, *sample, *prediction, *image, *gradient; /* room for the evaluator's capacity */
+} lab_teacher;
+
+/* classes: the model's; each must be one of the evaluator's (DDPM_ERR_RANGE names the first that is not). capacity:
+ * pictures at once. Evaluator and schedule must outlive it. */
+ddpm_result lab_teacher_create(lab_teacher **out, lab_evaluator *ev, const lab_classes *classes,
+                               const ddpm_schedule *schedule, double scale, int capacity);
+void lab_teacher_free(lab_teacher *teacher);
+
+/* For ddpm_net's guide and pull, with the lab_teacher as `teacher`. Pictures without labels are left alone. n may not exceed the capacity. DDPM_ERR_SHAPE: pictures of another size than the
+ * evaluator's.
+ * guide: as above, whatever the network predicts: its output is moved so that the estimate of x_0 moves.
+ * pull: adds the gradient of  beta sum abar_t (-log p(y | x_0)) / (n classes),  x_0 = (x_t - sqrt(1 - abar) eps) /
+ *       sqrt(abar): the weight abar_t leaves out what the evaluator cannot see yet. For networks that predict eps. */
+ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_terms *terms, int t, int n);
+ddpm_result lab_teacher_pull(void *teacher, ddpm_net *net, int n, double elements);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* LAB_TEACHER_H */
