@@ -1167,16 +1167,57 @@ static void share_array(size_t count, size_t *first, size_t *length)
     *length = end * 16 < count ? end * 16 - *first : count > *first ? count - *first : 0;
 }
 
-/* What is left to the reference's row: one thread calls it (OpenMP's may then do the work). */
-static ddpm_result left_to_reference(const ddpm_graph *g, const ddpm_node *node, int backward)
+/* A tensor from picture `first` on. */
+static ddpm_tensor *pictures_from(ddpm_tensor *x, int first, ddpm_tensor *view)
+{
+    if (!x || !x->batched || first == 0) return x;
+    *view = *x;
+    if (x->data) view->data = x->data + ddpm_elements(x, first);
+    if (x->grad) view->grad = x->grad + ddpm_elements(x, first);
+    return view;
+}
+
+/* Rows whose pictures do not meet, and that cost too little to be written again: the reference's code, each thread on
+ * pictures of its own (OpenMP, in it, has one thread then). */
+static ddpm_result reference_on_pictures(const ddpm_graph *g, const ddpm_node *node, int backward)
 {
     const ddpm_row *row = &ddpm_reference()->rows[node->op];
-    return cpu_team_index() == 0 ? (backward ? row->backward : row->forward)(g, node) : DDPM_OK;
+    size_t first, end;
+    ddpm_tensor view[DDPM_MAX_INPUTS + 2];
+    ddpm_graph part = *g;
+    ddpm_node own = *node;
+    share((size_t)g->n, &first, &end);
+    if (first == end) return DDPM_OK;
+    part.n = (int)(end - first);
+    part.step.first_picture += first;
+    for (int k = 0; k < DDPM_MAX_INPUTS; k++)
+        own.in[k] = pictures_from(node->in[k], (int)first, &view[k]);
+    own.out = pictures_from(node->out, (int)first, &view[DDPM_MAX_INPUTS]);
+    own.aux = pictures_from(node->aux, (int)first, &view[DDPM_MAX_INPUTS + 1]);
+#ifdef _OPENMP
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+#endif
+    ddpm_result result = (backward ? row->backward : row->forward)(&part, &own);
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    return result;
+}
+
+static ddpm_result pictures_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    return reference_on_pictures(g, node, 0);
+}
+
+static ddpm_result pictures_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    return reference_on_pictures(g, node, 1);
 }
 
 static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node)
 {
-    if (node->attr.activation.kind != DDPM_SILU) return left_to_reference(g, node, 0);
+    if (node->attr.activation.kind != DDPM_SILU) return pictures_forward(g, node);
     size_t at, length;
     share_array(ddpm_elements(node->out, g->n), &at, &length);
     state_of(g)->kernels->silu(length, node->in[0]->data + at, node->out->data + at);
@@ -1185,7 +1226,7 @@ static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node
 
 static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *node)
 {
-    if (node->attr.activation.kind != DDPM_SILU) return left_to_reference(g, node, 1);
+    if (node->attr.activation.kind != DDPM_SILU) return pictures_backward(g, node);
     size_t at, length;
     share_array(ddpm_elements(node->out, g->n), &at, &length);
     state_of(g)->kernels->silu_backward(length, node->in[0]->data + at, node->out->grad + at, node->in[0]->grad + at,
@@ -1353,6 +1394,64 @@ static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
         if (to)
             kernels->add_scaled(length, node->out->grad + n * (size[0] + size[1]) + (i % 2 ? size[0] : 0) + at, 1,
                                 to + n * size[i % 2] + at, adds_to(node, i % 2));
+    }
+    return DDPM_OK;
+}
+
+/* As ddpm_impl.c's, with the sums of section 5's kernels. Threads take channels. */
+static ddpm_result batch_norm_forward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_kernels *kernels = state_of(g)->kernels;
+    const float *x = node->in[0]->data, *weight = node->in[1]->data, *bias = node->in[2]->data;
+    float *running_mean = node->in[3]->data, *running_var = node->in[4]->data, *aux = node->aux->data;
+    size_t c = (size_t)node->out->shape[1], plane = plane_of(node->out), first, end;
+    double count = (double)g->n * (double)plane, momentum = node->attr.norm.momentum;
+    share(c, &first, &end);
+    for (size_t i = first; i < end; i++) {
+        double mean = (double)running_mean[i], variance = (double)running_var[i];
+        if (g->training) {
+            mean = variance = 0;
+            for (size_t n = 0; n < (size_t)g->n; n++)
+                mean += kernels->sum(plane, x + (n * c + i) * plane) / count;
+            for (size_t n = 0; n < (size_t)g->n; n++)
+                variance += kernels->squares(plane, x + (n * c + i) * plane, (float)mean) / count;
+            double unbiased = variance * count / (count > 1 ? count - 1 : 1);
+            running_mean[i] = (float)((1 - momentum) * (double)running_mean[i] + momentum * mean);
+            running_var[i] = (float)((1 - momentum) * (double)running_var[i] + momentum * unbiased);
+        }
+        double r = 1 / sqrt(variance + node->attr.norm.eps);
+        aux[i] = (float)mean;
+        aux[c + i] = (float)r;
+        for (size_t n = 0; n < (size_t)g->n; n++)
+            kernels->normalise(plane, x + (n * c + i) * plane, (float)mean, (float)(r * (double)weight[i]), bias[i], 0,
+                               node->out->data + (n * c + i) * plane);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *node)
+{
+    const cpu_kernels *kernels = state_of(g)->kernels;
+    const float *x = node->in[0]->data, *weight = node->in[1]->data, *aux = node->aux->data, *dy = node->out->grad;
+    float *dx = gradient_of(node, 0), *dw = gradient_of(node, 1), *db = gradient_of(node, 2);
+    size_t c = (size_t)node->out->shape[1], plane = plane_of(node->out), first, end;
+    double count = (double)g->n * (double)plane, batch = g->training ? 1 : 0; /* running ones do not depend on x */
+    share(c, &first, &end);
+    for (size_t i = first; i < end; i++) {
+        double r = (double)aux[c + i], sum_dy = 0, sum_dyh = 0, scale = r * (double)weight[i];
+        for (size_t n = 0; n < (size_t)g->n; n++) {
+            double both[2];
+            kernels->sums(plane, dy + (n * c + i) * plane, x + (n * c + i) * plane, aux[i], both);
+            sum_dy += both[0];
+            sum_dyh += r * both[1];
+        }
+        if (dw) dw[i] += (float)sum_dyh;
+        if (db) db[i] += (float)sum_dy;
+        for (size_t n = 0; n < (size_t)g->n && dx; n++)
+            kernels->normalise_backward(plane, x + (n * c + i) * plane, aux[i], dy + (n * c + i) * plane, (float)scale,
+                                        (float)(-batch * scale * r * sum_dyh / count),
+                                        (float)(-batch * scale * sum_dy / count), dx + (n * c + i) * plane,
+                                        adds_to(node, 0));
     }
     return DDPM_OK;
 }
@@ -1597,6 +1696,15 @@ static const ddpm_row team_rows[DDPM_OP_COUNT] = {
     [DDPM_OP_CONCAT] = {concat_forward, concat_backward},
     [DDPM_OP_UPSAMPLE] = {upsample_forward, upsample_backward},
     [DDPM_OP_MSE] = {mse_forward, mse_backward},
+    [DDPM_OP_BATCH_NORM] = {batch_norm_forward, batch_norm_backward},
+    [DDPM_OP_MODULATE] = {pictures_forward, pictures_backward},
+    [DDPM_OP_SLICE] = {pictures_forward, pictures_backward},
+    [DDPM_OP_POOL] = {pictures_forward, pictures_backward},
+    [DDPM_OP_PIXEL_UNSHUFFLE] = {pictures_forward, pictures_backward},
+    [DDPM_OP_PIXEL_SHUFFLE] = {pictures_forward, pictures_backward},
+    [DDPM_OP_DROPOUT] = {pictures_forward, pictures_backward},
+    [DDPM_OP_AFFINE] = {pictures_forward, pictures_backward},
+    [DDPM_OP_BCE] = {pictures_forward, pictures_backward},
 };
 
 typedef struct row_call {
@@ -1623,13 +1731,66 @@ static ddpm_result cpu_backward(const ddpm_graph *g, const ddpm_node *node)
     return cpu_team_run(state_of(g)->team, call_row, &call);
 }
 
+/* What is missing here a network does once for each picture, not for each pixel: the reference's rows serve. */
+#define ROW(op) [DDPM_OP_##op] = {cpu_forward, cpu_backward}
 static const ddpm_row cpu_rows[DDPM_OP_COUNT] = {
-    [DDPM_OP_CONV2D] = {cpu_forward, cpu_backward},     [DDPM_OP_LINEAR] = {cpu_forward, cpu_backward},
-    [DDPM_OP_GROUP_NORM] = {cpu_forward, cpu_backward}, [DDPM_OP_ACTIVATION] = {cpu_forward, cpu_backward},
-    [DDPM_OP_ATTENTION] = {cpu_forward, cpu_backward},  [DDPM_OP_ADD] = {cpu_forward, cpu_backward},
-    [DDPM_OP_CONCAT] = {cpu_forward, cpu_backward},     [DDPM_OP_UPSAMPLE] = {cpu_forward, cpu_backward},
-    [DDPM_OP_MSE] = {cpu_forward, cpu_backward},
+    ROW(CONV2D), ROW(LINEAR),          ROW(GROUP_NORM),    ROW(ACTIVATION), ROW(ATTENTION), ROW(ADD),
+    ROW(CONCAT), ROW(UPSAMPLE),        ROW(MSE),           ROW(MODULATE),   ROW(SLICE),     ROW(POOL),
+    ROW(AFFINE), ROW(PIXEL_UNSHUFFLE), ROW(PIXEL_SHUFFLE), ROW(DROPOUT),    ROW(BCE),       ROW(BATCH_NORM),
 };
+
+/* Noise and linear combinations: as the reference's, in threads' shares. */
+typedef struct tensor_call {
+    ddpm_graph *g;
+    ddpm_tensor *y, *const *x;
+    const ddpm_tensor *c;
+    int terms;
+    double clamp;
+    ddpm_address first;
+} tensor_call;
+
+static ddpm_result combine_share(void *arg)
+{
+    const tensor_call *t = arg;
+    size_t picture = ddpm_elements(t->y, 1), capacity = (size_t)t->g->capacity, at, length;
+    share_array(picture, &at, &length);
+    for (size_t n = 0; n < (size_t)t->g->n; n++)
+        for (size_t i = n * picture + at; i < n * picture + at + length; i++) {
+            double value = 0;
+            for (int j = 0; j < t->terms; j++)
+                value += (double)t->c->data[(size_t)j * capacity + n] * (double)t->x[j]->data[i];
+            if (t->clamp > 0 && value > t->clamp) value = t->clamp;
+            if (t->clamp > 0 && value < -t->clamp) value = -t->clamp;
+            t->y->data[i] = (float)value;
+        }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
+                               double clamp)
+{
+    tensor_call t = {.g = g, .y = y, .x = x, .c = c, .terms = k, .clamp = clamp};
+    return cpu_team_run(state_of(g)->team, combine_share, &t);
+}
+
+static ddpm_result normal_share(void *arg)
+{
+    const tensor_call *t = arg;
+    size_t picture = ddpm_elements(t->y, 1), first, end;
+    share((size_t)t->g->n, &first, &end);
+    for (size_t n = first; n < end; n++) {
+        ddpm_address address = t->first;
+        address.picture += n;
+        ddpm_normals(address, picture, t->y->data + n * picture);
+    }
+    return DDPM_OK;
+}
+
+static ddpm_result cpu_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+{
+    tensor_call t = {.g = g, .y = x, .first = first};
+    return cpu_team_run(state_of(g)->team, normal_share, &t);
+}
 
 const ddpm_backend *ddpm_cpu(void)
 {
@@ -1641,6 +1802,8 @@ const ddpm_backend *ddpm_cpu(void)
         .plan = cpu_plan,
         .alloc = cpu_alloc,
         .free = cpu_free,
+        .lincomb = cpu_lincomb,
+        .normal = cpu_normal,
         .squares = cpu_squares,
         .adam = cpu_adam,
         .isa = cpu_isa,
