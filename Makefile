@@ -57,6 +57,8 @@ ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c 
 SHARED := $(filter-out tests/test_%.c tests/check_grad.c,$(wildcard tests/*.c))
 TESTS := $(wildcard tests/test_*.c)
 FUZZ  := $(wildcard tests/fuzz/fuzz_*.c)
+# lab/report.html as an array: a page is easier to write, and to read, as a page.
+PAGE  := lab/report_page.c
 object = $(patsubst %.c,$(OBJ)/%.o,$(1))
 binary = $(patsubst %.c,$(OBJ)/%,$(1))
 
@@ -80,11 +82,17 @@ FORCE:
 $(OBJ)/%.o: %.c $(OBJ)/flags
 	@mkdir -p $(@D)
 	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(EXTRA) -MMD -MP -c $< -o $@
+$(OBJ)/$(PAGE): lab/report.html
+	@mkdir -p $(@D)
+	@{ echo 'extern const unsigned char lab_report_page[];'; echo 'const unsigned char lab_report_page[] = {'; \
+	 od -An -v -tu1 $< | sed 's/^ *//; s/  */,/g; s/$$/,/'; echo '0};'; } > $@
+$(call object,$(PAGE)): $(OBJ)/%.o: $(OBJ)/%.c $(OBJ)/flags
+	$(call say,CC,lab/report.html) $(CC) $(ALL_CFLAGS) -c $< -o $@
 VERSIONED := $(call object,$(if $(MAIN),$(shell grep -l DDPM_VERSION $(MAIN) $(wildcard cli/*.c))))
 $(VERSIONED): $(OBJ)/version
 $(VERSIONED): EXTRA = -DDDPM_VERSION='"$(shell cat $(OBJ)/version 2>/dev/null)"'
 
-$(OBJ)/ddpm: $(call object,$(MAIN) $(ROOM))
+$(OBJ)/ddpm: $(call object,$(MAIN) $(ROOM) $(PAGE))
 	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(LIBS)
 # A copy, compared by content: after a change of compiler both builds exist, and the one asked for is put in place.
 .PHONY: program
@@ -92,13 +100,13 @@ program: $(OBJ)/ddpm
 	@cmp -s $< $(PROGRAM) || { cp $< $(PROGRAM).new && mv $(PROGRAM).new $(PROGRAM); }
 
 $(call object,$(SHARED) $(TESTS)): EXTRA = $(CMOCKA_CFLAGS)
-$(call binary,$(TESTS)): $(OBJ)/tests/%: $(OBJ)/tests/%.o $(call object,$(SHARED) $(ROOM))
+$(call binary,$(TESTS)): $(OBJ)/tests/%: $(OBJ)/tests/%.o $(call object,$(SHARED) $(ROOM) $(PAGE))
 	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
 
 # Fuzz targets have their own main, which replays and mutates stored inputs, unless libFuzzer brings one.
 FUZZ_MAIN := $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer,-DFUZZ_STANDALONE)
 $(call object,$(FUZZ)): EXTRA = $(filter -D%,$(FUZZ_MAIN))
-$(call binary,$(FUZZ)): $(OBJ)/tests/fuzz/%: $(OBJ)/tests/fuzz/%.o $(call object,$(ROOM))
+$(call binary,$(FUZZ)): $(OBJ)/tests/fuzz/%: $(OBJ)/tests/fuzz/%.o $(call object,$(ROOM) $(PAGE))
 	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $(filter -f%,$(FUZZ_MAIN)) $^ -o $@ $(LIBS)
 
 -include $(patsubst %.c,$(OBJ)/%.d,$(MAIN) $(ROOM) $(SHARED) $(TESTS) $(FUZZ))

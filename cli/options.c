@@ -208,6 +208,16 @@ static int parse_list(const char *text, const cli_option *o, cli_list *list, com
     }
 }
 
+static int add_text(const char *text, cli_texts *texts, complaint why)
+{
+    if (texts->count == CLI_LIST_MAX) {
+        snprintf(why, sizeof(complaint), "is one too many: at most %d", CLI_LIST_MAX);
+        return 0;
+    }
+    texts->value[texts->count++] = text;
+    return 1;
+}
+
 static int set_value(const cli_option *o, const char *text, complaint why)
 {
     switch (o->kind) {
@@ -219,6 +229,7 @@ static int set_value(const cli_option *o, const char *text, complaint why)
     case CLI_CHOICE: return parse_choice(text, o, o->value, why);
     case CLI_SIZE: return parse_size(text, o, o->value, why);
     case CLI_LIST: return parse_list(text, o, o->value, why);
+    case CLI_TEXTS: return add_text(text, o->value, why);
     }
     return 0;
 }
@@ -231,6 +242,7 @@ static void set_zero(const cli_option *o)
     case CLI_TEXT: *(const char **)o->value = NULL; break;
     case CLI_SIZE: ((int *)o->value)[0] = ((int *)o->value)[1] = 0; break;
     case CLI_LIST: ((cli_list *)o->value)->count = 0; break;
+    case CLI_TEXTS: ((cli_texts *)o->value)->count = 0; break;
     default: *(int *)o->value = 0;
     }
 }
@@ -294,7 +306,7 @@ static int parse_named(const cli_command *command, const cli_option *global, cha
 static int parse_positional(const cli_command *command, const char *text, int position)
 {
     for (const cli_option *o = command->option; o->name != NULL; o++) {
-        if (o->position != position) continue;
+        if (o->position == 0 || (o->kind == CLI_TEXTS ? o->position > position : o->position != position)) continue;
         complaint why;
         if (!set_value(o, text, why))
             return cli_usage_error(command->name, "%s: %s: '%s' %s", command->name, o->name, text, why);
@@ -409,6 +421,7 @@ static cJSON *value_to_json(const cli_option *o)
     case CLI_REAL: return cJSON_CreateNumber(*(const double *)o->value);
     case CLI_LIST:
         return cJSON_CreateIntArray(((const cli_list *)o->value)->value, ((const cli_list *)o->value)->count);
+    case CLI_TEXTS: return cJSON_CreateStringArray(((cli_texts *)o->value)->value, ((cli_texts *)o->value)->count);
     case CLI_SIZE: return cJSON_CreateIntArray(o->value, 2);
     case CLI_SEED: /* beyond 2^53 as text: a double cannot hold every uint64_t */
         snprintf(number, sizeof number, "%llu", (unsigned long long)*(const uint64_t *)o->value);

@@ -16,13 +16,18 @@ typedef enum cli_kind {
     CLI_TEXT,   /* const char *, pointing into argv; NULL when not given */
     CLI_CHOICE, /* int: which of the words in `argument`, separated by '|' */
     CLI_SIZE,   /* int[2]: width, height; "N" stands for NxN; each in [low, high] */
-    CLI_LIST    /* cli_list: whole numbers separated by commas, each in [low, high] */
+    CLI_LIST,   /* cli_list: whole numbers separated by commas, each in [low, high] */
+    CLI_TEXTS   /* cli_texts: one more each time it is given; as a position: all arguments from there on */
 } cli_kind;
 
 enum { CLI_LIST_MAX = 32 };
 typedef struct cli_list {
     int value[CLI_LIST_MAX], count;
 } cli_list;
+typedef struct cli_texts { /* pointing into argv */
+    const char *value[CLI_LIST_MAX];
+    int count;
+} cli_texts;
 
 typedef struct cli_option {
     const char *name, *aliases; /* without dashes; aliases separated by spaces, or NULL */
