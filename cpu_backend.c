@@ -33,7 +33,8 @@
 
 typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
     int m, n, k;
-    const float *a; /* packed panels */
+    const float *a; /* packed panels, or with row m at a + m a_row if that is not 0 */
+    size_t a_row;
     const float *b; /* row k at b + k ldb; readable up to whole vectors unless copy_b */
     size_t ldb;
     float *c; /* row m at c + m ldc */
@@ -41,11 +42,11 @@ typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
     int accumulate, copy_b;
 } cpu_product;
 
-typedef struct cpu_taps { /* see taps_tile in cpu_kernels.h */
-    int inputs, rows, kernel, vectors;
+typedef struct cpu_taps {               /* see taps_tile in cpu_kernels.h */
+    int inputs, rows, columns, vectors; /* taps: r < rows, s < columns */
     const float *w, *x;
-    size_t w_out, w_in; /* weight of (m, i, r, s) at w + m w_out + i w_in + (r kernel + s) w_tap */
-    int w_tap;
+    size_t w_out, w_in; /* weight of (m, i, r, s) at w + m w_out + i w_in + r w_row + s w_tap */
+    int w_row, w_tap;
     size_t x_in, x_row, x_step;
     float *y; /* output m at y + m ldy */
     size_t ldy;
@@ -77,8 +78,8 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width);
     void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
                    const float *bias, int accumulate);
-    void (*turned)(const cpu_pictures *p, size_t first, int c, int gradient, float *v, size_t plane, size_t width,
-                   size_t tile);
+    void (*gradient)(const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane, size_t width);
+    void (*turned)(const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width, size_t tile);
     void (*weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap, float *u,
                     size_t plane);
     void (*weight_gradient)(const float *du, size_t plane, float *dw);
@@ -318,14 +319,14 @@ static size_t panels_of(const cpu_kernels *k, int rows)
 
 /* The columns of a block of pixels: where row (i, tap) of them is read, the same for all channels i. Pictures at least
  * 16 wide are copied in runs, a row of the picture at a time; smaller ones through a table. */
-enum { LARGEST_BLOCK = 64, MOST_TAPS = 49 };
+enum { DEPTH = 64, MOST_TAPS = 49, LARGEST_TABLE = 128 * MOST_TAPS };
 typedef struct columns {
     const conv *c;
     const float *x; /* channel 0 of the first pixel's picture */
     size_t first;
-    int count, runs;                            /* pixels; copied in runs? */
-    int32_t index[MOST_TAPS * LARGEST_BLOCK];   /* [tap][pixel] into the channel; 0 outside the picture */
-    uint32_t inside[MOST_TAPS * LARGEST_BLOCK]; /* all bits inside, none outside */
+    int count, runs;                /* pixels; copied in runs? */
+    int32_t index[LARGEST_TABLE];   /* [tap][pixel] into the channel; 0 outside the picture */
+    uint32_t inside[LARGEST_TABLE]; /* all bits inside, none outside */
 } columns;
 
 static void find_columns(const conv *c, size_t first, int count, columns *k)
@@ -571,12 +572,13 @@ static void small_forward(const cpu_state *s, const conv *given, float *scratch)
             int below = z.whole || y + c->pad < c->h ? 0 : y + c->pad + 1 - c->h;
             cpu_taps t = {.inputs = c->ci,
                           .rows = c->kernel - skip - below,
-                          .kernel = c->kernel,
+                          .columns = c->kernel,
                           .vectors = z.vectors,
                           .w = c->weight + panel * mr * c->w_out + (ptrdiff_t)(skip * c->kernel) * c->w_tap,
                           .x = frame + (size_t)(z.whole ? 0 : y + skip - c->pad) * z.row,
                           .w_out = c->w_out,
                           .w_in = c->w_in,
+                          .w_row = c->kernel * c->w_tap,
                           .w_tap = c->w_tap,
                           .x_in = z.channel,
                           .x_row = z.row,
@@ -620,20 +622,22 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 
 /* dw (Co,K) += dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are more, to
  * itself, and goes through the pixels in blocks. Scratch for each thread: the block's columns both ways; packed dy. */
-enum { DEPTH = 64, TOGETHER = 16 }; /* pixels of such a block; channels turned together */
-
 typedef struct weight_sizes {
-    size_t depth, turned, row, packed, all; /* pixels of a block; floats of each part; of all threads' */
+    int depth, together;            /* pixels of a block; channels of a chunk */
+    size_t row;                     /* floats from a pixel's columns of a chunk to the next pixel's */
+    size_t turned, columns, packed; /* floats of each part */
+    size_t all;                     /* of all threads' */
 } weight_sizes;
 
 static weight_sizes sizes_of_weight(const cpu_state *s, const conv *c)
 {
     size_t rows = panels_of(s->kernels, c->co) * (size_t)s->kernels->rows, taps = (size_t)(c->kernel * c->kernel);
-    weight_sizes z = {.depth = c->kernel == 1 && c->ow >= 16 ? 4 * DEPTH : DEPTH}; /* as in sizes_of_packed */
-    z.turned = line(taps * TOGETHER * z.depth);
-    z.row = line((size_t)c->ci * taps * z.depth + 64);
-    z.packed = line(rows * z.depth);
-    z.all = (size_t)s->threads * (z.turned + z.row + z.packed);
+    weight_sizes z = {.depth = c->kernel == 1 ? 256 : 128, .together = c->kernel == 1 ? 128 : 16};
+    z.row = taps * (size_t)z.together + 16; /* an odd number of cache lines */
+    z.turned = line(taps * (size_t)(z.together * z.depth));
+    z.columns = line(z.row * (size_t)z.depth + 64);
+    z.packed = line(rows * (size_t)z.depth);
+    z.all = (size_t)s->threads * (z.turned + z.columns + z.packed);
     return z;
 }
 
@@ -651,43 +655,46 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
     const cpu_kernels *kernels = s->kernels;
     int taps = c->kernel * c->kernel, by_input = c->ci >= c->co;
     const weight_sizes z = sizes_of_weight(s, c);
-    size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane, mr = (size_t)kernels->rows;
+    size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane, mr = (size_t)kernels->rows,
+           w_out = (size_t)(c->ci * taps);
     {
         int i0 = 0, i1 = c->ci, o0 = 0, o1 = c->co;
         if (by_input)
             range(c->ci, 16, &i0, &i1);
         else
             range(c->co, 16, &o0, &o1);
-        int k = (i1 - i0) * taps;
         columns where;
-        float *turned = scratch + (size_t)cpu_team_index() * (z.turned + z.row + z.packed), *row = turned + z.turned,
-              *packed = row + z.row;
-        for (size_t at = 0; at < pixels && i0 < i1 && o0 < o1; at += z.depth) {
-            int count = (int)(pixels - at < z.depth ? pixels - at : z.depth);
-            find_columns(c, at, count, &where);
-            for (int i = i0; i < i1; i += TOGETHER) {
-                int some = i1 - i < TOGETHER ? i1 - i : TOGETHER;
-                for (int j = 0; j < some; j++)
-                    fill_columns(&where, i + j, turned + (size_t)(j * taps) * z.depth, z.depth);
-                kernels->turn(some * taps, count, turned, z.depth, row + (i - i0) * taps, (size_t)k);
-            }
-            for (int o = o0; o < o1; o += (int)mr)
-                for (int done = 0, run; done < count; done += run) { /* the pixels of one picture */
-                    size_t n = (at + (size_t)done) / plane, q = (at + (size_t)done) % plane;
-                    run = (size_t)(count - done) < plane - q ? count - done : (int)(plane - q);
-                    kernels->pack(o1 - o, run, dy + (n * (size_t)c->co + (size_t)o) * plane + q, plane, 1,
-                                  packed + (size_t)(o - o0) * (size_t)count + (size_t)done * mr);
+        float *turned = scratch + (size_t)cpu_team_index() * (z.turned + z.columns + z.packed),
+              *row = turned + z.turned, *packed = row + z.columns;
+        for (size_t at = 0, count; at < pixels && i0 < i1 && o0 < o1; at += count) {
+            size_t n0 = at / plane, q0 = at % plane;
+            count = pixels - at < (size_t)z.depth ? pixels - at : (size_t)z.depth;
+            int as_it_lies = q0 + count <= plane && (o1 - o0) % (int)mr == 0;
+            for (int o = o0; o < o1 && !as_it_lies; o += (int)mr)
+                for (size_t done = 0, run; done < count; done += run) { /* the pixels of one picture */
+                    size_t n = (at + done) / plane, q = (at + done) % plane;
+                    run = count - done < plane - q ? count - done : plane - q;
+                    kernels->pack(o1 - o, (int)run, dy + (n * (size_t)c->co + (size_t)o) * plane + q, plane, 1,
+                                  packed + (size_t)(o - o0) * count + done * mr);
                 }
-            cpu_product p = {.m = o1 - o0,
-                             .n = k,
-                             .k = count,
-                             .a = packed,
-                             .b = row,
-                             .ldb = (size_t)k,
-                             .ldc = (size_t)(c->ci * taps),
-                             .accumulate = 1};
-            p.c = &dw[(size_t)o0 * p.ldc + (size_t)(i0 * taps)];
-            kernels->product(&p);
+            find_columns(c, at, (int)count, &where);
+            for (int i = i0; i < i1; i += z.together) {
+                int some = i1 - i < z.together ? i1 - i : z.together;
+                for (int j = 0; j < some; j++)
+                    fill_columns(&where, i + j, turned + (size_t)(j * taps * z.depth), (size_t)z.depth);
+                kernels->turn(some * taps, (int)count, turned, (size_t)z.depth, row, z.row);
+                cpu_product p = {.m = o1 - o0,
+                                 .n = some * taps,
+                                 .k = (int)count,
+                                 .a = as_it_lies ? dy + (n0 * (size_t)c->co + (size_t)o0) * plane + q0 : packed,
+                                 .a_row = as_it_lies ? plane : 0,
+                                 .b = row,
+                                 .ldb = z.row,
+                                 .c = dw + (size_t)o0 * w_out + (size_t)(i * taps),
+                                 .ldc = w_out,
+                                 .accumulate = 1};
+                kernels->product(&p);
+            }
         }
     }
 }
@@ -752,6 +759,94 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
             kernels->product(&product);
             scatter_columns(c, at, count, i0, i1, block, dx);
         }
+    }
+}
+
+/* dx of a 3x3 kernel with stride 2. Pixel (y,x) was read through the taps that have its parity,
+ *     dx[i][y][x] = sum over o and r, s with y + p - r and x + p - s even of w[o][i][r][s] dy[o][(y+p-r)/2][(x+p-s)/2],
+ * so the pixels of each of four parities are a convolution of dy with 1, 2, 2 and 4 taps. Some pictures at a time lie in a
+ * frame of zeros with the batch innermost, as in small_forward. Scratch: the frame; for each thread two rows. */
+typedef struct strided_sizes {
+    int together; /* pictures */
+    size_t row, channel, frame;
+    size_t y; /* floats of a row of one parity */
+} strided_sizes;
+
+static strided_sizes sizes_of_strided(const cpu_state *s, const conv *c)
+{
+    strided_sizes z = {.together = (BLOCK + c->ow - 1) / c->ow};
+    size_t lanes = (size_t)s->kernels->lanes, most = (size_t)(z.together * (c->w / 2 + 1));
+    z.row = (size_t)(z.together * (c->ow + 2));
+    z.channel = z.row * (size_t)(c->oh + 2);
+    z.frame = line(z.channel * (size_t)c->co + 4 * lanes); /* the last vectors read beyond the end */
+    z.y = line(most + lanes);
+    return z;
+}
+
+static size_t strided_scratch(const cpu_state *s, const conv *c)
+{
+    strided_sizes z = sizes_of_strided(s, c);
+    return z.frame + (size_t)s->threads * z.y * (size_t)s->kernels->rows;
+}
+
+static void strided_data(const cpu_state *s, const conv *c, const float *dy, float *dx, float *scratch)
+{
+    const strided_sizes z = sizes_of_strided(s, c);
+    size_t first, end, mr = (size_t)s->kernels->rows, lanes = (size_t)s->kernels->lanes;
+    size_t plane = (size_t)c->oh * (size_t)c->ow, in_plane = (size_t)c->h * (size_t)c->w;
+    float *own = scratch + z.frame + (size_t)cpu_team_index() * z.y * mr;
+    for (int n = 0, some; n < c->n; n += some) {
+        some = c->n - n < z.together ? c->n - n : z.together;
+        share((size_t)c->co, &first, &end);
+        for (size_t o = first; o < end; o++) {
+            float *channel = scratch + o * z.channel;
+            memset(channel, 0, z.channel * sizeof *channel);
+            for (int k = 0; k < some; k++)
+                for (int y = 0; y < c->oh; y++)
+                    for (int x = 0; x < c->ow; x++)
+                        channel[(size_t)(y + 1) * z.row + (size_t)((x + 1) * some + k)] =
+                            dy[((size_t)(n + k) * (size_t)c->co + o) * plane + (size_t)(y * c->ow + x)];
+        }
+        cpu_team_barrier();
+        share((size_t)c->ci / mr * (size_t)c->h, &first, &end);
+        for (size_t job = first; job < end; job++) { /* a row of a panel */
+            size_t panel = job / (size_t)c->h;
+            int y = (int)(job % (size_t)c->h), odd = (y + c->pad) % 2; /* odd: through tap row 1 alone */
+            for (int right = 0; right < 2 && right < c->w; right++) {
+                int side = (right + c->pad) % 2, count = (c->w - right + 1) / 2;
+                int row = (y + c->pad - (odd ? 1 : 2) + 2) / 2 - 1, /* of dy, under the first tap; -1 is in the frame */
+                    column = (right + c->pad - (side ? 1 : 2) + 2) / 2 - 1;
+                cpu_taps t = {.inputs = c->co,
+                              .rows = odd ? 1 : 2,
+                              .columns = side ? 1 : 2,
+                              .vectors = (int)(((size_t)(count * some) + lanes - 1) / lanes),
+                              .w = c->weight + panel * mr * c->w_in + (odd ? 3 : 6) + (side ? 1 : 2),
+                              .x = scratch + (size_t)(row + 1) * z.row + (size_t)((column + 1) * some),
+                              .w_out = c->w_in,
+                              .w_in = c->w_out,
+                              .w_row = -6,
+                              .w_tap = -2,
+                              .x_in = z.channel,
+                              .x_row = z.row,
+                              .x_step = (size_t)some,
+                              .y = own,
+                              .ldy = z.y};
+                s->kernels->taps(&t);
+                for (size_t m = 0; m < mr; m++)
+                    for (int k = 0; k < some; k++) {
+                        const float *from = own + m * z.y + k;
+                        float *to = dx + ((size_t)(n + k) * (size_t)c->ci + panel * mr + m) * in_plane +
+                                    (size_t)(y * c->w + right);
+                        if (c->accumulate)
+                            for (int x = 0; x < count; x++)
+                                to[2 * x] += from[x * some];
+                        else
+                            for (int x = 0; x < count; x++)
+                                to[2 * x] = from[x * some];
+                    }
+            }
+        }
+        cpu_team_barrier();
     }
 }
 
@@ -876,25 +971,25 @@ typedef struct winograd_weight_sizes {
     size_t row, v, d, u; /* a tile's channels in V; planes of one frequency */
 } winograd_weight_sizes;
 
-static winograd_weight_sizes sizes_of_winograd_weight(const cpu_state *s, int ci, int co)
+static winograd_weight_sizes sizes_of_winograd_weight(int ci, int co)
 {
     size_t row = (size_t)ci + GAP;
     return (winograd_weight_sizes){.row = row,
                                    .v = DEEP * row + GAP + 64,
-                                   .d = DEEP * panels_of(s->kernels, co) * (size_t)s->kernels->rows + GAP,
+                                   .d = (DEEP + GAP) * (size_t)co + GAP,
                                    .u = (size_t)co * (size_t)ci + GAP};
 }
 
-static size_t winograd_weight_scratch(const cpu_state *s, int ci, int co)
+static size_t winograd_weight_scratch(int ci, int co)
 {
-    winograd_weight_sizes z = sizes_of_winograd_weight(s, ci, co);
+    winograd_weight_sizes z = sizes_of_winograd_weight(ci, co);
     return FREQUENCIES * (z.v + z.d + z.u);
 }
 
 static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, float *scratch)
 {
     const cpu_kernels *k = s->kernels;
-    const winograd_weight_sizes z = sizes_of_winograd_weight(s, c->ci, c->co);
+    const winograd_weight_sizes z = sizes_of_winograd_weight(c->ci, c->co);
     size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, panels = panels_of(k, c->co),
            tiles = winograd_of(s, c).groups * lanes;
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
@@ -908,9 +1003,10 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
             for (size_t job = first; job < end; job++) {
                 size_t t = job / (ci + co) * lanes, channel = job % (ci + co);
                 if (channel < ci)
-                    k->turned(&x, tile + t, (int)(channel * lanes), 0, v, z.v, z.row, t);
+                    k->turned(&x, tile + t, (int)(channel * lanes), v, z.v, z.row, t);
                 else
-                    k->turned(&y, tile + t, (int)((channel - ci) * lanes), 1, d, z.d, depth, t);
+                    k->gradient(&y, tile + t, (int)((channel - ci) * lanes), (int)((channel - ci + 1) * lanes), d + t,
+                                z.d, DEEP + GAP);
             }
             cpu_team_barrier();
             share(FREQUENCIES * panels, &first, &end);
@@ -920,7 +1016,8 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
                 cpu_product p = {.m = (int)(run * mr),
                                  .n = c->ci,
                                  .k = (int)depth,
-                                 .a = d + f * z.d + from * mr * depth,
+                                 .a = d + f * z.d + from * mr * (DEEP + GAP),
+                                 .a_row = DEEP + GAP,
                                  .b = v + f * z.v,
                                  .ldb = z.row,
                                  .c = du + f * z.u + from * mr * (size_t)c->ci,
@@ -992,6 +1089,11 @@ static int small_pays(const ddpm_graph *g, const ddpm_node *node)
     small_sizes z = sizes_of_small(state_of(g), &c);
     size_t computed = (size_t)(z.vectors * state_of(g)->kernels->lanes) * (size_t)(z.whole ? 1 : z.c.h);
     return 2 * (size_t)(c.n * c.h * c.w) >= computed && z.frame <= SMALL_FRAME;
+}
+
+static int strided_pays(const conv *c)
+{
+    return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
 /* The rule. Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill
@@ -1098,6 +1200,9 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
         conv d = conv_of_dx(g, node);
         packed_forward(s, &d, g->scratch);
+    } else if (node->wants & 1 && strided_pays(&c)) {
+        c.accumulate = (int)(node->accumulate & 1);
+        strided_data(s, &c, dy, node->in[0]->grad, g->scratch);
     } else if (node->wants & 1) {
         c.accumulate = (int)(node->accumulate & 1);
         direct_data(s, &c, dy, node->in[0]->grad, g->scratch);
@@ -1125,7 +1230,7 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         conv d = conv_of_dx(g, node);
         size = winograd_scratch(s, &c);
         if (node->wants & 1) size = larger(size, winograd_scratch(s, &d));
-        if (node->wants & 2) size = larger(size, winograd_weight_scratch(s, c.ci, c.co));
+        if (node->wants & 2) size = larger(size, winograd_weight_scratch(c.ci, c.co));
         return size;
     }
     conv dx = conv_of_dx(g, node);
@@ -1137,6 +1242,7 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         size = sizes_of_packed(s, &c).all;
     if (node->wants & 1) size = larger(size, sizes_of_packed(s, &dx).all);
     if (node->wants & 1) size = larger(size, (size_t)s->threads * columns_scratch(s, &c));
+    if (node->wants & 1 && strided_pays(&c)) size = larger(size, strided_scratch(s, &c));
     if (node->wants & 2) size = larger(size, sizes_of_weight(s, &c).all);
     return size;
 }

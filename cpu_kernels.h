@@ -82,26 +82,30 @@ INLINE float CPU(total)(VEC v)
 
 /* ---- 2. Matrix products ---------------------------------------------------------------------------------------------
  * C (+)= A B. A is packed in panels of MR rows, [row / MR][k][MR], so that the tile reads it from end to end; B has
- * rows of ldb floats. One tile of C stays in registers for all of its k: MR broadcasts and NV loads feed MR NV
+ * rows of ldb floats. Or A is read as it lies, row m at a + m a_row, where packing would cost as much as the product; its
+ * rows are then a multiple of MR. One tile of C stays in registers for all of its k: MR broadcasts and NV loads feed MR NV
  * multiply-adds. Every element of C is summed over k in ascending order, in blocks of KC, wherever it lies. */
 
 enum { CPU(NR) = NV * LANES, CPU(KC) = 256 };
 
-INLINE void CPU(tile)(const int nv, int k, const float *a, const float *b, size_t ldb, float *c, size_t ldc, int rows,
-                      int columns, int accumulate)
+INLINE void CPU(tile)(const int nv, int k, const float *a, size_t a_row, const float *b, size_t ldb, float *c,
+                      size_t ldc, int rows, int columns, int accumulate)
 {
     VEC sum[MR][NV];
+    const float *half = a + 4 * a_row;    /* eight rows through two pointers */
+    const size_t three = 3 * a_row;
     EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
     for (int i = 0; i < k; i++) {
         VEC x[NV];
         EACH(v, nv) x[v] = CPU(load)(b + v * LANES);
         EACH(m, MR)
         {
-            VEC w = BROADCAST(a[m]);
+            VEC w = BROADCAST(a_row ? (m < 4 ? a : half)[m % 4 == 3 ? three : (size_t)(m % 4) * a_row] : a[m]);
             KEEP(w);
             EACH(v, nv) sum[m][v] = FMA(w, x[v], sum[m][v]);
         }
-        a += MR;
+        a += a_row ? 1 : MR;
+        half++;
         b += ldb;
     }
     if (columns == nv * LANES) {
@@ -120,28 +124,39 @@ INLINE void CPU(tile)(const int nv, int k, const float *a, const float *b, size_
 }
 
 /* The part of C that is at most NR columns wide, for k of one block. */
+INLINE void CPU(strip_of)(const int nv, const int packed, const cpu_product *p, int k, const float *a, const float *b,
+                          size_t ldb, float *c, int columns, int accumulate)
+{
+    size_t apart = packed ? (size_t)p->k : p->a_row;
+    for (int m = 0; m < p->m; m += MR)
+        CPU(tile)(nv, k, a + (size_t)m * apart, packed ? 0 : p->a_row, b, ldb, c + (size_t)m * p->ldc, p->ldc,
+                  p->m - m < MR ? p->m - m : MR, columns, accumulate);
+}
+
 static void CPU(strip)(const cpu_product *p, int k, const float *a, const float *b, size_t ldb, float *c, int columns,
                        int accumulate)
 {
     int vectors = (columns + LANES - 1) / LANES;
-    for (int m = 0; m < p->m; m += MR) {
-        const float *panel = a + (size_t)m * (size_t)p->k;
-        float *to = c + (size_t)m * p->ldc;
-        int rows = p->m - m < MR ? p->m - m : MR;
-        if (vectors == 1)
-            CPU(tile)(1, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
-        else if (vectors == 2)
-            CPU(tile)(2, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
-        else
-            CPU(tile)(NV, k, panel, b, ldb, to, p->ldc, rows, columns, accumulate);
-    }
+    if (vectors == 1 && !p->a_row)
+        CPU(strip_of)(1, 1, p, k, a, b, ldb, c, columns, accumulate);
+    else if (vectors == 1)
+        CPU(strip_of)(1, 0, p, k, a, b, ldb, c, columns, accumulate);
+    else if (vectors == 2 && !p->a_row)
+        CPU(strip_of)(2, 1, p, k, a, b, ldb, c, columns, accumulate);
+    else if (vectors == 2)
+        CPU(strip_of)(2, 0, p, k, a, b, ldb, c, columns, accumulate);
+    else if (!p->a_row)
+        CPU(strip_of)(NV, 1, p, k, a, b, ldb, c, columns, accumulate);
+    else
+        CPU(strip_of)(NV, 0, p, k, a, b, ldb, c, columns, accumulate);
 }
 
 static void CPU(product)(const cpu_product *p)
 {
     float copy[CPU(KC) * CPU(NR)] __attribute__((aligned(64)));
-    for (int n = 0; n < p->n; n += CPU(NR)) {
-        int columns = p->n - n < CPU(NR) ? p->n - n : CPU(NR);
+    for (int n = 0, columns; n < p->n; n += columns) {
+        columns = p->n - n < CPU(NR) ? p->n - n : CPU(NR);
+        if (NV == 3 && p->n - n == 4 * LANES) columns = 2 * LANES; /* rather than three vectors and one */
         for (int k = 0; k < p->k; k += CPU(KC)) {
             int depth = p->k - k < CPU(KC) ? p->k - k : CPU(KC);
             const float *b = p->b + (size_t)k * p->ldb + n;
@@ -154,7 +169,7 @@ static void CPU(product)(const cpu_product *p)
                 b = copy;
                 ldb = CPU(NR);
             }
-            CPU(strip)(p, depth, p->a + (size_t)k * MR, b, ldb, p->c + n, columns, p->accumulate || k);
+            CPU(strip)(p, depth, p->a + (size_t)k * (p->a_row ? 1 : MR), b, ldb, p->c + n, columns, p->accumulate || k);
         }
     }
 }
@@ -169,11 +184,11 @@ INLINE void CPU(taps_tile)(const int nv, const cpu_taps *t, const float *x, floa
     const int far = t->w_in > 1024;               /* too far apart for the processor to guess */
     for (int i = 0; i < t->inputs; i++, x += t->x_in)
         for (int r = 0; r < t->rows; r++) {
-            const float *w = t->w + (size_t)i * t->w_in + (ptrdiff_t)(r * t->kernel) * t->w_tap;
+            const float *w = t->w + (size_t)i * t->w_in + (ptrdiff_t)r * t->w_row;
             const float *in = x + (size_t)r * t->x_row;
             if (far && r == 0)
                 EACH(m, MR) __builtin_prefetch(w + (i + 4 < t->inputs ? 4 * t->w_in : 0) + (size_t)m * one);
-            for (int s = 0; s < t->kernel; s++, w += t->w_tap, in += t->x_step) {
+            for (int s = 0; s < t->columns; s++, w += t->w_tap, in += t->x_step) {
                 const float *later = w + 4 * one;
                 VEC column[NV];
                 EACH(v, nv) column[v] = CPU(load)(in + v * LANES);
@@ -525,34 +540,34 @@ static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, c
     }
 }
 
-/* The same two, tiles by channels: for LANES tiles and channels c ... c + LANES - 1,
- *     gradient 0: B^T X B to v + f plane + tile width + channel;   1: A Y A^T in panels, [f][channel / MR][tile][MR],
- * a panel having `width` tiles. v points at tile 0 of channel 0, `tile` is the first one's place in it. */
-static void CPU(turned)(const cpu_pictures *p, size_t first, int c, int gradient, float *v, size_t plane, size_t width,
-                        size_t tile)
+/* D = A Y A^T of LANES tiles and channels from ... to - 1, laid out as V */
+static void CPU(gradient)(const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane, size_t width)
 {
-    CPU(group) g = gradient ? CPU(find_tiles)(p, first, 4, 0) : CPU(find_tiles)(p, first, 6, -1);
+    CPU(group) g = CPU(find_tiles)(p, first, 4, 0);
+    for (int c = from; c < to; c++) {
+        VEC out[36];
+        CPU(prefetch)(&g, c + 4 < p->channels ? c + 4 : c);
+        CPU(transform_dy)(&g, c, out);
+        EACH(f, 36) CPU(store)(d + (size_t)f * plane + (size_t)c * width, out[f]);
+    }
+}
+
+/* V tiles by channels: B^T X B of LANES tiles and channels c ... c + LANES - 1 to v + f plane + tile width + channel;
+ * v points at tile 0 of channel 0, `tile` is the first one's place in it. */
+static void CPU(turned)(const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width, size_t tile)
+{
+    CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
     VEC all[LANES][36];
     for (int k = 0; k < LANES; k++) {
-        if (gradient)
-            CPU(transform_dy)(&g, c + k, all[k]);
-        else
-            CPU(transform_x)(&g, c + k, all[k]);
+        CPU(prefetch)(&g, c + k + 4 < p->channels ? c + k + 4 : c);
+        CPU(transform_x)(&g, c + k, all[k]);
     }
+    v += tile * width + (size_t)c;
     for (int f = 0; f < 36; f++, v += plane) {
         VEC block[LANES];
         EACH(k, LANES) block[k] = all[k][f];
         CPU(transpose)(block);
-        for (int k = 0; k < LANES; k++) {
-            if (!gradient) {
-                CPU(store)(v + (tile + (size_t)k) * width + (size_t)c, block[k]);
-                continue;
-            }
-            enum { PIECE = MR < LANES ? MR : LANES };
-            for (int o = c; o < c + LANES; o += PIECE)
-                memcpy(v + ((size_t)(o / MR) * width + tile + (size_t)k) * MR + o % MR, (float *)&block[k] + (o - c),
-                       PIECE * sizeof *v);
-        }
+        EACH(k, LANES) CPU(store)(v + (size_t)k * width, block[k]);
     }
 }
 
@@ -1076,7 +1091,7 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
     .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
-    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .weights = CPU(weights),
+    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .gradient = CPU(gradient), .weights = CPU(weights),
     .weight_gradient = CPU(weight_gradient),
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
     .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),
