@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/cli.h"
+#include "cli/judge.h"
 #include "cli/run.h"
 #include "io/checkpoint.h"
 #include "io/file.h"
@@ -19,17 +19,18 @@
 #include "io/model.h"
 #include "io/plot.h"
 #include "lab/dataset.h"
+#include "lab/teacher.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 
 static struct {
-    const char *data, *image_dir, *out, *model, *args;
+    const char *data, *image_dir, *out, *model, *args, *guide;
     int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, save_every,
         save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels, random_flip,
         unconditional, resume, force;
-    double lr, gamma, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
+    double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
     cli_list milestones;
     uint64_t seed;
 } set;
@@ -76,6 +77,11 @@ static const cli_option options[] = {
     {"cond-drop", "label_dropout", CLI_REAL, "P", "0",
      "share of the pictures whose labels are left out, so that sample --guidance can be used: 0.1 is usual",
      &set.cond_drop, 0, 1, 0},
+    {"beta", NULL, CLI_REAL, "R", "(0; 1 with --guide)",
+     "fine-tuning on an evaluator's score: R times abar_t (-log p(labels | x_0)) a class is added to the squared error",
+     &set.beta, 0, 1e6, 0},
+    {"guide", NULL, CLI_TEXT, "PATH", "(evaluator in the model that is fine-tuned)",
+     "that evaluator; who judges the result should be another one", &set.guide, 0, 0, 0},
     {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
      "steps of the noise schedule", &set.timesteps, 2, 100000, 0},
     {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, "squaredcos_cap_v2|linear", "squaredcos_cap_v2",
@@ -132,6 +138,8 @@ typedef struct training {
     ddpm_schedule schedule;
     ddpm_trainer trainer;
     io_model_info info;
+    lab_evaluator *guide;         /* of --beta */
+    lab_teacher *teacher;         /* the same at work */
     char *source;                 /* a directory that weights come from: a generation, or a model to fine-tune */
     int new_labels;               /* its label encoder does not fit the data's classes */
     cJSON *args, *saved;          /* --args FILE; training.json of the generation that is resumed */
@@ -163,6 +171,8 @@ static void close_training(training *t)
     free(t->source);
     cJSON_Delete(t->args);
     cJSON_Delete(t->saved);
+    lab_teacher_free(t->teacher);
+    lab_evaluator_free(t->guide);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     ddpm_schedule_free(&t->schedule);
@@ -396,6 +406,18 @@ static ddpm_result plan_training(const cli_context *context, training *t)
                       "%s: num_class_embeds %d leaves no class to stand for \"no label\", which --cond-drop needs\n"
                       "      hint: %d does",
                       set.model, embeds, embeds + 1);
+    return result;
+}
+
+/* --beta: an evaluator takes part in the training. */
+static ddpm_result open_teacher(const cli_context *context, training *t)
+{
+    ddpm_result result = cli_open_guide(context, set.guide, t->source, &set.beta, &t->guide);
+    if (result != DDPM_OK || t->guide == NULL) return result;
+    result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
+    if (result == DDPM_OK) result = lab_teacher_fits(t->teacher, t->net);
+    t->net->pull = lab_teacher_pull;
+    t->net->teacher = t->teacher;
     return result;
 }
 
@@ -957,7 +979,11 @@ static ddpm_result end_epoch(training *t, double begin)
     int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best), due = due_epoch(t->epoch);
     cli_short duration;
     cli_progress_clear(&t->bar);
-    cli_note("epoch %d: loss %.5f, lr %g, %.1f pictures/s, %s", t->epoch, loss, learning_rate(t),
+    cli_short score = "";
+    if (t->teacher != NULL && t->teacher->pictures > 0)
+        snprintf(score, sizeof score, ", -log p %.4f", -t->teacher->log_p / t->teacher->pictures);
+    if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
+    cli_note("epoch %d: loss %.5f%s, lr %g, %.1f pictures/s, %s", t->epoch, loss, score, learning_rate(t),
              t->loss_pictures / seconds, cli_duration(seconds, duration));
     t->epoch++;
     t->position = t->loss_pictures = 0;
@@ -1041,6 +1067,7 @@ static ddpm_result train(const cli_context *context, training *t)
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK) result = plan_training(context, t);
+    if (result == DDPM_OK) result = open_teacher(context, t);
     if (result == DDPM_OK) result = report_plan(t);
     if (result == DDPM_OK) result = survey_data(t);
     if (result == DDPM_OK && t->saved != NULL) result = read_state(t);

@@ -61,7 +61,7 @@ ddpm_result lab_teacher_create(lab_teacher **out, lab_evaluator *ev, const lab_c
     return result;
 }
 
-static ddpm_result check_net(const lab_teacher *t, const ddpm_net *net, int n)
+ddpm_result lab_teacher_fits(const lab_teacher *t, const ddpm_net *net)
 {
     int size = t->net->ev->config.sample_size;
     if (net->channels != 3 || net->out_channels != 3 || net->height != size || net->width != size)
@@ -69,8 +69,13 @@ static ddpm_result check_net(const lab_teacher *t, const ddpm_net *net, int n)
                          "the evaluator that guides takes pictures of %dx%d, the model draws %dx%d\n"
                          "      hint: ddpm train-evaluator --resolution %d",
                          size, size, net->width, net->height, net->height);
-    if (net->labels == NULL || ddpm_elements(net->labels, 1) != (size_t)t->classes || n > t->net->graph->capacity)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures of this model cannot be guided by this evaluator", n);
+    if (net->labels == NULL || ddpm_elements(net->labels, 1) != (size_t)t->classes)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "the evaluator guides to sets of its classes, the model takes other labels\n"
+                         "      hint: a model of a multi-label data set");
+    if (net->loss != NULL && t->schedule->config.prediction_type != DDPM_PREDICTS_EPSILON)
+        return ddpm_fail(DDPM_ERR_UNSUPPORTED, "an evaluator has its say only where the network predicts epsilon\n"
+                                               "      hint: --beta 0");
     return DDPM_OK;
 }
 
@@ -93,7 +98,9 @@ static ddpm_result fetch_labels(lab_teacher *t, const ddpm_net *net, int n)
 /* x_t and the prediction of n pictures. */
 static ddpm_result fetch_state(lab_teacher *t, const ddpm_net *net, int n)
 {
-    ddpm_result result = check_net(t, net, n);
+    ddpm_result result = lab_teacher_fits(t, net);
+    if (result == DDPM_OK && n > t->net->graph->capacity)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures for a guide of at most %d", n, t->net->graph->capacity);
     if (result == DDPM_OK) result = fetch_labels(t, net, n);
     if (result == DDPM_OK) result = ddpm_download(net->model->device, net->sample, DDPM_DATA, n, t->sample);
     if (result == DDPM_OK) result = ddpm_download(net->model->device, net->prediction, DDPM_DATA, n, t->prediction);
@@ -153,17 +160,21 @@ ddpm_result lab_teacher_pull(void *teacher, ddpm_net *net, int n, double element
     lab_teacher *t = teacher;
     const ddpm_device *device = net->model->device;
     size_t picture = ddpm_elements(net->sample, 1);
-    ddpm_real *time = calloc((size_t)n, sizeof *time), *noise = t->image; /* after x_0 has been looked at */
+    ddpm_real *time = calloc(2 * (size_t)n, sizeof *time), *log_p = time + n;
+    ddpm_real *noise = t->image; /* after x_0 has been looked at */
     if (time == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the times of %d pictures", n);
     ddpm_result result = fetch_state(t, net, n);
     if (result == DDPM_OK) result = ddpm_download(device, net->timestep, DDPM_DATA, n, time);
     for (size_t i = 0; i < (size_t)n * picture && result == DDPM_OK; i++)
         t->image[i] = clamp(estimate(t, i, (double)t->schedule->alpha_bar[(int)time[i / picture]]), 1);
-    if (result == DDPM_OK) result = lab_evaluator_gradient(t->net, n, t->image, t->labels, NULL, t->gradient);
+    if (result == DDPM_OK) result = lab_evaluator_gradient(t->net, n, t->image, t->labels, log_p, t->gradient);
     if (result == DDPM_OK) result = ddpm_download(device, net->noise, DDPM_DATA, n, noise);
-    for (int k = 0; k < n && result == DDPM_OK; k++)
-        if (labelled(t, k))
-            move_target(t, (size_t)k, (double)t->schedule->alpha_bar[(int)time[k]], picture, elements, noise);
+    for (int k = 0; k < n && result == DDPM_OK; k++) {
+        if (!labelled(t, k)) continue;
+        move_target(t, (size_t)k, (double)t->schedule->alpha_bar[(int)time[k]], picture, elements, noise);
+        t->log_p += (double)log_p[k];
+        t->pictures++;
+    }
     if (result == DDPM_OK) result = ddpm_upload(device, net->noise, DDPM_DATA, n, noise);
     free(time);
     return result;

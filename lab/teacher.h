@@ -24,6 +24,8 @@ typedef struct lab_teacher {
     int classes;      /* of the model's multi-hot */
     int *class_index; /* the evaluator's class of each */
     const ddpm_real *wanted; /* (n,classes): what to guide towards; NULL: the network's labels. The caller sets it */
+    double log_p;            /* of training: sum over the labelled pictures since the caller set it to 0, */
+    int pictures;            /* and how many they were */
     ddpm_real *labels, *sample, *prediction, *image, *gradient; /* room for the evaluator's capacity */
 } lab_teacher;
 
@@ -32,6 +34,9 @@ typedef struct lab_teacher {
 ddpm_result lab_teacher_create(lab_teacher **out, lab_evaluator *ev, const lab_classes *classes,
                                const ddpm_schedule *schedule, double scale, int capacity);
 void lab_teacher_free(lab_teacher *teacher);
+/* Can it teach this network? DDPM_ERR_SHAPE: its pictures are of another size; DDPM_ERR_ARGUMENT: other labels;
+ * DDPM_ERR_UNSUPPORTED, of training: the network does not predict eps. The two below check for themselves. */
+ddpm_result lab_teacher_fits(const lab_teacher *teacher, const ddpm_net *net);
 
 /* For ddpm_net's guide and pull, with the lab_teacher as `teacher`. Pictures without labels are left alone. n may not exceed the capacity. DDPM_ERR_SHAPE: pictures of another size than the
  * evaluator's.

@@ -644,6 +644,30 @@ static void test_guide(void **state)
     assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator", "--resolution 16");
 }
 
+/* The lab's fine-tuning: the evaluator's score is part of what is followed, so the weights differ from those without. */
+static void test_fine_tuning_on_a_score(void **state)
+{
+    (void)state;
+    size_t size[2];
+    unsigned char *weights[2];
+    assert_runs("train @/data --model @/run --out @/untaught --epochs 1 --batch-size 10 --micro-batch 4 "
+                "--resolution 16");
+    assert_runs("train @/data --model @/run --out @/taught --epochs 1 --batch-size 10 --micro-batch 4 --resolution 16 "
+                "--beta 0.5 --guide @/guide");
+    assert_has(err, ", -log p ");
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(io_read_file(in_folder(i ? "taught/latest/unet/diffusion_pytorch_model.safetensors"
+                                                  : "untaught/latest/unet/diffusion_pytorch_model.safetensors"),
+                                      &weights[i], &size[i]),
+                         DDPM_OK);
+    assert_int_equal(size[0], size[1]);
+    assert_memory_not_equal(weights[0], weights[1], size[0]);
+    free(weights[0]);
+    free(weights[1]);
+    assert_fails(1, "train @/data --model @/run --out @/untold --resolution 16 --guide @/evaluator", "--resolution 16");
+    assert_false(io_is_directory(in_folder("untold")));
+}
+
 /* ---- 5. Predict ---------------------------------------------------------------------------------------------- */
 
 enum { N = 2, SIDE = 16, PIXELS = 3 * SIDE * SIDE, CLASSES = 24 };
@@ -950,6 +974,7 @@ int main(void)
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
         cmocka_unit_test(test_guide),
+        cmocka_unit_test(test_fine_tuning_on_a_score),
         cmocka_unit_test(test_predict),
         cmocka_unit_test(test_predict_contradictions),
         cmocka_unit_test(test_info),
