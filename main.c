@@ -13,7 +13,7 @@
 
 static const cli_command *const commands[] = {
     &cli_render, &cli_train,   &cli_sample,     &cli_test,  &cli_eval,   &cli_train_evaluator,
-    &cli_info,   &cli_predict, &cli_check_grad, &cli_bench, &cli_report,
+    &cli_info,   &cli_predict, &cli_check_grad, &cli_bench, &cli_report, &cli_nearest,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -25,7 +25,7 @@
 /* ---- 1. Help ------------------------------------------------------------------------------------------------- */
 
 static const cli_command *const commands[] = {
-    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,
+    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval, &cli_nearest,
     &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
@@ -516,6 +516,27 @@ static void test_files_go_on(void **state)
                  "its labels is 'red sphere', here it is 'red cube'");
 }
 
+/* Two training pictures among drawn ones are found at distance 0, beside themselves; the rest is further away than any
+ * two training pictures. */
+static void test_nearest(void **state)
+{
+    (void)state;
+    shell("mkdir @/mixed; cp @/whole/*.png @/mixed; cp @/data/CLEVR_train_000003_1.png @/mixed/a.png; "
+          "cp @/data/CLEVR_train_000005_0.png @/mixed/b.png; touch @/mixed/strip_0.png");
+    assert_runs("nearest @/data @/mixed --out @/nearest.png");
+    assert_has(err, "1 files in ");
+    assert_has(err, "the median of 9 drawn pictures is ");
+    assert_has(err, "from the nearest other one (median of 24)");
+    char expected[600];
+    snprintf(expected, sizeof expected, "0.00 %s/mixed/a.png %s/data/CLEVR_train_000003_1.png\n0.00 ", folder, folder);
+    assert_int_equal(strncmp(out, expected, strlen(expected)), 0);
+    assert_has(out, "/mixed/b.png ");
+    assert_has(out, "/data/CLEVR_train_000005_0.png\n");
+    assert_picture("nearest.png", 8 * 18 + 2, 3 * 18 + 2); /* 0.png says how large all are looked at */
+    assert_fails(1, "nearest @/data @/nothing", "no such folder");
+    assert_fails(2, "nearest @/data", "DIR is missing");
+}
+
 static void test_test(void **state)
 {
     (void)state;
@@ -971,6 +992,7 @@ int main(void)
         cmocka_unit_test(test_guided_sample),
         cmocka_unit_test(test_strip),
         cmocka_unit_test(test_files_go_on),
+        cmocka_unit_test(test_nearest),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
         cmocka_unit_test(test_guide),

@@ -410,7 +410,7 @@ static void compare_resizes(const char *path, int count, resize *resize)
         const io_tensor *expected = &vectors.tensor[i];
         int width, height;
         assert_int_equal(sscanf(expected->name, "%dx%d", &width, &height), 2);
-        io_picture in = noise(width, height, (int)expected->shape[2]), out;
+        io_picture in = noise(width, height, (int)expected->shape[2]), out = {0};
         succeeds(resize(&in, (int)expected->shape[1], (int)expected->shape[0], &out));
         difference d = compare(&out, expected);
         if (d.largest != 0) /* the same integers in the same order: no bit may differ */
