@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/sampler.h"
 #include "lab/teacher.h"
 
 /* ---- 1. Frames of a strip ------------------------------------------------------------------------------------ */
@@ -140,8 +141,8 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     if (drawn < d->count) cli_note("%d of %d pictures were there already", d->count - drawn, d->count);
     if (drawn > 0)
         cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
-                 net->height, d->sample.steps, d->sample.sampler == DDPM_SAMPLER_DDIM ? "DDIM" : "DDPM",
-                 cli_duration(seconds, total), seconds / drawn);
+                 net->height, d->sample.steps, cli_sampler_name(d->sample.sampler), cli_duration(seconds, total),
+                 seconds / drawn);
     return DDPM_OK;
 }
 
@@ -232,12 +233,6 @@ ddpm_result cli_draw(const cli_drawing *d)
     free(labels);
     ddpm_net_free(net);
     return result;
-}
-
-int cli_default_steps(const cli_model *model, ddpm_sampler sampler)
-{
-    int all = model->schedule.config.num_train_timesteps;
-    return sampler == DDPM_SAMPLER_DDIM && all > 50 ? 50 : all;
 }
 
 char *cli_sampling_text(const cli_drawing *d)

@@ -36,9 +36,6 @@ typedef struct cli_drawing {
 /* Draws with a progress bar and says at the end how long a picture took. */
 ddpm_result cli_draw(const cli_drawing *drawing);
 
-/* 0 of --steps: all T for DDPM, 50 for DDIM (or T if that is fewer). */
-int cli_default_steps(const cli_model *model, ddpm_sampler sampler);
-
 /* ---- 2. Writing ---------------------------------------------------------------------------------------------- */
 
 /* A PNG that says how it was made: text chunks seed, sampling, command, labels (if not NULL), model, version. Prints

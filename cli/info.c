@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/sampler.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/model.h"
@@ -193,15 +194,6 @@ static void print_classes(const io_model_info *info)
     printf(info->classes > 0 ? "\n" : "no names\n");
 }
 
-static void print_schedule(const ddpm_schedule_config *s)
-{
-    printf("schedule    %d steps, %s", s->num_train_timesteps,
-           s->beta_schedule == DDPM_BETA_LINEAR ? "linear" : "squaredcos_cap_v2");
-    if (s->beta_schedule == DDPM_BETA_LINEAR) printf(" from %g to %g", s->beta_start, s->beta_end);
-    if (s->clip_sample) printf(", x_0 clipped to %g", s->clip_sample_range);
-    printf("\n");
-}
-
 /* ---- 4. The graph -------------------------------------------------------------------------------------------- */
 
 static void print_node(const ddpm_node *node, double *flops, double *bytes)
@@ -263,7 +255,9 @@ static ddpm_result info_model(const cli_context *context, const char *path)
     if (result != DDPM_OK) return result;
     printf("model       %s\n", path);
     print_classes(&info);
-    print_schedule(&schedule);
+    printf("schedule    ");
+    cli_schedule_print(&schedule);
+    io_schedule_config_free(&schedule);
     result = info_network(context, &config, info.height, info.width);
     io_model_info_free(&info);
     return result;

@@ -7,6 +7,7 @@
 
 #include "cli/draw.h"
 #include "cli/judge.h"
+#include "cli/sampler.h"
 #include "io/file.h"
 #include "io/gif.h"
 
@@ -14,10 +15,10 @@
 
 static struct {
     const char *labels, *labels_file, *model, *out, *out_dir, *guide;
-    int n, batch_size, sampler, steps, strip, gif;
-    double eta, guidance, guide_scale;
-    uint64_t seed;
+    int n, batch_size, strip, gif;
+    double guide_scale;
 } set;
+static cli_sampler draw_with;
 
 /* clang-format off */
 static const cli_option options[] = {
@@ -36,15 +37,7 @@ static const cli_option options[] = {
      "pictures; label sets repeat in their order", &set.n, 1, 1e7, 0},
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
-    {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &set.seed, 0, 0, 0},
-    {"sampler", NULL, CLI_CHOICE, "ddpm|ddim", "ddpm", "ancestral, or DDIM", &set.sampler, 0, 0, 0},
-    {"steps", "num_inference_steps ddpm_num_inference_steps", CLI_INT, "N",
-     "(ddpm: all of the model's, 1000; ddim: 50)",
-     "steps of denoising", &set.steps, 1, 100000, 0},
-    {"eta", NULL, CLI_REAL, "R", "0",
-     "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
-    {"guidance", "guidance_scale", CLI_REAL, "G", "1",
-     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
+    CLI_SAMPLER_ROWS(draw_with),
     {"guide", NULL, CLI_TEXT, "PATH", "(none; evaluator in the model with --guide-scale)",
      "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
     {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
@@ -160,7 +153,7 @@ static ddpm_result look(void *user, int index, int *there)
     *there = is_written("", index, ".png");
     if (!*there) return DDPM_OK;
     cli_short seed;
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)set.seed);
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)draw_with.seed);
     char *path = file_path("", index, ".png"), *caption = caption_of(g->drawing, index);
     ddpm_result result = path != NULL && caption != NULL ? check_text(path, "seed", seed) : DDPM_ERR_MEMORY;
     if (result == DDPM_OK) result = check_text(path, "labels", caption);
@@ -278,12 +271,7 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     if (result != DDPM_OK) return result;
     cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size};
     d.frames = set.gif ? CLI_MOVIE : set.strip ? CLI_FRAMES : 0;
-    d.sample = ddpm_sample_default();
-    d.sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
-    d.sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d.sample.sampler);
-    d.sample.eta = set.eta;
-    d.sample.guidance = set.guidance;
-    d.sample.seed = set.seed;
+    d.sample = cli_sampler_config(options, &draw_with, model);
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     d.guide_scale = set.guide_scale;
     result = cli_open_guide(context, set.guide, model->path, &d.guide_scale, &d.guide);

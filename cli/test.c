@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cli/draw.h"
+#include "cli/sampler.h"
 #include "cli/judge.h"
 #include "cli/results.h"
 #include "io/file.h"
@@ -16,10 +17,10 @@
 
 static struct {
     const char *data, *model, *out, *evaluator, *guide;
-    int test_type, batch_size, sampler, steps;
-    double eta, guidance, guide_scale;
-    uint64_t seed;
+    int test_type, batch_size;
+    double guide_scale;
 } set;
+static cli_sampler draw_with;
 
 /* clang-format off */
 static const cli_option options[] = {
@@ -33,14 +34,7 @@ static const cli_option options[] = {
      "folder to write to", &set.out, 0, 0, 0},
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
-    {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &set.seed, 0, 0, 0},
-    {"sampler", NULL, CLI_CHOICE, "ddpm|ddim", "ddpm", "ancestral, or DDIM", &set.sampler, 0, 0, 0},
-    {"steps", "time_step num_inference_steps", CLI_INT, "N", "(ddpm: all of the model's, 1000; ddim: 50)",
-     "steps of denoising", &set.steps, 1, 100000, 0},
-    {"eta", NULL, CLI_REAL, "R", "0",
-     "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &set.eta, 0, 1, 0},
-    {"guidance", "guidance_scale", CLI_REAL, "G", "1",
-     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &set.guidance, -100, 100, 0},
+    CLI_SAMPLER_ROWS(draw_with),
     {"guide", NULL, CLI_TEXT, "PATH", "(none; evaluator in the model with --guide-scale)",
      "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
     {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
@@ -278,12 +272,7 @@ static ddpm_result test(exhibition *e, cli_drawing *d, cli_model *model, lab_lab
     if (result == DDPM_OK) result = open_guide(e);
     if (result == DDPM_OK) {
         d->count = sets->count;
-        d->sample = ddpm_sample_default();
-        d->sample.sampler = set.sampler == 0 ? DDPM_SAMPLER_DDPM : DDPM_SAMPLER_DDIM;
-        d->sample.steps = set.steps > 0 ? set.steps : cli_default_steps(model, d->sample.sampler);
-        d->sample.eta = set.eta;
-        d->sample.guidance = set.guidance;
-        d->sample.seed = set.seed;
+        d->sample = cli_sampler_config(options, &draw_with, model);
         double started = cli_seconds();
         result = draw(e);
         if (result == DDPM_OK) result = write_figures(e, labels_file, cli_seconds() - started);

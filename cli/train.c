@@ -13,6 +13,7 @@
 
 #include "cli/judge.h"
 #include "cli/run.h"
+#include "cli/sampler.h"
 #include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -26,11 +27,12 @@
 enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 
 static struct {
-    const char *data, *image_dir, *out, *model, *args, *guide;
-    int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, save_every,
-        save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels, random_flip,
-        unconditional, resume, force;
-    double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time;
+    const char *data, *image_dir, *out, *model, *args, *guide, *scheduler;
+    int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, prediction_type,
+        zero_snr, save_every, save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels,
+        random_flip, unconditional, resume, force;
+    double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time, beta_start,
+        beta_end;
     cli_list milestones;
     uint64_t seed;
 } set;
@@ -84,8 +86,18 @@ static const cli_option options[] = {
      "that evaluator; who judges the result should be another one", &set.guide, 0, 0, 0},
     {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
      "steps of the noise schedule", &set.timesteps, 2, 100000, 0},
-    {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, "squaredcos_cap_v2|linear", "squaredcos_cap_v2",
+    {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, CLI_BETA_SCHEDULES, "squaredcos_cap_v2",
      "noise schedule", &set.beta_schedule, 0, 0, 0},
+    {"beta-start", NULL, CLI_REAL, "R", "0.0001", "of linear, scaled_linear and sigmoid", &set.beta_start, 0, 1, 0},
+    {"beta-end", NULL, CLI_REAL, "R", "0.02", "of the same", &set.beta_end, 0, 1, 0},
+    {"prediction-type", NULL, CLI_CHOICE, CLI_PREDICTION_TYPES, "epsilon",
+     "what the network learns to say: the noise, x_0, or v = sqrt(abar) eps - sqrt(1 - abar) x_0",
+     &set.prediction_type, 0, 0, 0},
+    {"zero-snr", "rescale_betas_zero_snr", CLI_FLAG, NULL, NULL,
+     "betas rescaled so that nothing of x_0 is left at the last t; not for epsilon", &set.zero_snr, 0, 0, 0},
+    {"scheduler", NULL, CLI_TEXT, "FILE", "(none)",
+     "a scheduler_config.json of diffusers for the whole schedule, trained_betas too; the options above go before it",
+     &set.scheduler, 0, 0, 0},
     {"save-every", "save_per_epoch save_model_epochs", CLI_INT, "N", "3",
      "epochs between checkpoints; the best and the last are kept as well", &set.save_every, 1, 1e6, 0},
     {"save-steps", "checkpointing_steps", CLI_INT, "N", "(only after epochs)",
@@ -175,6 +187,7 @@ static void close_training(training *t)
     lab_evaluator_free(t->guide);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
+    io_schedule_config_free(&t->schedule.config);
     ddpm_schedule_free(&t->schedule);
     ddpm_model_free(t->model);
     lab_dataset_close(t->data);
@@ -371,30 +384,50 @@ static int training_mode(void)
 }
 
 /* Options that were given go before what the model says. */
-static void choose_schedule(const training *t, ddpm_schedule_config *schedule)
+static ddpm_result choose_schedule(const training *t, ddpm_schedule_config *schedule)
 {
-    int all = t->source == NULL && !ends_with(set.model, "model_index.json");
-    if (t->saved != NULL) return;
+    int all = t->source == NULL && !ends_with(set.model, "model_index.json") && set.scheduler == NULL;
+    ddpm_schedule_config read;
+    if (t->saved != NULL) return DDPM_OK;
+    ddpm_result result = set.scheduler != NULL ? io_schedule_config_read(set.scheduler, &read) : DDPM_OK;
+    if (result != DDPM_OK) return result;
+    if (set.scheduler != NULL) {
+        io_schedule_config_free(schedule);
+        *schedule = read;
+    }
     if (all || is_given("timesteps")) schedule->num_train_timesteps = set.timesteps;
-    if (all || is_given("beta-schedule"))
-        schedule->beta_schedule = set.beta_schedule == 0 ? DDPM_BETA_SQUAREDCOS_CAP_V2 : DDPM_BETA_LINEAR;
+    if (all || is_given("beta-schedule")) schedule->beta_schedule = (ddpm_beta_schedule)set.beta_schedule;
+    if (all || is_given("beta-start")) schedule->beta_start = set.beta_start;
+    if (all || is_given("beta-end")) schedule->beta_end = set.beta_end;
+    if (all || is_given("prediction-type")) schedule->prediction_type = (ddpm_prediction_type)set.prediction_type;
+    if (all || is_given("zero-snr")) schedule->rescale_betas_zero_snr = set.zero_snr;
+    if (is_given("timesteps") || is_given("beta-schedule")) io_schedule_config_free(schedule); /* its trained_betas */
+    if (schedule->rescale_betas_zero_snr && schedule->prediction_type == DDPM_PREDICTS_EPSILON)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "with --zero-snr the last x_t holds nothing of x_0, so that no eps can lead to "
+                         "it\n      hint: --prediction-type v_prediction");
+    return DDPM_OK;
 }
 
 /* Everything up to the plan of the network: errors in the input show here, large memory comes later. */
 static ddpm_result plan_training(const cli_context *context, training *t)
 {
     ddpm_model_config config;
-    ddpm_schedule_config schedule = ddpm_schedule_default();
+    ddpm_schedule_config *schedule = &t->schedule.config; /* closing frees its trained_betas */
+    *schedule = ddpm_schedule_default();
     ddpm_result result = open_data(t);
-    if (result == DDPM_OK) result = read_model_config(t, &config, &schedule);
+    if (result == DDPM_OK) result = read_model_config(t, &config, schedule);
     if (result == DDPM_OK) result = fit_pictures(t, &config);
     if (result != DDPM_OK) return result;
     const lab_dataset_config *data = &t->data->config;
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK)
         result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), training_mode());
-    choose_schedule(t, &schedule);
-    if (result == DDPM_OK) result = ddpm_schedule_create(&t->schedule, &schedule);
+    if (result == DDPM_OK) result = choose_schedule(t, schedule);
+    if (result == DDPM_OK) {
+        ddpm_schedule_config chosen = *schedule;
+        result = ddpm_schedule_create(&t->schedule, &chosen);
+    }
     if (result == DDPM_OK && set.cond_drop > 0 && t->net->labels == NULL)
         result = ddpm_fail(DDPM_ERR_ARGUMENT, "--cond-drop leaves out labels, and this model takes none\n"
                                               "      hint: leave out --cond-drop");

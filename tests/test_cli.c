@@ -417,6 +417,42 @@ static void test_sample(void **state)
     assert_picture("one.png", 16, 16);
 }
 
+/* A schedule from options and from diffusers' file; what the model's file says counts where nothing is given. */
+static void test_schedules(void **state)
+{
+    (void)state;
+    static const char trained[] =
+        "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"num_train_timesteps\":4,\"trained_betas\":[0.1,0.2,0.4,0.8],"
+        "\"prediction_type\":\"sample\",\"timestep_spacing\":\"trailing\",\"lambda_min_clipped\":-Infinity}";
+    assert_fails(1, "train @/data --out @/no --model @/run/best/unet/config.json --zero-snr",
+                 "--prediction-type v_prediction");
+    assert_fails(2, "train @/data --out @/no --prediction-type flow", "is not one of epsilon|sample|v_prediction");
+    assert_runs(
+        "train @/data --out @/v --model @/run/best/unet/config.json --resolution 16 --epochs 1 --batch-size 24 "
+        "--prediction-type v_prediction --zero-snr --beta-schedule scaled_linear --beta-start 0.001 --beta-end 0.1");
+    assert_runs("info @/v");
+    assert_has(out,
+               "scaled_linear from 0.001 to 0.1, zero terminal SNR, predicts v_prediction, x_0 clipped to 1; DDPM");
+    assert_runs("sample 'red sphere' --model @/v --sampler dpmsolver++ --steps 3 --timestep-spacing trailing "
+                "--out @/v.png");
+    assert_has(err, "3 DPM-Solver++ steps");
+    assert_runs("sample 'red sphere' --model @/v --steps 3 --thresholding yes --sample-max-value 2 --timestep-spacing "
+                "trailing --variance-type fixed_large --out @/v2.png");
+    assert_has(err, "3 DDPM steps");
+    assert_true(pixels_differ("v.png", "v2.png"));
+    assert_fails(1, "sample 'red sphere' --model @/v --steps 1000 --sampler dpmsolver++ --out @/no.png",
+                 "cannot be spread");
+    assert_fails(2, "sample --sampler dpmsolver", "is not one of ddpm|ddim|dpmsolver++");
+    assert_int_equal(io_write_file(in_folder("scheduler.json"), trained, sizeof trained - 1), DDPM_OK);
+    assert_runs("train @/data --out @/trained --model @/run/best/unet/config.json --resolution 16 --epochs 1 "
+                "--batch-size 24 --scheduler @/scheduler.json");
+    assert_runs("info @/trained");
+    assert_has(out, "4 steps, trained betas, predicts sample, x_0 clipped to 1; DPM-Solver++, trailing");
+    assert_runs("sample 'red sphere' --model @/trained --out @/t.png");
+    assert_has(err, "3 DPM-Solver++ steps"); /* the file's class; one fewer than T */
+    assert_fails(1, "train @/data --out @/no --model tiny --scheduler @/nothing.json", "nothing.json");
+}
+
 /* Guidance of a model that never saw "no label" is refused; 1 is no guidance; the batch does not matter. */
 static void test_guided_sample(void **state)
 {
@@ -990,6 +1026,7 @@ int main(void)
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_guided_sample),
+        cmocka_unit_test(test_schedules),
         cmocka_unit_test(test_strip),
         cmocka_unit_test(test_files_go_on),
         cmocka_unit_test(test_nearest),

@@ -1,9 +1,9 @@
 """`make parity`: ddpm.c against PyTorch and diffusers themselves. Run from the root of the repository:
 
-    python tests/parity/run.py [--only vectors|tiny|saved|lab] [DDPM]      (default $DDPM, else ./ddpm)
+    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|lab] [DDPM]      (default $DDPM, else ./ddpm)
 
 Prints a line for each check, with the measured figure and its bound; exit 1 if one failed.
-Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers.
+Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers; schedulers.
 """
 import argparse
 import glob
@@ -22,6 +22,7 @@ from PIL import Image, ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import make_scheduler_vectors as schedulers
 import networks
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -188,12 +189,40 @@ def check_saved(ddpm):
             report(f"DDPMScheduler.from_pretrained({link}): alpha_bar and config", 0.0 if same else math.inf, 0.0)
 
 
+# ---- Schedulers -----------------------------------------------------------------------------------------------------
+
+def check_schedulers(ddpm):
+    """tests/test_schedules on tables of many T, on every number of steps, and on trajectories of all fields crossed;
+    and a scheduler_config.json of each class, read and written again by `ddpm train --scheduler`, in diffusers."""
+    objects = os.path.join(os.environ.get("BUILD", "build"), os.environ.get("COMPILER", "cc"))
+    program = os.path.join(objects, "tests", "test_schedules")
+    with tempfile.TemporaryDirectory() as directory:
+        cases = os.path.join(directory, "exhaustive.safetensors")
+        made = subprocess.run([os.environ.get("MAKE", "make"), program], capture_output=True, text=True)
+        report("schedulers: the test program is built", made.returncode, 0, made.stderr[-200:])
+        subprocess.run([sys.executable, "-W", "ignore", os.path.join(HERE, "make_scheduler_vectors.py"), "--exhaustive",
+                        cases], check=True)
+        done = subprocess.run([program, cases], capture_output=True, text=True)
+        print("".join(f"      {line.strip()}\n" for line in done.stdout.splitlines() if line.startswith("    ")), end="")
+        report("schedulers: tables, timesteps, trajectories", done.returncode, 0, done.stderr[-400:] * (done.returncode > 0))
+        data, count = os.path.join(directory, "data"), 0
+        run(ddpm, "render", "--out", data, "--scenes", 1, "--size", "16x16", "--seed", 1)
+        for name, (kind, _, _, fields) in schedulers.PATHS.items():
+            reference, saved = schedulers.CLASSES[kind](**fields), os.path.join(directory, name)
+            reference.save_pretrained(saved)
+            run(ddpm, "train", data, "--out", saved + "_run", "--model", "tiny", "--resolution", 8, "--epochs", 1,
+                "--scheduler", os.path.join(saved, "scheduler_config.json"))
+            read = schedulers.CLASSES[kind].from_pretrained(saved + "_run/latest", subfolder="scheduler")
+            count += all(read.config[k] == v for k, v in reference.config.items() if not k.startswith("_"))
+        report(f"schedulers: {count} of {len(schedulers.PATHS)} configs come back whole", len(schedulers.PATHS) - count, 0)
+
+
 # ---- main -----------------------------------------------------------------------------------------------------------
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
-    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "lab"])
+    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "lab"])
     arguments = parser.parse_args()
     if arguments.only in (None, "vectors"):
         check_vectors()
@@ -202,6 +231,8 @@ def main():
             check_network(arguments.ddpm, spec, None, None, 1e-2)
     if arguments.only in (None, "saved"):
         check_saved(arguments.ddpm)
+    if arguments.only in (None, "schedulers"):
+        check_schedulers(arguments.ddpm)
     if arguments.only in (None, "lab"):
         check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4, backends=("reference", "cpu"))
     print(f"{failures} failed" if failures else "all agree")
