@@ -237,9 +237,12 @@ ddpm_result cli_draw(const cli_drawing *d)
 
 char *cli_sampling_text(const cli_drawing *d)
 {
+    static const char *const sampler[] = {"ddpm", "ddim", "dpmsolver++"}, *const spacing[] = {"", ", linspace",
+                                                                                              ", trailing"};
     const ddpm_sample_config *c = &d->sample;
-    return cli_text("%s, %d steps, eta %g, guidance %g", c->sampler == DDPM_SAMPLER_DDIM ? "ddim" : "ddpm", c->steps,
-                    c->eta, c->guidance);
+    const ddpm_schedule_config *s = &d->model->schedule.config;
+    return cli_text("%s, %d steps, eta %g, guidance %g%s%s", sampler[c->sampler], c->steps, c->eta, c->guidance,
+                    spacing[s->timestep_spacing], s->thresholding ? ", thresholding" : "");
 }
 
 /* ---- 3. Writing ---------------------------------------------------------------------------------------------- */
