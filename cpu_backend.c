@@ -16,6 +16,7 @@
 #include "cpu_backend.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __linux__
@@ -211,6 +212,8 @@ typedef struct cpu_state {
     const cpu_kernels *kernels;
     int threads;
     cpu_team *team;
+    int exact;    /* no Winograd */
+    char isa[24]; /* "avx512", "avx512+exact" */
 } cpu_state;
 
 static const cpu_kernels *const instruction_sets[] = {/* the widest first */
@@ -232,19 +235,24 @@ static int processor_has(const cpu_kernels *k)
 static ddpm_result cpu_open(void **state, int threads, const char *isa)
 {
     const cpu_kernels *kernels = NULL;
-    for (int i = INSTRUCTION_SETS - 1; i >= 0; i--)
-        if (processor_has(instruction_sets[i]) && (!isa || strcmp(isa, instruction_sets[i]->isa) == 0))
+    size_t length = isa ? strcspn(isa, "+") : 0;
+    int exact = isa && strcmp(isa + length, "+exact") == 0, known = !isa || !isa[length] || exact;
+    for (int i = INSTRUCTION_SETS - 1; i >= 0 && known; i--) {
+        const char *name = instruction_sets[i]->isa;
+        if (processor_has(instruction_sets[i]) && (!length || (!strncmp(isa, name, length) && !name[length])))
             kernels = instruction_sets[i];
+    }
     *state = NULL;
     if (!kernels)
         return ddpm_fail(
             DDPM_ERR_ARGUMENT,
             "this processor or this build has no instruction set '%s'\n      hint: baseline, avx2, avx512; "
-            "left out, the widest is taken",
+            "left out, the widest is taken; '+exact' behind it: no Winograd",
             isa);
     cpu_state *s = malloc(sizeof *s);
     if (!s) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: %zu bytes refused", sizeof *s);
-    *s = (cpu_state){kernels, threads > 0 ? threads : 1, NULL};
+    *s = (cpu_state){.kernels = kernels, .threads = threads > 0 ? threads : 1, .exact = exact};
+    snprintf(s->isa, sizeof s->isa, "%s%s", kernels->isa, exact ? "+exact" : "");
     ddpm_result result = cpu_team_open(&s->team, s->threads);
     if (result != DDPM_OK) {
         free(s);
@@ -266,7 +274,7 @@ static void cpu_close(void *state)
 
 static const char *cpu_isa(const void *state)
 {
-    return ((const cpu_state *)state)->kernels->isa;
+    return ((const cpu_state *)state)->isa;
 }
 
 static const cpu_state *state_of(const ddpm_graph *g)
@@ -1109,7 +1117,8 @@ static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
     int whole = y->shape[3] % 4 == 0 && y->shape[2] >= 8 &&
                 (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
     if (w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
-        node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && whole && tiles >= 16)
+        node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && whole && tiles >= 16 &&
+        !state_of(g)->exact)
         return WINOGRAD;
     if (small_pays(g, node)) return TURNED;
     return few_pixels(g, node) ? THIN : PACKED;

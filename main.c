@@ -29,6 +29,7 @@ static const struct {
 static struct {
     int backend, threads;
     const char *isa;
+    int exact;
 } global;
 
 /* clang-format off */
@@ -39,6 +40,9 @@ static const cli_option global_options[] = {
      "threads; results do not depend on it", &global.threads, 1, 4096, 0},
     {"isa", NULL, CLI_TEXT, "SET", "(the widest there is)",
      "instruction set of the cpu backend: baseline, avx2, avx512", &global.isa, 0, 0, 0},
+    {"exact", NULL, CLI_FLAG, NULL, NULL,
+     "convolutions of the cpu backend as plain sums of products, never by Winograd's algorithm: half as fast, less"
+     " than half its rounding error", &global.exact, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -116,7 +120,10 @@ static ddpm_result open_backend(ddpm_device *device)
     if (backends[global.backend].get == NULL)
         return ddpm_fail(DDPM_ERR_BACKEND, "backend '%s' is not in this build\n      hint: --backend %s always is",
                          backends[global.backend].name, backends[0].name);
-    return ddpm_device_open(device, backends[global.backend].get(), global.threads, global.isa);
+    char isa[64];
+    snprintf(isa, sizeof isa, "%s+exact", global.isa != NULL ? global.isa : "");
+    int exact = global.exact && backends[global.backend].get == ddpm_cpu; /* the others know nothing else */
+    return ddpm_device_open(device, backends[global.backend].get(), global.threads, exact ? isa : global.isa);
 }
 
 static int run_command(const cli_command *command, int argc, char **argv)

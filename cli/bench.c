@@ -89,6 +89,50 @@ static void print_rows(const bench_row *row, int count, const bench_machine *mac
     printf("peak: of the multiply-add peak, or of memory's bandwidth; above 100%% the tensors stayed in the caches\n");
 }
 
+/* Is the backend's choice of an algorithm right? Beside each 3x3 convolution of stride 1 the same without Winograd. */
+static void print_choices(const bench_row *row, int count, const bench_row *exact, int exact_count)
+{
+    printf(
+        "\n3x3 convolutions as the backend chooses, beside plain sums of products (--exact)\n%-38s %10s %10s %7s %10s %10s"
+        " %7s\n",
+        "shape of one picture", "forward ms", "exact", "ratio", "backward", "exact", "ratio");
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < exact_count; j++) {
+            if (row[i].op != DDPM_OP_CONV2D || exact[j].op != DDPM_OP_CONV2D ||
+                strcmp(row[i].shape, exact[j].shape) != 0 || strstr(row[i].shape, "3x3") == NULL ||
+                strchr(row[i].shape, '/') != NULL)
+                continue;
+            printf("%-38s", row[i].shape);
+            for (int side = 0; side < 2; side++)
+                if (row[i].measured[side])
+                    printf(" %10.3f %10.3f %6.2f%c", row[i].ms[side], exact[j].ms[side],
+                           exact[j].ms[side] / row[i].ms[side], exact[j].ms[side] < 0.9 * row[i].ms[side] ? '!' : ' ');
+            printf("\n");
+        }
+    printf("ratio: above 1 the choice is the faster one; !: it was not\n");
+}
+
+static ddpm_result bench_choices(const cli_context *context, const char *preset, double seconds, const bench_row *row,
+                                 int count)
+{
+    const ddpm_device *device = &context->device;
+    ddpm_device exact;
+    bench_row *other;
+    char isa[64];
+    int others;
+    if (strcmp(device->backend->name, "cpu") != 0 || strstr(ddpm_device_isa(device), "+exact") != NULL) return DDPM_OK;
+    snprintf(isa, sizeof isa, "%s+exact", ddpm_device_isa(device));
+    ddpm_result result = ddpm_device_open(&exact, device->backend, device->threads, isa);
+    if (result != DDPM_OK) return result;
+    result = bench_rows(&exact, preset, set.batch, seconds, &other, &others);
+    if (result == DDPM_OK) {
+        print_choices(row, count, other, others);
+        free(other);
+    }
+    ddpm_device_close(&exact);
+    return result;
+}
+
 static void print_missing(const ddpm_device *device)
 {
     const ddpm_row *rows = device->backend->rows;
@@ -105,7 +149,8 @@ static ddpm_result bench_row_table(const cli_context *context, const bench_machi
     const char *preset = set.model != MODEL_ANY ? model_name[set.model] : set.quick ? "tiny" : "lab";
     bench_row *row;
     int count, kept = 0;
-    ddpm_result result = bench_rows(&context->device, preset, set.batch, set.quick ? 0.005 : 0.05, &row, &count);
+    double seconds = set.quick ? 0.005 : 0.05;
+    ddpm_result result = bench_rows(&context->device, preset, set.batch, seconds, &row, &count);
     if (result != DDPM_OK) return result;
     for (int i = 0; i < count; i++)
         if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(row[i].op)) == 0) row[kept++] = row[i];
@@ -113,8 +158,10 @@ static ddpm_result bench_row_table(const cli_context *context, const bench_machi
            preset, set.batch);
     print_rows(row, kept, machine);
     print_missing(&context->device);
+    if (set.only == NULL || cli_edit_distance(set.only, ddpm_op_name(DDPM_OP_CONV2D)) == 0)
+        result = bench_choices(context, preset, seconds, row, kept);
     free(row);
-    return DDPM_OK;
+    return result;
 }
 
 static double work_seconds(void)

@@ -322,9 +322,10 @@ static double compare(const shape *s, const char *what, const char *isa, size_t 
 static void check_isa(const shape *s, const inputs *in, const truth *t, const char *isa)
 {
     result r = run(s, in, isa, 1);
+    int exact = strchr(isa, '+') != NULL;
     int taps = s->kernel * s->kernel, pixels = s->n * out_size(s, s->h) * out_size(s, s->w);
     double y = unit * (s->ci * taps + 3), dx = unit * (s->co * taps + 3), dw = unit * (pixels + 3);
-    if (s->winograd) {
+    if (s->winograd && !exact) {
         y = 6 * unit * sqrt(s->ci + 40.0);
         dx = 6 * unit * sqrt(s->co + 40.0);
         dw = 6 * unit * sqrt(s->n * ((s->h + 3) / 4) * (s->w / 4) + 40.0);
@@ -361,7 +362,12 @@ static void test_shapes(void **state)
             winograd_weight_bound(s, &in, t.dw_bound);
         }
         for (int set = 0; set < 3; set++)
-            if (available(sets[set])) check_isa(s, &in, &t, sets[set]);
+            if (available(sets[set])) {
+                char exact[24];
+                snprintf(exact, sizeof exact, "%s+exact", sets[set]);
+                check_isa(s, &in, &t, sets[set]);
+                if (s->winograd) check_isa(s, &in, &t, exact); /* within the bound of plain sums then */
+            }
         free_truth(&t);
         free_inputs(&in);
     }
@@ -734,6 +740,11 @@ static void test_isa(void **state)
     ddpm_device device;
     assert_int_equal(ddpm_device_open(&device, ddpm_cpu(), 1, "mmx"), DDPM_ERR_ARGUMENT);
     assert_non_null(strstr(ddpm_error(), "mmx"));
+    assert_int_equal(ddpm_device_open(&device, ddpm_cpu(), 1, "baseline+fast"), DDPM_ERR_ARGUMENT);
+    assert_int_equal(ddpm_device_open(&device, ddpm_cpu(), 1, "base"), DDPM_ERR_ARGUMENT);
+    OK(ddpm_device_open(&device, ddpm_cpu(), 1, "+exact"));
+    assert_non_null(strstr(ddpm_device_isa(&device), "+exact"));
+    ddpm_device_close(&device);
     OK(ddpm_device_open(&device, ddpm_cpu(), 1, NULL));
     int known = 0;
     for (int set = 0; set < 3; set++)
