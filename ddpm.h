@@ -86,7 +86,8 @@ typedef enum ddpm_purpose { /* which stream of numbers: two purposes never share
     DDPM_RANDOM_STEP,       /* z of a sampling step; step = its index */
     DDPM_RANDOM_SHUFFLE,    /* order of the data; step = epoch */
     DDPM_RANDOM_USER,       /* for the caller's own use: this value and above, up to 127 */
-    DDPM_RANDOM_LABEL_DROPOUT = 128
+    DDPM_RANDOM_LABEL_DROPOUT = 128,
+    DDPM_RANDOM_HELD_OUT    /* eps of a held-out picture */
 } ddpm_purpose;
 
 typedef struct ddpm_address {
@@ -475,7 +476,7 @@ enum { DDPM_FOR_INFERENCE = 1 << DDPM_WEIGHT, DDPM_FOR_GRADIENTS = DDPM_FOR_INFE
 /* Allocates the arrays of the set that are missing, zeroed. Each has 4 (DDPM_REAL float) bytes an element. */
 DDPM_API ddpm_result ddpm_model_alloc(ddpm_model *model, unsigned arrays);
 /* PyTorch's initialisation: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, N(0,1) for embeddings, norms 1
- * and 0; the EMA array, if there, becomes a copy. */
+ * and 0; the EMA array, if there, becomes a copy, moments become 0. */
 DDPM_API ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed);
 /* Which array the networks compute with from now on: DDPM_WEIGHT or DDPM_EMA (DDPM_ERR_ARGUMENT if not allocated). */
 DDPM_API ddpm_result ddpm_model_use(ddpm_model *model, ddpm_array array);
@@ -606,8 +607,9 @@ typedef struct ddpm_train_config {
     double max_grad_norm;                   /* torch.nn.utils.clip_grad_norm_; 0: off */
     double ema_decay;                       /* largest decay of diffusers' EMAModel */
     uint64_t seed;
+    double snr_gamma;                       /* min-SNR weighting (Hang et al. 2023) with this gamma; 0: off */
 } ddpm_train_config;
-DDPM_API ddpm_train_config ddpm_train_default(void); /* 0.9, 0.999, 1e-8, 0; 1.0; 0.9999; 529 */
+DDPM_API ddpm_train_config ddpm_train_default(void); /* 0.9, 0.999, 1e-8, 0; 1.0; 0.9999; 529; 0 */
 
 typedef struct ddpm_trainer {
     ddpm_net *net;
@@ -615,6 +617,8 @@ typedef struct ddpm_trainer {
     ddpm_train_config config;
     uint64_t step, picture; /* optimiser steps and pictures so far: with the arrays, all that a resumed run needs */
     double grad_norm;       /* of the last step, before clipping */
+    double *picture_loss;   /* the caller's, n entries or NULL: a step leaves each picture's mean squared error there */
+    int *picture_t;         /* and its t here */
 } ddpm_trainer;
 /* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL:
  * default. */
@@ -622,8 +626,8 @@ DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, con
                                        const ddpm_train_config *config);
 /* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
  * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared
- * error over all elements of all of them, divided once. DDPM_ERR_NONFINITE names the first node that went wrong; the
- * weights are then unchanged. */
+ * error over all elements of all of them, divided once; with snr_gamma the weighted one. DDPM_ERR_NONFINITE names the
+ * first node that went wrong; the weights are then unchanged. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
 /* The last part of it, for loops of one's own: clips the gradients that are there, makes one step of Adam and moves the
@@ -637,6 +641,17 @@ DDPM_API void ddpm_step_set(ddpm_step *step, const ddpm_train_config *config, ui
 DDPM_API ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
                                          const ddpm_real *labels, const ddpm_real *target, ddpm_real *prediction,
                                          double *loss);
+
+/* Mean squared error of each of n pictures (any number) at given t and the noise at `first` + i, as in module.eval()
+ * and with the model's array in use: a figure that can be compared from epoch to epoch, as on held-out pictures. net:
+ * created for training; labels (n,L) as in ddpm_train_step. DDPM_ERR_RANGE: t outside [0,T). */
+DDPM_API ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address first,
+                                   const ddpm_real *pictures, const ddpm_real *labels, const int *t, int n,
+                                   double *loss);
+/* What a picture's squared error weighs in the loss under min-SNR weighting (Hang et al. 2023, section 3.4): with
+ * snr = abar_t / (1 - abar_t) it is min(snr, gamma) where the network predicts x_0, over snr where the noise, over
+ * snr + 1 where v. gamma 0: 1. */
+DDPM_API double ddpm_snr_weight(const ddpm_schedule *s, int t, double gamma);
 
 /* torch's MultiStepLR stepped once an epoch: lr gamma^(number of milestones <= epoch). */
 DDPM_API double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma);

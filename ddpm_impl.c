@@ -1347,7 +1347,7 @@ ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, 
 
 ddpm_train_config ddpm_train_default(void)
 {
-    return (ddpm_train_config){0.9, 0.999, 1e-8, 0, 1.0, 0.9999, 529};
+    return (ddpm_train_config){0.9, 0.999, 1e-8, 0, 1.0, 0.9999, 529, 0};
 }
 
 double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
@@ -1369,7 +1369,7 @@ static ddpm_result predicts_noise(const ddpm_net *net); /* Part II: as many chan
 ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                               const ddpm_train_config *config)
 {
-    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), 0, 0, 0};
+    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), 0, 0, 0, NULL, NULL};
     if (!net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
@@ -1381,17 +1381,22 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
     return ddpm_model_use(net->model, DDPM_WEIGHT);
 }
 
+/* Its part of the loss; leaves the picture's loss with the trainer (Part II). */
+static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square);
+
 /* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared
  * errors in *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
-static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, double *total)
+static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, const ddpm_trainer *trainer, const int *t,
+                                   double *total)
 {
     ddpm_graph *g = net->graph;
     ddpm_real *value = net->host_values;
     TRY(ddpm_graph_forward(g, n));
     TRY(ddpm_download(g->device, net->loss, DDPM_DATA, n, value));
     for (int i = 0; i < n; i++) {
-        *total += (double)value[i];
-        value[i] = (ddpm_real)(1 / elements);
+        double weight = trainer ? weigh_picture(trainer, i, t[i], (double)value[i]) : 1;
+        *total += weight * (double)value[i];
+        value[i] = (ddpm_real)(weight / elements);
     }
     if (!isfinite(*total)) {
         TRY(ddpm_graph_find_nonfinite(g));
@@ -1442,7 +1447,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
         }
         TRY(ddpm_add_noise(net, trainer->schedule, t, count));
         TRY(set_target(net, trainer->schedule, t, count));
-        TRY(run_micro_batch(net, count, elements, &total));
+        TRY(run_micro_batch(net, count, elements, trainer, t, &total));
     }
 
     ddpm_step_set(&g->step, &trainer->config, trainer->step, lr);
@@ -2277,6 +2282,8 @@ void ddpm_model_free(ddpm_model *model)
     DDPM_FREE(model);
 }
 
+static ddpm_result zero_array(ddpm_model *model, ddpm_array array);
+
 ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed)
 {
     TRY(ddpm_model_alloc(model, DDPM_FOR_INFERENCE));
@@ -2300,6 +2307,8 @@ ddpm_result ddpm_model_init(ddpm_model *model, uint64_t seed)
         aligned_free(value);
         if (result != DDPM_OK) return result;
     }
+    for (int i = DDPM_MOMENT1; i <= DDPM_MOMENT2; i++)
+        if (model->array[i]) TRY(zero_array(model, (ddpm_array)i));
     return DDPM_OK;
 }
 
@@ -2364,17 +2373,22 @@ ddpm_result ddpm_model_set(ddpm_model *model, ddpm_array array, const ddpm_tenso
     return ddpm_upload(model->device, &part, DDPM_DATA, 0, in);
 }
 
-ddpm_result ddpm_model_zero_grad(ddpm_model *model)
+static ddpm_result zero_array(ddpm_model *model, ddpm_array array)
 {
     const ddpm_backend *backend = backend_of(model->device);
     size_t bytes = model->elements * sizeof(ddpm_real);
+    if (backend->zero) return backend->zero(model->device->state, model->array[array], bytes);
+    memset(model->array[array], 0, bytes);
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_model_zero_grad(ddpm_model *model)
+{
     if (!model->array[DDPM_GRAD])
         return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
     for (int p = 0; p < model->params; p++)
         model->param[p]->square = -1;
-    if (backend->zero) return backend->zero(model->device->state, model->array[DDPM_GRAD], bytes);
-    memset(model->array[DDPM_GRAD], 0, bytes);
-    return DDPM_OK;
+    return zero_array(model, DDPM_GRAD);
 }
 
 /* From zero; backward itself does so where activations lie in their memory. */
@@ -3691,6 +3705,54 @@ void ddpm_drop_labels(ddpm_address first, double p, ddpm_real none, int n, int w
     }
 }
 
+double ddpm_snr_weight(const ddpm_schedule *s, int t, double gamma)
+{
+    double abar = (double)s->alpha_bar[t], noise = 1 - abar;
+    if (gamma <= 0) return 1;
+    double least = abar < gamma * noise ? abar : gamma * noise; /* min(snr, gamma) (1 - abar) */
+    switch (s->config.prediction_type) {
+    case DDPM_PREDICTS_SAMPLE: return least / noise;
+    case DDPM_PREDICTS_V: return least; /* snr + 1 = 1 / (1 - abar) */
+    default: return abar > 0 ? least / abar : 1;
+    }
+}
+
+static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square)
+{
+    uint64_t index = trainer->net->graph->step.first_picture - trainer->picture + (uint64_t)i; /* in the step */
+    if (trainer->picture_loss)
+        trainer->picture_loss[index] = square / (double)ddpm_elements(trainer->net->prediction, 1);
+    if (trainer->picture_t) trainer->picture_t[index] = t;
+    return ddpm_snr_weight(trainer->schedule, t, trainer->config.snr_gamma);
+}
+
+ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address first, const ddpm_real *pictures,
+                          const ddpm_real *labels, const int *t, int n, double *loss)
+{
+    ddpm_graph *g = net->graph;
+    size_t picture = ddpm_elements(net->image, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
+    if (n < 1 || !net->loss || !pictures || (width && !labels))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "a loss needs pictures, their labels and a network created for training");
+    TRY(predicts_noise(net));
+    TRY(ddpm_graph_alloc(g));
+    for (int at = 0; at < n; at += g->capacity) {
+        int count = n - at < g->capacity ? n - at : g->capacity;
+        ddpm_address address = first;
+        address.picture += (uint64_t)at;
+        g->n = count;
+        TRY(ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)at * picture));
+        if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)at * width));
+        TRY(normal(g, net->noise, address));
+        TRY(ddpm_add_noise(net, s, t + at, count));
+        TRY(set_target(net, s, t + at, count));
+        TRY(forward_eval(net, count));
+        TRY(ddpm_download(g->device, net->loss, DDPM_DATA, count, net->host_values));
+        for (int i = 0; i < count; i++)
+            loss[at + i] = (double)net->host_values[i] / (double)picture;
+    }
+    return DDPM_OK;
+}
+
 /* ---- Forward and gradients for tensors from the host ------------------------------------------------------------- */
 
 ddpm_result ddpm_predict(ddpm_net *net, int n, const ddpm_real *sample, const ddpm_real *timestep,
@@ -3728,7 +3790,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
         TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, count, timestep + first));
         TRY(ddpm_upload(g->device, net->noise, DDPM_DATA, count, target + at));
         if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));
-        TRY(run_micro_batch(net, count, elements, &total));
+        TRY(run_micro_batch(net, count, elements, NULL, NULL, &total));
         if (prediction) TRY(ddpm_download(g->device, net->prediction, DDPM_DATA, count, prediction + at));
     }
     if (loss) *loss = total / elements;

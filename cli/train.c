@@ -10,10 +10,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli/judge.h"
 #include "cli/run.h"
 #include "cli/sampler.h"
+#include "cli/watch.h"
 #include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -30,9 +32,10 @@ static struct {
     const char *data, *image_dir, *out, *model, *args, *guide, *scheduler;
     int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, prediction_type,
         zero_snr, save_every, save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels,
-        random_flip, unconditional, resume, force;
-    double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, save_minutes, max_time, beta_start,
-        beta_end;
+        random_flip, unconditional, resume, force, grad_accum, overfit, held_out, eval_every, sample_every, show,
+        dry_run;
+    double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, snr_gamma, save_minutes, max_time,
+        beta_start, beta_end;
     cli_list milestones;
     uint64_t seed;
 } set;
@@ -48,7 +51,7 @@ static const cli_option options[] = {
      "leave labels aside, whatever the data has", &set.unconditional, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "RUN", "(required)",
      "run directory to make, or to go on with", &set.out, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "M", "lab",
+    {"model", "weight_path weights", CLI_TEXT, "M", "(small; on a GPU lab)",
      "lab, small, tiny, a UNet2DModel's config.json, a model_index.json, or, to fine-tune it, a model or run",
      &set.model, 0, 0, 0},
     {"pixel-unshuffle", NULL, CLI_INT, "R", "(the model's; 1: none)",
@@ -66,6 +69,8 @@ static const cli_option options[] = {
      "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
     {"recompute", NULL, CLI_FLAG, NULL, NULL,
      "keep only what leaves each block: less memory, the same bits, a part of forward twice", &set.recompute, 0, 0, 0},
+    {"grad-accum", "gradient_accumulation_steps", CLI_INT, "K", "1",
+     "compute a batch in K parts: as --micro-batch with a K-th of it", &set.grad_accum, 1, 65536, 0},
     {"lr", "learning_rate", CLI_REAL, "R", "1e-4", "learning rate of Adam", &set.lr, 0, 1e6, 0},
     {"lr-schedule", "lr_scheduler", CLI_CHOICE, "multistep|constant|cosine", "multistep",
      "multistep: times --gamma at each of --milestones; cosine: to 0 at the last step", &set.lr_schedule, 0, 0, 0},
@@ -84,6 +89,8 @@ static const cli_option options[] = {
      &set.beta, 0, 1e6, 0},
     {"guide", NULL, CLI_TEXT, "PATH", "(evaluator in the model that is fine-tuned)",
      "that evaluator; who judges the result should be another one", &set.guide, 0, 0, 0},
+    {"snr-gamma", NULL, CLI_REAL, "G", "(off)",
+     "weigh the loss by min-SNR with this gamma: 5 is usual", &set.snr_gamma, 0, 1e9, 0},
     {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
      "steps of the noise schedule", &set.timesteps, 2, 100000, 0},
     {"beta-schedule", "ddpm_beta_schedule", CLI_CHOICE, CLI_BETA_SCHEDULES, "squaredcos_cap_v2",
@@ -107,6 +114,21 @@ static const cli_option options[] = {
     {"keep", "checkpoints_total_limit", CLI_INT, "N", "2",
      "newest checkpoints that can be continued from; of older ones the best and epoch=N stay as models; 0: all stay",
      &set.keep, 0, 1e6, 0},
+    {"sample-every", NULL, CLI_INT, "STEPS", "(never)",
+     "steps between pictures in RUN/samples, of the same noise and labels: live weights above, averaged ones below",
+     &set.sample_every, 1, 2e9, 0},
+    {"show", NULL, CLI_FLAG, NULL, NULL,
+     "show those pictures in the terminal as well", &set.show, 0, 0, 0},
+    {"held-out", NULL, CLI_INT, "N", "0",
+     "pictures that are not trained on: their loss, at fixed t and noise, stands in metrics.csv", &set.held_out, 0, 1e9,
+     0},
+    {"eval-every", NULL, CLI_INT, "N", "1",
+     "epochs between held-out losses", &set.eval_every, 1, 1e6, 0},
+    {"overfit", NULL, CLI_INT, "N", "(off)",
+     "train on the first N pictures alone: a model that cannot learn those by heart has an error", &set.overfit, 1, 1e9,
+     0},
+    {"dry-run", NULL, CLI_FLAG, NULL, NULL,
+     "say what the run would take, parameters, memory, time, and end", &set.dry_run, 0, 0, 0},
     {"resume", NULL, CLI_FLAG, NULL, NULL,
      "go on with RUN where it was stopped, with its settings", &set.resume, 0, 0, 0},
     {"force", NULL, CLI_FLAG, NULL, NULL,
@@ -150,11 +172,16 @@ typedef struct training {
     ddpm_schedule schedule;
     ddpm_trainer trainer;
     io_model_info info;
-    lab_evaluator *guide;         /* of --beta */
-    lab_teacher *teacher;         /* the same at work */
-    char *source;                 /* a directory that weights come from: a generation, or a model to fine-tune */
-    int new_labels;               /* its label encoder does not fit the data's classes */
-    cJSON *args, *saved;          /* --args FILE; training.json of the generation that is resumed */
+    lab_evaluator *guide; /* of --beta */
+    lab_teacher *teacher; /* the same at work */
+    char *source;         /* a directory that weights come from: a generation, or a model to fine-tune */
+    int new_labels;       /* its label encoder does not fit the data's classes */
+    cJSON *args, *saved;  /* --args FILE; training.json of the generation that is resumed */
+    cli_samples samples;
+    double *losses; /* of the pictures of a step, and their t */
+    int *timesteps;
+    double held_out[2];           /* its loss with the live weights and with the averaged ones; NaN: not taken */
+    double step_seconds;          /* measured before the first step */
     ddpm_real *pictures, *labels; /* one batch */
     int lock;
     cli_csv metrics, timing;
@@ -178,6 +205,9 @@ static void close_training(training *t)
     cli_csv_close(&t->metrics);
     cli_csv_close(&t->timing);
     cli_run_unlock(t->lock);
+    cli_samples_free(&t->samples);
+    free(t->losses);
+    free(t->timesteps);
     free(t->pictures);
     free(t->labels);
     free(t->source);
@@ -373,7 +403,9 @@ static ddpm_result fit_pictures(training *t, ddpm_model_config *config)
 
 static int micro_batch(void)
 {
-    return set.micro_batch > 0 && set.micro_batch < set.batch_size ? set.micro_batch : set.batch_size;
+    int part = (set.batch_size + set.grad_accum - 1) / set.grad_accum;
+    if (set.micro_batch > 0) part = set.micro_batch;
+    return part < set.batch_size ? part : set.batch_size;
 }
 
 /* Without micro-batches gradients need not add up, and their memory serves activations first. */
@@ -423,6 +455,8 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK)
         result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), training_mode());
+    if (result == DDPM_OK && set.sample_every > 0)
+        result = cli_samples_create(&t->samples, t->model, data->height, data->width);
     if (result == DDPM_OK) result = choose_schedule(t, schedule);
     if (result == DDPM_OK) {
         ddpm_schedule_config chosen = *schedule;
@@ -463,10 +497,34 @@ static ddpm_result fill_model(training *t)
                             : io_model_fill(t->source, t->model, !t->new_labels);
 }
 
+/* Steps on noise at a learning rate of 0, before the weights are filled: the time of one. The first also pays for
+ * memory that is touched for the first time; where steps are short a second one is taken. */
+static ddpm_result measure_step(training *t, const ddpm_train_config *config)
+{
+    ddpm_trainer trainer;
+    int n = micro_batch();
+    size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
+    for (int i = 0; i < n; i++)
+        ddpm_normals((ddpm_address){.picture = (uint64_t)i, .purpose = DDPM_RANDOM_USER}, picture,
+                     t->pictures + (size_t)i * picture);
+    ddpm_result result = ddpm_model_init(t->model, set.seed);
+    if (result == DDPM_OK) result = ddpm_trainer_init(&trainer, t->net, &t->schedule, config);
+    double seconds = 0;
+    for (int i = 0; i < 2 && result == DDPM_OK && seconds < 1; i++) {
+        double begin = cli_seconds();
+        result = ddpm_train_step(&trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, n, 0, NULL);
+        seconds = cli_seconds() - begin;
+    }
+    if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
+    t->step_seconds = seconds * set.batch_size / n;
+    return result;
+}
+
 static ddpm_result start_training(training *t)
 {
     ddpm_train_config config = ddpm_train_default();
     config.weight_decay = set.weight_decay;
+    config.snr_gamma = set.snr_gamma;
     config.max_grad_norm = set.max_grad_norm;
     config.ema_decay = set.ema_decay;
     config.seed = set.seed;
@@ -475,10 +533,16 @@ static ddpm_result start_training(training *t)
         (t->labels = cli_alloc((size_t)set.batch_size * ((size_t)t->data->classes.count + 1), sizeof *t->labels)) ==
             NULL)
         return DDPM_ERR_MEMORY;
+    if ((t->losses = cli_alloc((size_t)set.batch_size, sizeof *t->losses)) == NULL ||
+        (t->timesteps = cli_alloc((size_t)set.batch_size, sizeof *t->timesteps)) == NULL)
+        return DDPM_ERR_MEMORY;
     ddpm_result result = ddpm_model_alloc(t->model, DDPM_FOR_TRAINING);
-    if (result == DDPM_OK) result = fill_model(t);
     if (result == DDPM_OK) result = ddpm_graph_alloc(t->net->graph);
+    if (result == DDPM_OK) result = measure_step(t, &config);
+    if (result == DDPM_OK) result = fill_model(t);
     if (result == DDPM_OK) result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
+    t->trainer.picture_loss = t->losses;
+    t->trainer.picture_t = t->timesteps;
     t->trainer.step = t->saved_step;
     t->trainer.picture = t->saved_picture;
     t->info.pixel_unshuffle = t->model->config.pixel_unshuffle;
@@ -489,6 +553,18 @@ static ddpm_result start_training(training *t)
         result =
             io_model_info_set_classes(&t->info, (const char *const *)t->data->classes.name, t->data->classes.count);
     return result;
+}
+
+static int steps_of_epoch(const training *t)
+{
+    return (t->data->training + set.batch_size - 1) / set.batch_size;
+}
+
+/* Steps of the whole run, where the cosine ends. */
+static uint64_t planned_steps(const training *t)
+{
+    uint64_t steps = (uint64_t)set.epochs * (uint64_t)steps_of_epoch(t), most = (uint64_t)set.max_steps;
+    return most > 0 && most < steps ? most : steps;
 }
 
 /* ---- 5. The data's troubles, memory ----------------------------------------------------------------------------------------------- */
@@ -552,7 +628,8 @@ static ddpm_result report_plan(const training *t)
     double picture = (double)data->width * data->height * data->channels, cache = picture * t->data->count;
     if (cache > (double)data->cache_bytes) cache = (double)data->cache_bytes;
     double batch = set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real);
-    double total = arrays + graph + cache + batch, available = cli_memory_available();
+    double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
+    double total = arrays + graph + drawing + cache + batch, available = cli_memory_available();
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
@@ -570,16 +647,31 @@ static ddpm_result report_plan(const training *t)
     return DDPM_OK;
 }
 
+/* What the run will take, from the step that was measured. */
+static void report_time(const training *t)
+{
+    double steps = (double)planned_steps(t) - (double)t->saved_step, left = steps > 0 ? steps * t->step_seconds : 0;
+    time_t end = time(NULL) + (time_t)left;
+    char when[40] = "";
+    struct tm local;
+    cli_short number, epoch, whole;
+    if (localtime_r(&end, &local) != NULL) strftime(when, sizeof when, "%Y-%m-%d %H:%M", &local);
+    cli_note("time    %.2g s a step, %s an epoch of %d steps; %s steps to go take %s, to %s", t->step_seconds,
+             cli_duration(t->step_seconds * steps_of_epoch(t), epoch), steps_of_epoch(t),
+             cli_count(steps > 0 ? steps : 0, number), cli_duration(left, whole), when);
+}
+
 /* ---- 6. Settings of a resumed run ---------------------------------------------------------------------------- */
 
 /* On resuming, these may differ from the run's settings: they do not change what is computed. With the cosine schedule
  * the end of the run does. */
-static const char *const free_settings[] = {"data",       "image-dir",    "out",    "max-time", "save-every",
-                                            "save-steps", "save-minutes", "keep",   "resume",   "force",
-                                            "args",       "workers",      "epochs", "max-steps"};
+static const char *const free_settings[] = {
+    "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",   "resume",
+    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run"};
 /* And these are what the network is: another one cannot go on with its weights. */
-static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",   "channels",
-                                             "unconditional", "timesteps",       "beta-schedule"};
+static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",    "channels",
+                                             "unconditional", "timesteps",       "beta-schedule", "beta-start",
+                                             "beta-end",      "prediction-type", "zero-snr",      "scheduler"};
 
 static int is_among(const char *name, const char *const *list, size_t count)
 {
@@ -628,8 +720,13 @@ static ddpm_result take_settings(const cJSON *settings, const char *path)
 
 static ddpm_result read_args(training *t, const char *path)
 {
+    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* this call's */
     ddpm_result result = io_json_read(path, &t->args);
-    return result == DDPM_OK ? take_settings(t->args, path) : result;
+    if (result == DDPM_OK) result = take_settings(t->args, path);
+    set.resume = resume;
+    set.force = force;
+    set.dry_run = dry_run;
+    return result;
 }
 
 /* Finds what --resume goes on with. A run that was killed before its first checkpoint starts again with its settings;
@@ -651,10 +748,11 @@ static ddpm_result find_generation(training *t)
         result = io_json_read(path, &t->args);
         settings = t->args;
     }
-    int resume = set.resume, force = set.force; /* not the run's, but this call's */
+    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* not the run's, but this call's */
     if (result == DDPM_OK && settings != NULL) result = take_settings(settings, path);
     set.resume = resume;
     set.force = force;
+    set.dry_run = dry_run;
     if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
     free(path);
     return result;
@@ -811,6 +909,11 @@ static ddpm_result link_generation(const training *t)
     return result;
 }
 
+/* loss_tK: mean of the step's pictures whose t is in the K-th tenth of [0,T), empty if there is none. */
+static const char metrics_header[] =
+    "step,epoch,lr,loss,grad_norm,loss_t0,loss_t1,loss_t2,loss_t3,loss_t4,loss_t5,loss_t6,loss_t7,loss_t8,loss_t9,"
+    "held_out,held_out_ema";
+
 static ddpm_result open_run(const cli_context *context, training *t)
 {
     ddpm_result result = io_make_directory(set.out);
@@ -818,8 +921,7 @@ static ddpm_result open_run(const cli_context *context, training *t)
     if (result == DDPM_OK) result = cli_run_sweep(set.out);
     if (result == DDPM_OK) result = write_settings(context, t);
     if (result == DDPM_OK && t->saved != NULL) result = link_generation(t);
-    if (result == DDPM_OK)
-        result = cli_csv_open(&t->metrics, set.out, "metrics.csv", "step,epoch,lr,loss,grad_norm", t->saved_step);
+    if (result == DDPM_OK) result = cli_csv_open(&t->metrics, set.out, "metrics.csv", metrics_header, t->saved_step);
     if (result == DDPM_OK)
         result = cli_csv_open(&t->timing, set.out, "timing.csv", "step,pictures_per_second,seconds", t->saved_step);
     if (result == DDPM_OK && t->saved_step > 0) t->earlier = last_seconds(t);
@@ -869,7 +971,7 @@ static ddpm_result draw_curve(const training *t)
          line = strchr(line + 1, '\n')) {
         double step;
         if (sscanf(line + 1, "%lf,%*d,%*f,%lf", &step, &y[points]) == 2)
-            x[points++] = step * set.batch_size / t->data->count;
+            x[points++] = step * set.batch_size / t->data->training;
     }
     double window = points < 1000 ? points / 20.0 : 50; /* steps */
     io_series loss = {.x = x, .y = y, .count = points, .smooth = window / (1 + window)};
@@ -895,18 +997,6 @@ static void show_curve(training *t)
 }
 
 /* ---- 10. Steps ----------------------------------------------------------------------------------------------- */
-
-static int steps_of_epoch(const training *t)
-{
-    return (t->data->count + set.batch_size - 1) / set.batch_size;
-}
-
-/* Steps of the whole run, where the cosine ends. */
-static uint64_t planned_steps(const training *t)
-{
-    uint64_t steps = (uint64_t)set.epochs * (uint64_t)steps_of_epoch(t), most = (uint64_t)set.max_steps;
-    return most > 0 && most < steps ? most : steps;
-}
 
 static double learning_rate(const training *t)
 {
@@ -934,20 +1024,72 @@ static ddpm_result skip_step(training *t, int pictures)
     return DDPM_OK;
 }
 
-static ddpm_result write_metrics(training *t, double lr, double loss, int pictures, double begin)
+/* ",value" for each tenth of [0,T) and the two held-out losses; nothing behind the comma where there is none. */
+static void describe_losses(const training *t, int pictures, char *text, size_t size)
 {
-    double now = cli_seconds();
+    enum { TENTHS = 10 };
+    double sum[TENTHS] = {0};
+    int count[TENTHS] = {0}, T = t->schedule.config.num_train_timesteps;
+    for (int i = 0; i < pictures; i++) {
+        int tenth = (int)((int64_t)TENTHS * t->timesteps[i] / T);
+        sum[tenth] += t->losses[i];
+        count[tenth]++;
+    }
+    size_t used = 0;
+    for (int k = 0; k < TENTHS + 2; k++) {
+        int there = k < TENTHS ? count[k] > 0 : !isnan(t->held_out[k - TENTHS]);
+        double value = k < TENTHS ? sum[k] / (there ? count[k] : 1) : t->held_out[k - TENTHS];
+        used += (size_t)snprintf(text + used, size - used, there ? ",%.9g" : ",", value);
+    }
+}
+
+static ddpm_result write_metrics(training *t, double lr, double loss, int pictures, double seconds)
+{
+    char losses[300];
     unsigned long long step = t->trainer.step;
+    describe_losses(t, pictures, losses, sizeof losses);
     ddpm_result result =
-        cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g\n", step, t->epoch, lr, loss, t->trainer.grad_norm);
+        cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g%s\n", step, t->epoch, lr, loss, t->trainer.grad_norm, losses);
     if (result == DDPM_OK)
-        result =
-            cli_csv_add(&t->timing, "%llu,%.4g,%.3f\n", step, pictures / (now - begin), t->earlier + now - t->started);
+        result = cli_csv_add(&t->timing, "%llu,%.4g,%.3f\n", step, pictures / seconds,
+                             t->earlier + cli_seconds() - t->started);
     if (result == DDPM_OK && (cli_csv_flush(&t->metrics, 0) != DDPM_OK || cli_csv_flush(&t->timing, 0) != DDPM_OK) &&
         t->metrics.used < 1000) { /* said at first, not at every step */
         cli_progress_clear(&t->bar);
         cli_note("ddpm: %s (the rows wait in memory)", ddpm_error());
     }
+    return result;
+}
+
+/* Labels from the data as the network takes them: multi-hot, or one class's index. */
+static ddpm_result fit_labels(const training *t, int n)
+{
+    if (t->model->config.unet.num_class_embeds == 0) return DDPM_OK;
+    return lab_class_labels(t->labels, n, t->data->classes.count, t->info.none_class, t->labels);
+}
+
+/* After the last step of an epoch that is due: both losses of the held-out pictures, batch by batch. */
+static ddpm_result take_held_out(training *t)
+{
+    size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
+    size_t classes = (size_t)t->data->classes.count;
+    int total = t->data->held_out;
+    double sum[2] = {0};
+    ddpm_result result = DDPM_OK;
+    t->held_out[0] = t->held_out[1] = NAN;
+    if (total == 0 || t->position < t->data->training || t->epoch % set.eval_every != 0) return DDPM_OK;
+    for (int first = 0; result == DDPM_OK && first < total; first += set.batch_size) {
+        int n = total - first < set.batch_size ? total - first : set.batch_size;
+        for (int i = 0; result == DDPM_OK && i < n; i++)
+            result = lab_dataset_get(t->data, lab_dataset_held_out(t->data, first + i),
+                                     t->pictures + (size_t)i * picture, t->labels + (size_t)i * classes);
+        if (result == DDPM_OK) result = fit_labels(t, n);
+        for (int k = 0; result == DDPM_OK && k < 2; k++)
+            result = cli_held_out_add(t->net, &t->schedule, set.seed, k == 0 ? DDPM_WEIGHT : DDPM_EMA, t->pictures,
+                                      t->net->labels != NULL ? t->labels : NULL, first, n, total, &sum[k]);
+    }
+    for (int k = 0; result == DDPM_OK && k < 2; k++)
+        t->held_out[k] = sum[k] / total;
     return result;
 }
 
@@ -960,9 +1102,7 @@ static ddpm_result train_step(training *t, int *got)
     ddpm_address first = {.seed = set.seed, .picture = t->trainer.picture};
     int classes = t->data->classes.count;
     if (set.cond_drop > 0) ddpm_drop_labels(first, set.cond_drop, 0, *got, classes, t->labels);
-    if (t->model->config.unet.num_class_embeds > 0)
-        result = lab_class_labels(t->labels, *got, classes, t->info.none_class, t->labels);
-    if (result != DDPM_OK) return result;
+    if ((result = fit_labels(t, *got)) != DDPM_OK) return result;
     result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *got, lr, &loss);
     t->position += *got;
     if (result == DDPM_ERR_NONFINITE) return skip_step(t, *got);
@@ -970,7 +1110,9 @@ static ddpm_result train_step(training *t, int *got)
     t->bad_steps = 0;
     t->loss_sum += loss * *got;
     t->loss_pictures += *got;
-    return write_metrics(t, lr, loss, *got, begin);
+    double seconds = cli_seconds() - begin;
+    result = take_held_out(t);
+    return result == DDPM_OK ? write_metrics(t, lr, loss, *got, seconds) : result;
 }
 
 static double average_loss(const training *t)
@@ -980,12 +1122,44 @@ static double average_loss(const training *t)
 
 static void show_progress(training *t)
 {
-    double now = cli_seconds(), epochs = t->epoch + (double)t->position / t->data->count;
+    double now = cli_seconds(), epochs = t->epoch + (double)t->position / t->data->training;
     double pictures = (double)t->trainer.picture - t->first_picture;
     cli_progress_show(&t->bar, set.max_steps > 0 ? (double)t->trainer.step : epochs,
                       "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", t->epoch, set.epochs,
                       (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
                       pictures / (now - t->started));
+}
+
+/* RUN/samples/step-N.png. A picture is not worth a run: one that cannot be written costs a message. */
+static ddpm_result draw_samples(training *t)
+{
+    char *directory = io_join(set.out, "samples");
+    char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)t->trainer.step);
+    ddpm_result result = directory != NULL && path != NULL ? io_make_directory(directory) : DDPM_ERR_MEMORY;
+    cli_progress_clear(&t->bar);
+    if (result == DDPM_OK) result = cli_samples_draw(&t->samples, &t->schedule, set.seed, path, set.show);
+    if (result == DDPM_ERR_FILE) {
+        cli_note("ddpm: %s", ddpm_error());
+        result = DDPM_OK;
+    }
+    free(directory);
+    free(path);
+    return result;
+}
+
+/* Labels of pictures from all over the data. */
+static ddpm_result choose_samples(training *t)
+{
+    size_t classes = (size_t)t->data->classes.count, width = (size_t)ddpm_label_width(&t->model->config);
+    ddpm_result result = DDPM_OK;
+    if (t->samples.net == NULL || t->net->labels == NULL) return DDPM_OK;
+    for (int i = 0; result == DDPM_OK && i < CLI_SAMPLES; i++) {
+        int index = (int)((int64_t)i * t->data->count / CLI_SAMPLES);
+        result = lab_multi_hot(&t->data->labels, index, 1, (int)classes, t->labels);
+        if (result == DDPM_OK) result = fit_labels(t, 1);
+        memcpy(t->samples.labels + (size_t)i * width, t->labels, width * sizeof *t->labels);
+    }
+    return result;
 }
 
 /* ---- 11. Epochs ---------------------------------------------------------------------------------------------- */
@@ -1034,15 +1208,18 @@ static ddpm_result train_epoch(training *t)
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
     int stop = 0;
-    while (result == DDPM_OK && t->position < t->data->count && !stop) {
+    while (result == DDPM_OK && t->position < t->data->training && !stop) {
         int got;
         result = train_step(t, &got);
         if (result != DDPM_OK) break;
         stop = reason_to_stop(t) != NULL;
         show_progress(t);
-        if (t->position < t->data->count && !stop && save_is_due(t)) result = try_to_save(t);
+        if (set.sample_every > 0 && t->bad_steps == 0 && t->trainer.step % (uint64_t)set.sample_every == 0)
+            result = draw_samples(t);
+        if (result != DDPM_OK) break;
+        if (t->position < t->data->training && !stop && save_is_due(t)) result = try_to_save(t);
     }
-    return result == DDPM_OK && t->position >= t->data->count ? end_epoch(t, begin) : result;
+    return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin) : result;
 }
 
 static ddpm_result train_epochs(training *t)
@@ -1066,7 +1243,7 @@ static ddpm_result train_epochs(training *t)
 /* Before anything large is allocated: where the run stands, if it goes on. */
 static ddpm_result find_run(training *t)
 {
-    if (!set.resume) return refuse_used_directory();
+    if (!set.resume) return set.dry_run ? DDPM_OK : refuse_used_directory();
     ddpm_result result = find_generation(t);
     if (result != DDPM_OK) return result;
     if (t->saved == NULL && set.data == NULL)
@@ -1097,6 +1274,7 @@ static ddpm_result train(const cli_context *context, training *t)
 {
     catch_signals();
     ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
+    if (set.model == NULL) set.model = strcmp(context->device.backend->name, "cuda") == 0 ? "lab" : "small";
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK) result = plan_training(context, t);
@@ -1104,8 +1282,12 @@ static ddpm_result train(const cli_context *context, training *t)
     if (result == DDPM_OK) result = report_plan(t);
     if (result == DDPM_OK) result = survey_data(t);
     if (result == DDPM_OK && t->saved != NULL) result = read_state(t);
+    if (result == DDPM_OK) result = lab_dataset_divide(t->data, set.held_out, set.overfit);
     if (result == DDPM_OK) result = start_training(t);
-    if (result == DDPM_OK) result = open_run(context, t);
+    if (result == DDPM_OK) result = choose_samples(t);
+    if (result == DDPM_OK) report_time(t);
+    if (result != DDPM_OK || set.dry_run) return result;
+    result = open_run(context, t);
     if (result == DDPM_OK) result = train_epochs(t);
     if (result == DDPM_OK) report_end(t);
     return result;
@@ -1114,7 +1296,7 @@ static ddpm_result train(const cli_context *context, training *t)
 static int run(const cli_context *context)
 {
     training t = {.lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
-    if (set.out == NULL)
+    if (set.out == NULL && (set.resume || !set.dry_run))
         return cli_usage_error("train", "train: --out is missing\n      usage: ddpm train %s", cli_train.usage);
     if (set.data == NULL && !set.resume && set.args == NULL)
         return cli_usage_error("train", "train: DATA is missing\n      usage: ddpm train %s", cli_train.usage);
@@ -1130,7 +1312,8 @@ const cli_command cli_train = {
     "DATA --out RUN [--model lab|small|tiny|CONFIG.json|MODEL] [--resume]",
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
-    "loss.png and args.json. The defaults are the lab's recipe. Ctrl-C or SIGTERM saves and ends;\n"
+    "loss.png and args.json. The defaults are the lab's recipe, but for the model\n"
+    "where there is no GPU: --model lab. Ctrl-C or SIGTERM saves and ends;\n"
     "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
     run};

@@ -49,6 +49,7 @@ struct lab_dataset_private {
     char description[160], from[32];
     uint32_t epoch;     /* in progress */
     uint32_t *order;    /* of its pictures */
+    uint32_t *part;     /* the training pictures, then from part[count - held_out] on the held-out ones */
     int position;       /* pictures of it already handed out; -1: no epoch */
     io_picture *cached; /* of each picture, all zero where it is not kept */
     size_t cached_bytes, picture_bytes;
@@ -250,11 +251,12 @@ static ddpm_result allocate(lab_dataset *ds)
     struct lab_dataset_private *p = ds->p;
     size_t count = (size_t)ds->count;
     p->order = calloc(count, sizeof *p->order);
+    p->part = calloc(count, sizeof *p->part);
     p->cached = calloc(count, sizeof *p->cached);
     p->queue.list = calloc(count, sizeof *p->queue.list);
-    if (!p->order || !p->cached || !p->queue.list)
+    if (!p->order || !p->part || !p->cached || !p->queue.list)
         return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the order of %d pictures", ds->count);
-    return DDPM_OK;
+    return lab_dataset_divide(ds, 0, 0);
 }
 
 static void describe(lab_dataset *ds)
@@ -312,6 +314,7 @@ void lab_dataset_close(lab_dataset *ds)
         free(ds->path[i]);
     free(ds->path);
     free(p->order);
+    free(p->part);
     free(p->cached);
     free(p->queue.list);
     lab_label_sets_free(&ds->labels);
@@ -495,7 +498,7 @@ static ddpm_result leave_out(lab_dataset *ds, const seen *seen)
     lab_label_sets_free(&ds->labels);
     ds->labels = labels;
     describe(ds);
-    return DDPM_OK;
+    return lab_dataset_divide(ds, 0, 0);
 }
 
 static ddpm_result survey(lab_dataset *ds, seen *seen, void (*progress)(void *, int, int), void *user, lab_survey *out)
@@ -533,6 +536,37 @@ ddpm_result lab_dataset_survey(lab_dataset *ds, void (*progress)(void *user, int
 
 /* ---- 5. Epochs and batches --------------------------------------------------------------------------------------- */
 
+ddpm_result lab_dataset_divide(lab_dataset *ds, int held_out, int most)
+{
+    enum { RUN = 3 };
+    struct lab_dataset_private *p = ds->p;
+    int64_t runs = (ds->count + RUN - 1) / RUN, wanted = (held_out + RUN - 1) / RUN;
+    if (held_out < 0 || held_out >= ds->count)
+        return ddpm_fail(DDPM_ERR_RANGE,
+                         "%d pictures are to be held out, the data set has %d\n"
+                         "      hint: fewer, so that some are left to train on",
+                         held_out, ds->count);
+    int training = 0, held = 0;
+    for (int i = 0; i < ds->count; i++) {
+        int64_t run = i / RUN;
+        if (held < held_out && (run + 1) * wanted / runs > run * wanted / runs)
+            p->part[ds->count - held_out + held++] = (uint32_t)i;
+        else if (training < ds->count - held_out)
+            p->part[training++] = (uint32_t)i;
+        else /* the last run is shorter than the others: what it lacks is made up here */
+            p->part[ds->count - held_out + held++] = (uint32_t)i;
+    }
+    ds->training = most > 0 && most < training ? most : training;
+    ds->held_out = held;
+    p->position = -1;
+    return DDPM_OK;
+}
+
+int lab_dataset_held_out(const lab_dataset *ds, int i)
+{
+    return (int)ds->p->part[ds->count - ds->held_out + i];
+}
+
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch)
 {
     return lab_dataset_resume_epoch(ds, epoch, 0);
@@ -542,15 +576,17 @@ ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int positi
 {
     struct lab_dataset_private *p = ds->p;
     if (!ds->config.width) return check_size("the data set", 0, 0, ds->config.channels);
-    if (position < 0 || position > ds->count)
+    if (position < 0 || position > ds->training)
         return ddpm_fail(DDPM_ERR_RANGE,
                          "picture %d of an epoch was asked for, the data set has %d\n"
                          "      hint: has the data changed since the run was stopped?",
-                         position, ds->count);
+                         position, ds->training);
     queue_stop(&p->queue);
     ddpm_shuffle((ddpm_address){.seed = ds->config.seed, .step = epoch, .purpose = DDPM_RANDOM_SHUFFLE},
-                 (uint32_t)ds->count, p->order);
-    for (int i = position; i < ds->count; i++)
+                 (uint32_t)ds->training, p->order);
+    for (int i = 0; i < ds->training && ds->training < ds->count; i++)
+        p->order[i] = p->part[p->order[i]];
+    for (int i = position; i < ds->training; i++)
         if (!p->cached[p->order[i]].pixel) p->queue.list[p->queue.count++] = p->order[i];
     ddpm_result result = queue_start(ds);
     p->position = result ? -1 : position;
@@ -602,7 +638,7 @@ ddpm_result lab_dataset_next(lab_dataset *ds, int n, ddpm_real *pictures, ddpm_r
         return ddpm_fail(DDPM_ERR_ARGUMENT, "a batch was asked for, but no epoch was started\n"
                                             "      hint: call lab_dataset_start_epoch first");
     if (n < 1) return ddpm_fail(DDPM_ERR_ARGUMENT, "a batch of %d pictures was asked for\n      hint: at least 1", n);
-    int left = ds->count - p->position, batch = n < left ? n : left;
+    int left = ds->training - p->position, batch = n < left ? n : left;
     size_t elements = p->picture_bytes, classes = (size_t)ds->classes.count; /* a byte becomes an element */
     for (size_t i = 0; i < (size_t)batch; i++) {
         uint32_t index = p->order[p->position];

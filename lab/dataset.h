@@ -48,10 +48,11 @@ lab_dataset_config lab_dataset_default(const char *data); /* 64x64, 3 channels, 
 typedef struct lab_dataset {   /* read only for callers */
     lab_dataset_config config; /* its strings are not kept: NULL */
     lab_kind kind;
-    int count;             /* pictures, at least 1 */
-    char **path;           /* path[i] of picture i: in the order of the list, or sorted */
-    lab_label_sets labels; /* set i belongs to picture i; no sets at all if LAB_UNLABELLED */
-    lab_classes classes;   /* count 0 if LAB_UNLABELLED */
+    int count;              /* pictures, at least 1 */
+    int training, held_out; /* how many of them epochs hand out, and how many never: lab_dataset_divide */
+    char **path;            /* path[i] of picture i: in the order of the list, or sorted */
+    lab_label_sets labels;  /* set i belongs to picture i; no sets at all if LAB_UNLABELLED */
+    lab_classes classes;    /* count 0 if LAB_UNLABELLED */
     struct lab_dataset_private *p;
 } lab_dataset;
 
@@ -89,14 +90,21 @@ ddpm_result lab_dataset_survey(lab_dataset *ds, void (*progress)(void *user, int
                                lab_survey *out);
 void lab_survey_free(lab_survey *survey);
 
+/* Sets `held_out` pictures aside, which epochs then leave out: runs of three in the order of the pictures (the lab's
+ * three of a scene), evenly spread; and of the others, if `most` > 0, epochs hand out the first `most` alone. Before an
+ * epoch; DDPM_ERR_RANGE if nothing is left to train on. */
+ddpm_result lab_dataset_divide(lab_dataset *ds, int held_out, int most);
+/* Index for lab_dataset_get of held-out picture i in [0,held_out). */
+int lab_dataset_held_out(const lab_dataset *ds, int i);
+
 /* ---- 2. Epochs and batches --------------------------------------------------------------------------------------- */
 
 enum { LAB_RANDOM_FLIP = DDPM_RANDOM_USER + 4 };
 
-/* Begins an epoch: the order is ddpm_shuffle at {seed, 0, epoch, DDPM_RANDOM_SHUFFLE}. Starts decode threads if a
+/* Begins an epoch: the order is ddpm_shuffle of the training pictures at {seed, 0, epoch, DDPM_RANDOM_SHUFFLE}. Starts decode threads if a
  * picture is not yet in memory; an epoch in progress is dropped. */
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch);
-/* The same from picture `position` of the epoch's order on, 0 to count: for a run that was stopped within it.
+/* The same from picture `position` of the epoch's order on, 0 to training: for a run that was stopped within it.
  * DDPM_ERR_RANGE beyond. */
 ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position);
 /* The next pictures of the epoch: n of them, fewer at its end, none (*got = 0) after it.

@@ -976,6 +976,111 @@ static void test_resumed_training_is_the_same(void **state)
     free(r[1].data);
 }
 
+/* diffusers' compute_snr (training_utils.py) and the weights that its training script makes of it, gamma 5: float32. */
+static void test_snr_weights(void **state)
+{
+    static const int t[] = {0, 100, 300, 500, 900, 999};
+    static const double epsilon[] = {0.000206538622, 0.146279842, 1, 1, 1, 1},
+                        v[] = {0.000206530094, 0.142121926, 0.785632491, 0.492285043, 0.0236161053, 2.42873499e-09};
+    (void)state;
+    ddpm_schedule s;
+    OK(ddpm_schedule_create(&s, NULL));
+    for (int i = 0; i < 6; i++) {
+        /* snr from float32's 1 - abar: a relative 2^-24 / (1 - abar), with 4.1e-5 at t = 0 */
+        double room = 0x1p-23 / (1 - (double)s.alpha_bar[t[i]]) + 1e-6;
+        s.config.prediction_type = DDPM_PREDICTS_EPSILON;
+        assert_true(fabs(ddpm_snr_weight(&s, t[i], 5) / epsilon[i] - 1) < room);
+        s.config.prediction_type = DDPM_PREDICTS_V;
+        assert_true(fabs(ddpm_snr_weight(&s, t[i], 5) / v[i] - 1) < room);
+        assert_true(ddpm_snr_weight(&s, t[i], 0) == 1);
+    }
+    s.alpha_bar[999] = 0; /* zero terminal SNR */
+    s.config.prediction_type = DDPM_PREDICTS_EPSILON;
+    assert_true(ddpm_snr_weight(&s, 999, 5) == 1);
+    s.config.prediction_type = DDPM_PREDICTS_V;
+    assert_true(ddpm_snr_weight(&s, 999, 5) == 0);
+    ddpm_schedule_free(&s);
+}
+
+/* The gradient of n pictures is the weighted mean of those of each, the loss likewise; a step leaves every picture's
+ * own loss and t with the trainer. */
+static void test_weighted_loss(void **state)
+{
+    enum { N = 3 };
+    (void)state;
+    double losses[N], loss, sum = 0, weight[N];
+    int t[N];
+    record one[N] = {{NULL, 0}}, all = {NULL, 0};
+    kit *k = open_kit(2, 1, 1); /* micro-batches of 2 and 1 */
+    for (int i = 0; i < N; i++) {
+        k->trainer.picture = (uint64_t)i;
+        OK(ddpm_train_step(&k->trainer, k->picture + (size_t)i * PICTURE, k->labels + (size_t)i * CLASSES, 1, 0,
+                           &loss));
+        append_arrays(&one[i], k->model, DDPM_FOR_GRADIENTS & ~(unsigned)DDPM_FOR_INFERENCE);
+    }
+    k->trainer.picture = 0;
+    k->trainer.config.snr_gamma = 5;
+    k->trainer.picture_loss = losses;
+    k->trainer.picture_t = t;
+    OK(ddpm_train_step(&k->trainer, k->picture, k->labels, N, 0, &loss));
+    append_arrays(&all, k->model, DDPM_FOR_GRADIENTS & ~(unsigned)DDPM_FOR_INFERENCE);
+    for (int i = 0; i < N; i++) {
+        ddpm_address address = {k->trainer.config.seed, (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
+        assert_int_equal(t[i], ddpm_uniform_int(address, 1000));
+        weight[i] = ddpm_snr_weight(&k->schedule, t[i], 5);
+        sum += weight[i] * losses[i] / N;
+    }
+    assert_true(weight[0] < 1 || weight[1] < 1 || weight[2] < 1);
+    assert_true(fabs(loss - sum) < 1e-12 * sum);
+    size_t count = all.size / sizeof(float);
+    const float *got = (const float *)all.data, *part[N];
+    double largest = 0, worst = 0;
+    for (int i = 0; i < N; i++)
+        part[i] = (const float *)one[i].data;
+    for (size_t e = 0; e < count; e++) {
+        double wanted = 0;
+        for (int i = 0; i < N; i++)
+            wanted += weight[i] * (double)part[i][e] / N;
+        largest = fmax(largest, fabs(wanted));
+        worst = fmax(worst, fabs((double)got[e] - wanted));
+    }
+    /* Sums of at most a thousand float terms in another order: 2^-24 sqrt(1000) = 2e-6 of the largest. */
+    assert_true(largest > 0 && worst < 1e-5 * largest);
+    for (int i = 0; i < N; i++)
+        free(one[i].data);
+    free(all.data);
+    close_kit(k);
+}
+
+/* The same figures for any number of pictures at once; what training the same pictures at the same t and noise says. */
+static void test_evaluate(void **state)
+{
+    enum { N = 3 };
+    (void)state;
+    double at_once[N], each[N], trained[N];
+    int t[N];
+    kit *k = open_kit(2, 1, 1);
+    k->trainer.picture_loss = trained;
+    k->trainer.picture_t = t;
+    k->trainer.picture = 7;
+    OK(ddpm_train_step(&k->trainer, k->picture, k->labels, N, 0, NULL));
+    ddpm_address first = {k->trainer.config.seed, 7, 0, DDPM_RANDOM_NOISE};
+    OK(ddpm_evaluate(k->net, &k->schedule, first, k->picture, k->labels, t, N, at_once));
+    for (int i = 0; i < N; i++) {
+        ddpm_address address = first;
+        address.picture += (uint64_t)i;
+        OK(ddpm_evaluate(k->net, &k->schedule, address, k->picture + (size_t)i * PICTURE,
+                         k->labels + (size_t)i * CLASSES, t + i, 1, each + i));
+        assert_true(each[i] == at_once[i] && each[i] == trained[i] && each[i] > 0);
+    }
+    t[1] = 1000;
+    check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, k->labels, t, N, each), DDPM_ERR_RANGE,
+                  "outside [0,1000)");
+    check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, NULL, t, N, each), DDPM_ERR_ARGUMENT,
+                  "labels");
+    close_kit(k);
+}
+
 /* ---- 9. Refused arguments ---- */
 
 static void test_capacity_must_be_positive(void **state)
@@ -1418,6 +1523,9 @@ int main(void)
         cmocka_unit_test(test_initial_weights),
         cmocka_unit_test(test_training_learns),
         cmocka_unit_test(test_resumed_training_is_the_same),
+        cmocka_unit_test(test_snr_weights),
+        cmocka_unit_test(test_weighted_loss),
+        cmocka_unit_test(test_evaluate),
         cmocka_unit_test(test_capacity_must_be_positive),
         cmocka_unit_test(test_sizes_must_halve),
         cmocka_unit_test(test_batch_must_fit),

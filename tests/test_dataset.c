@@ -708,6 +708,51 @@ static void takes_sizes_later(void **state)
     lab_dataset_close(ds);
 }
 
+/* Every picture is trained on or held out, never both; the held-out ones come in runs of three from all over the list; an
+ * epoch that is taken up in its middle goes on as if it had not been left. */
+static void divides_and_resumes(void **state)
+{
+    (void)state;
+    enum { COUNT = 50, HELD = 12, TRAINED = COUNT - HELD, MOST = 20 };
+    static ddpm_real whole[COUNT * PIXELS], rest[COUNT * PIXELS], labels[COUNT * CLASSES], one[PIXELS];
+    make_data("d", "d", COUNT);
+    lab_dataset_config config = config_for("d");
+    lab_dataset *ds = open_ok(&config);
+    assert_true(ds->training == COUNT && ds->held_out == 0);
+    assert_int_equal(lab_dataset_divide(ds, HELD, 0), DDPM_OK);
+    assert_true(ds->training == TRAINED && ds->held_out == HELD);
+    static const int begin[] = {12, 24, 36,
+                                47}; /* 17 runs, every fourth; the last one has but two pictures of its own */
+    for (int i = 0; i < HELD; i++)
+        assert_int_equal(lab_dataset_held_out(ds, i), begin[i / 3] + i % 3);
+    int got;
+    assert_int_equal(lab_dataset_start_epoch(ds, 1), DDPM_OK);
+    assert_int_equal(lab_dataset_next(ds, COUNT, whole, labels, &got), DDPM_OK);
+    assert_int_equal(got, TRAINED);
+    for (int i = 0; i < HELD; i++) {
+        assert_int_equal(lab_dataset_get(ds, lab_dataset_held_out(ds, i), one, labels), DDPM_OK);
+        for (int k = 0; k < TRAINED; k++)
+            assert_memory_not_equal(one, whole + k * PIXELS, sizeof one);
+    }
+    assert_int_equal(lab_dataset_resume_epoch(ds, 1, 30), DDPM_OK);
+    assert_int_equal(lab_dataset_next(ds, COUNT, rest, labels, &got), DDPM_OK);
+    assert_int_equal(got, TRAINED - 30);
+    assert_memory_equal(rest, whole + 30 * PIXELS, sizeof *rest * PIXELS * (TRAINED - 30));
+    assert_int_equal(lab_dataset_resume_epoch(ds, 1, TRAINED), DDPM_OK);
+    assert_int_equal(lab_dataset_next(ds, COUNT, rest, labels, &got), DDPM_OK);
+    assert_int_equal(got, 0);
+    assert_int_equal(lab_dataset_resume_epoch(ds, 1, TRAINED + 1), DDPM_ERR_RANGE);
+    assert_error_has("picture 39 of an epoch was asked for, the data set has 38");
+    assert_int_equal(lab_dataset_divide(ds, HELD, MOST), DDPM_OK);
+    assert_true(ds->training == MOST && ds->held_out == HELD);
+    for (int held = 0; held < COUNT; held++) { /* exactly as many as asked for */
+        assert_int_equal(lab_dataset_divide(ds, held, 0), DDPM_OK);
+        assert_true(ds->held_out == held && ds->training == COUNT - held);
+    }
+    assert_int_equal(lab_dataset_divide(ds, COUNT, 0), DDPM_ERR_RANGE);
+    lab_dataset_close(ds);
+}
+
 /* A picture is mirrored in the epochs that its address says, for any batch, threads and cache. */
 static void flips_by_address(void **state)
 {
@@ -867,6 +912,7 @@ int main(void)
         TEST(reads_folders),
         TEST(takes_sizes_later),
         TEST(flips_by_address),
+        TEST(divides_and_resumes),
         TEST(refuses_wrong_files),
         TEST(refuses_wrong_calls),
     };

@@ -1,7 +1,8 @@
 /* tests/test_run.c - a run directory can be relied on: a run that was stopped, killed or out of disk space and resumed
  * ends with the same bits as one that ran through. `test_run N` kills N times instead of three (check_long.sh).
  *
- * Contents: 1 runs to compare   2 stopped and resumed   3 killed   4 refused   5 what stays */
+ * Contents: 1 runs to compare   2 stopped and resumed   3 killed   4 refused   5 what stays
+ *           6 seeing it learn */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,17 +20,18 @@
 #include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/model.h"
+#include "io/picture.h"
 #include "tests/program.h"
 
 /* ---- 1. Runs to compare -------------------------------------------------------------------------------------- */
 
 static int kills = 3;
 
-/* 24 pictures of 8x8, three steps an epoch of 10, 10 and 4 pictures, eight epochs; everything that a state could
- * forget is switched on. */
+/* 24 pictures of 8x8, 3 of them held out, three steps an epoch of 8, 8 and 5 pictures, eight epochs; everything that a
+ * state could forget is switched on. */
 #define SETTINGS                                                                                                       \
-    "train @/data --model @/config.json --batch-size 10 --micro-batch 4 --epochs 8 --lr 1e-2 --lr-schedule cosine "    \
-    "--warmup 4 --weight-decay 0.1 --cond-drop 0.3 --save-every 3 --workers 1 "
+    "train @/data --model @/config.json --batch-size 8 --micro-batch 3 --epochs 8 --lr 1e-2 --lr-schedule cosine "     \
+    "--warmup 4 --weight-decay 0.1 --cond-drop 0.3 --snr-gamma 5 --held-out 3 --eval-every 2 --save-every 3 --workers 1 "
 
 static void sleep_ms(long ms)
 {
@@ -232,13 +234,13 @@ static void test_lock(void **state)
 static void test_changed_settings(void **state)
 {
     (void)state;
-    assert_fails(1, "train --resume --out @/straight --batch-size 8 --lr 1e-3 --workers 3",
+    assert_fails(1, "train --resume --out @/straight --batch-size 7 --lr 1e-3 --workers 3",
                  "the run has other settings: --batch-size, --lr\n      hint: leave them out");
     assert_fails(1, "train --resume --out @/straight --epochs 9", "other settings: --epochs"); /* the cosine's end */
     assert_fails(1, "train --resume --out @/straight --model tiny --force", "other settings: --model");
     assert_fails(1, "train @/data --out @/straight", "--resume goes on with it");
     assert_fails(1, "train --resume --out @/nowhere", "there is no run to go on with");
-    assert_runs("train --resume --out @/straight --batch-size 10 --epochs 8 --cond-drop 0.3"); /* the same: no change */
+    assert_runs("train --resume --out @/straight --batch-size 8 --epochs 8 --cond-drop 0.3"); /* the same: no change */
     shell("cp -r @/straight @/forced; cp -r @/data @/fewer; sed -i '1,3d; 4s/^ /{/' @/fewer/train.json");
     assert_fails(1, "train @/fewer --resume --out @/forced", "the data has 21 pictures, the run began with 24");
     assert_runs("train @/data --resume --out @/forced --batch-size 24 --epochs 9 --force");
@@ -328,13 +330,90 @@ static void test_args(void **state)
     assert_fails(1, "train @/data --args @/some.json --out @/new", "batch_size: this is not the kind of value");
 }
 
+/* ---- 6. Seeing it learn -------------------------------------------------------------------------------------- */
+
+/* The columns of the last row of metrics.csv, as text. */
+static int last_row(const char *run, char *text, size_t size, char **column)
+{
+    unsigned char *all;
+    size_t length;
+    char name[100];
+    int columns = 0;
+    snprintf(name, sizeof name, "%s/metrics.csv", run);
+    assert_int_equal(io_read_file(in_folder(name), &all, &length), DDPM_OK);
+    all[length - 1] = '\0';
+    snprintf(text, size, "%s", strrchr((char *)all, '\n') + 1);
+    free(all);
+    for (char *at = text; at != NULL; columns++) {
+        column[columns] = at;
+        at = strchr(at, ',');
+        if (at != NULL) *at++ = '\0';
+    }
+    return columns;
+}
+
+/* At a rate of 0 live and averaged weights stay what they were: both held-out losses are equal, the same in every epoch
+ * and for every batch size, and both rows of samples/ show the same. */
+static void test_watching(void **state)
+{
+    (void)state;
+    char text[2][600], *column[2][32];
+    assert_runs("train @/data --out @/seen --model @/config.json --lr 0 --epochs 2 --batch-size 16 --held-out 8 "
+                "--sample-every 2 --show --workers 1");
+    assert_runs("train @/data --out @/seen2 --model @/config.json --lr 0 --epochs 1 --batch-size 5 --held-out 8 "
+                "--workers 1");
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(last_row(i == 0 ? "seen" : "seen2", text[i], sizeof text[i], column[i]), 17);
+    assert_string_equal(column[0][0], "2"); /* 24 - 8 pictures are one step an epoch */
+    assert_string_equal(column[1][0], "4");
+    assert_true(strtod(column[0][15], NULL) > 0.5);
+    assert_string_equal(column[0][15], column[0][16]);
+    assert_string_equal(column[0][15], column[1][15]);
+    assert_picture("seen/samples/step-2.png", 8 * 10 + 2, 2 * 10 + 2);
+    io_picture grid;
+    assert_int_equal(io_picture_read(in_folder("seen/samples/step-2.png"), 3, &grid), DDPM_OK);
+    for (int y = 0; y < 10; y++)
+        assert_memory_equal(grid.pixel + (size_t)y * 82 * 3, grid.pixel + (size_t)(y + 10) * 82 * 3, (size_t)82 * 3);
+    io_picture_free(&grid);
+    assert_null(strstr(err, "\033[")); /* no terminal, no colours */
+}
+
+/* What a run would take is said without making it; so is what runs without --out. */
+static void test_dry_run(void **state)
+{
+    (void)state;
+    assert_runs("train @/data --model @/config.json --dry-run --batch-size 10 --epochs 7");
+    assert_has(err, "48,939 parameters");
+    assert_has(err, "memory  ");
+    assert_has(err, " an epoch of 3 steps; 21 steps to go take ");
+    assert_string_equal(out, "");
+    assert_runs("train --resume --out @/straight --dry-run");
+    assert_has(err, " 0 steps to go take ");
+    assert_fails(2, "train @/data", "--out is missing");
+    assert_fails(1, "train @/data --dry-run --model @/config.json --held-out 24", "24 pictures are to be held out");
+}
+
+/* Four pictures learnt by heart: the loss falls where nothing else is to be learnt. */
+static void test_overfit(void **state)
+{
+    (void)state;
+    char text[600], *column[32];
+    assert_runs("train @/data --out @/heart --model @/config.json --overfit 4 --batch-size 4 --lr 3e-3 --max-steps 150 "
+                "--lr-schedule constant --save-every 1000 --keep 1");
+    last_row("heart", text, sizeof text, column);
+    assert_string_equal(column[0], "150");
+    assert_string_equal(column[1], "149");      /* a step an epoch */
+    assert_true(strtod(column[3], NULL) < 0.6); /* 1 is the loss of a network that says 0 */
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_max_steps), cmocka_unit_test(test_signals),   cmocka_unit_test(test_kill),
         cmocka_unit_test(test_full_disk), cmocka_unit_test(test_lock),      cmocka_unit_test(test_changed_settings),
         cmocka_unit_test(test_keep),      cmocka_unit_test(test_fine_tune), cmocka_unit_test(test_pixel_unshuffle),
-        cmocka_unit_test(test_args),
+        cmocka_unit_test(test_args),      cmocka_unit_test(test_watching),  cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_overfit),
     };
     if (argc > 1) kills = atoi(argv[1]);
     return cmocka_run_group_tests_name("run", tests, make_runs, remove_folder);
