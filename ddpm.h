@@ -682,6 +682,10 @@ typedef struct ddpm_sample_config {
      * fit the network's capacity; the model must have been trained with labels left out now and then. */
     double guidance;
     const ddpm_real *none; /* (L): the labels that mean "no label"; NULL: zeros, an empty multi-hot */
+    /* To start from pictures instead of from noise alone (SDEdit, Meng et al. 2022; diffusers' img2img pipelines): the
+     * first `skip` steps are left out, and the next one, at t, gets x_t = sqrt(abar_t) start + sqrt(1 - abar_t) eps. */
+    const ddpm_real *start; /* (n,C,H,W) in [-1,1]; NULL: none */
+    int skip;               /* 0 <= skip < steps; only with start */
 } ddpm_sample_config;
 DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529, guidance 1 */
 

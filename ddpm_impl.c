@@ -1461,7 +1461,7 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
 
 /* ---- 9. Sampling ------------------------------------------------------------------------------------------------- */
 
-/* Part II: linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++; guidance. */
+/* Part II: linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++; guidance; from a picture. */
 static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
 static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double signal, double noise);
 static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
@@ -1470,6 +1470,8 @@ static ddpm_result check_terms(const ddpm_step_terms *terms, int t);
 static ddpm_result threshold(ddpm_net *net, const ddpm_schedule_config *config);
 static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
 static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
+static ddpm_result start_at(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *c, const int *t,
+                            int steps);
 
 ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out)
 {
@@ -1557,10 +1559,12 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
     if (result == DDPM_OK) result = upload_labels(net, &c, labels, n);
     if (result == DDPM_OK) result = normal(g, net->sample, noise);
-    if (result == DDPM_OK && callback) result = callback(user, net, 0, steps);
+    if (result == DDPM_OK) result = start_at(net, s, &c, t, steps);
+    if (result == DDPM_OK && callback) result = callback(user, net, c.skip, steps);
     noise.purpose = DDPM_RANDOM_STEP;
-    for (int i = 0; i < steps && result == DDPM_OK; i++) {
+    for (int i = c.skip; i < steps && result == DDPM_OK; i++) {
         ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t, steps, i, c.eta);
+        if (i == c.skip) terms.image += terms.previous, terms.previous = 0; /* no x_0' yet: it counts as x_0 */
         noise.step = (uint32_t)i;
         result = check_terms(&terms, t[i]);
         if (result == DDPM_OK) result = predict_guided(net, t[i], n, c.guidance);
@@ -3446,7 +3450,7 @@ static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *
 
 ddpm_sample_config ddpm_sample_default(void)
 {
-    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL};
+    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL, NULL, 0};
 }
 
 /* The first t that DPM-Solver++ uses, plus 1: below it, log(alpha/sigma) is at least lambda_min_clipped. */
@@ -3666,6 +3670,21 @@ static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, con
     ddpm_result result = ddpm_upload(device, &place, DDPM_DATA, n, none);
     aligned_free(none);
     return result;
+}
+
+/* net->sample, pure noise, becomes x_t of the start picture where there is one. */
+static ddpm_result start_at(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *c, const int *t, int steps)
+{
+    if (c->skip < 0 || c->skip >= steps || (c->skip && !c->start))
+        return ddpm_fail(
+            DDPM_ERR_ARGUMENT,
+            "%d of %d sampling steps cannot be left out%s\n      hint: 0 to %d, and a picture to start from", c->skip,
+            steps, c->start ? "" : " when starting from noise", steps - 1);
+    if (!c->start) return DDPM_OK;
+    double abar = (double)s->alpha_bar[t[c->skip]];
+    TRY(ddpm_upload(net->model->device, net->image, DDPM_DATA, net->graph->n, c->start));
+    return combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->sample},
+                   (double[]){sqrt(abar), sqrt(1 - abar)}, 0, 0);
 }
 
 /* net->prediction of net->sample at time t, for n pictures. */

@@ -512,7 +512,7 @@ static record everything(int threads)
     }
     append_arrays(&r, k->model, DDPM_FOR_TRAINING);
     for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL, NULL, 0};
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
         append(&r, out, sizeof out);
     }
@@ -612,7 +612,7 @@ static void test_samples_ignore_the_batch(void **state)
     (void)state;
     static const int capacities[] = {1, 3};
     for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL, NULL, 0};
         float together[4 * PICTURE], alone[PICTURE];
         kit *k = open_kit(4, 0, 1);
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 4, together, NULL, NULL));
@@ -645,12 +645,88 @@ static void test_sampling_can_be_stopped(void **state)
 {
     (void)state;
     kit *k = open_kit(1, 0, 1);
-    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0, 1, NULL};
+    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0, 1, NULL, NULL, 0};
     float out[PICTURE] = {9};
     int calls = 0;
     assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, count_calls, &calls), DDPM_STOPPED);
     assert_int_equal(calls, 4);
     assert_true(out[0] == 9);
+    close_kit(k);
+}
+
+typedef struct way { /* net->sample at each call, of one picture */
+    float at[3][PICTURE];
+    int first, calls;
+} way;
+
+static ddpm_result keep_way(void *user, ddpm_net *net, int done, int steps)
+{
+    way *w = user;
+    (void)steps;
+    assert_int_equal(done, w->first + w->calls);
+    return ddpm_download(net->model->device, net->sample, DDPM_DATA, 1, w->at[w->calls++]);
+}
+
+/* With 20 steps of which 18 are left out: x_t is the start picture with the noise of its address, and the first step is
+ * what its coefficients say, of first order in DPM-Solver++ too (its order 1 gives them), the second one as always.
+ * x_t: |start| <= 1 and |eps| < 5.8, two products and a sum in float: at most 3 roundings of 2^-24 (1 + 5.8).
+ * A step: 5 products and sums of values below 16 in float, and x_0, one of them, is 1/sqrt(abar) < 1.1 times as wrong. */
+static void test_starts_from_a_picture(void **state)
+{
+    (void)state;
+    enum { STEPS = 20, SKIP = 18 };
+    float start[PICTURE], out[PICTURE], eps[PICTURE], prediction[PICTURE];
+    for (int i = 0; i < PICTURE; i++)
+        start[i] = (float)(i % 17) / 8 - 1;
+    for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
+        ddpm_sample_config config = ddpm_sample_default();
+        ddpm_normals((ddpm_address){77, 1000, 0, DDPM_RANDOM_START}, PICTURE, eps);
+        config.sampler = (ddpm_sampler)sampler;
+        config.steps = STEPS;
+        config.seed = 77;
+        config.first_picture = 1000;
+        config.start = start;
+        config.skip = SKIP;
+        kit *k = open_kit(1, 0, 1);
+        way w = {.first = SKIP};
+        int t[STEPS];
+        k->schedule.config.solver_order = 2;
+        k->schedule.config.euler_at_final = k->schedule.config.lower_order_final = 0;
+        OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, keep_way, &w));
+        assert_int_equal(w.calls, 3);
+        assert_memory_equal(w.at[2], out, sizeof out);
+        OK(ddpm_timesteps(&k->schedule, config.sampler, STEPS, t));
+        double abar = (double)k->schedule.alpha_bar[t[SKIP]];
+        for (int i = 0; i < PICTURE; i++)
+            assert_float_equal(w.at[0][i], sqrt(abar) * (double)start[i] + sqrt(1 - abar) * (double)eps[i],
+                               3 * 6.8 * 0x1p-24);
+
+        k->schedule.config.solver_order = 1;
+        ddpm_step_terms terms = ddpm_step_coefficients(&k->schedule, config.sampler, t, STEPS, SKIP, 0);
+        const float time = (float)t[SKIP];
+        OK(ddpm_predict(k->net, 1, w.at[0], &time, k->labels, prediction));
+        ddpm_normals((ddpm_address){77, 1000, SKIP, DDPM_RANDOM_STEP}, PICTURE, eps);
+        for (int i = 0; i < PICTURE; i++) {
+            double x = (double)w.at[0][i], p = (double)prediction[i];
+            double image = terms.x0_sample * x + terms.x0_prediction * p;
+            if (terms.clamp > 0)
+                image = image < -terms.clamp ? -terms.clamp : image > terms.clamp ? terms.clamp : image;
+            double next = terms.image * image + terms.sample * x + terms.prediction * p + terms.noise * (double)eps[i];
+            assert_float_equal(w.at[1][i], next, 10 * 16 * 1.1 * 0x1p-24);
+        }
+        close_kit(k);
+    }
+    kit *k = open_kit(1, 0, 1);
+    ddpm_sample_config config = ddpm_sample_default();
+    config.steps = 5;
+    config.skip = 1;
+    assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_ARGUMENT);
+    assert_non_null(strstr(ddpm_error(), "1 of 5 sampling steps cannot be left out when starting from noise"));
+    config.start = start;
+    config.skip = 5;
+    assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_ARGUMENT);
+    config.skip = 4;
+    OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL));
     close_kit(k);
 }
 
@@ -710,7 +786,7 @@ static void test_guidance(void **state)
     OK(ddpm_net_create(&d.plain, d.k->model, 0, 0, GUIDED, 0));
     for (int sampler = 0; sampler < DDPM_SAMPLER_DPMSOLVER; sampler++)
         for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
-            d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL};
+            d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL, NULL, 0};
             OK(ddpm_sample(d.k->net, &d.k->schedule, &d.config, d.k->labels, GUIDED, out, check_guided_step, &d));
             assert_memory_equal(out, d.x, sizeof out);
         }
@@ -1193,7 +1269,7 @@ static void test_steps_must_exist(void **state)
     for (int i = 0; i < 3; i++)
         check_failure(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, wrong[i], t), DDPM_ERR_RANGE, "steps");
     for (int i = 1; i < 3; i++) { /* 0 means T */
-        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL};
+        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL, NULL, 0};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
     }
@@ -1269,7 +1345,7 @@ static void test_no_dropout_outside_training(void **state)
     (void)state;
     ddpm_model_config config = small_config();
     config.unet.dropout = 0.5;
-    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0, 1, NULL};
+    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0, 1, NULL, NULL, 0};
     float out[2][4 * PICTURE], prediction[2 * PICTURE];
     for (int training = 0; training < 2; training++) {
         kit *k = calloc(1, sizeof *k);
@@ -1512,6 +1588,7 @@ int main(void)
         cmocka_unit_test(test_training_noise_ignores_capacity),
         cmocka_unit_test(test_samples_ignore_the_batch),
         cmocka_unit_test(test_sampling_can_be_stopped),
+        cmocka_unit_test(test_starts_from_a_picture),
         cmocka_unit_test(test_guidance),
         cmocka_unit_test(test_guidance_at_its_ends),
         cmocka_unit_test(test_guidance_of_class_indices),
