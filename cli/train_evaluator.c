@@ -14,7 +14,7 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *data, *image_dir, *out;
+    const char *data, *image_dir, *out, *model;
     int epochs, batch_size, held_out, workers, resolution, dtype;
     double lr, width, weight_decay, ema_decay;
     uint64_t seed;
@@ -28,6 +28,8 @@ static const cli_option options[] = {
      "folder of the pictures", &set.image_dir, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "DIR", CLI_REQUIRED,
      "evaluator to make", &set.out, 0, 0, 0},
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(none: PyTorch's initialisation)",
+     "evaluator whose weights to begin with, of this width and these classes", &set.model, 0, 0, 0},
     {"width", NULL, CLI_REAL, "R", "0.25",
      "of torchvision's ResNet18: 1 is the course's evaluator, 0.25 has a sixteenth of its weights",
      &set.width, 1.0 / 64, 16, 0},
@@ -274,6 +276,33 @@ static ddpm_result open_data(training *t)
     return result == DDPM_OK ? split(t) : result;
 }
 
+/* Weights, averages and statistics of --model; Adam's moments start at zero. */
+static ddpm_result fill_from_model(const cli_context *context, training *t)
+{
+    lab_evaluator *from;
+    ddpm_model *model = t->ev->model;
+    ddpm_result result = lab_evaluator_load(set.model, &context->device, &from);
+    if (result != DDPM_OK) return result;
+    int same = from->classes.count == t->ev->classes.count && from->config.width == t->ev->config.width;
+    for (int c = 0; same && c < from->classes.count; c++)
+        same = strcmp(from->classes.name[c], t->ev->classes.name[c]) == 0;
+    if (!same)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "%s has width %g and %d classes, which are not those of this training\n"
+                           "      hint: --width %g, and data with the same classes",
+                           set.model, from->config.width, from->classes.count, from->config.width);
+    for (int i = 0; result == DDPM_OK && i < model->params; i++) {
+        const ddpm_tensor *p = from->model->param[i];
+        ddpm_real *value = cli_alloc(ddpm_elements(p, 1), sizeof *value);
+        result = value != NULL ? ddpm_model_get(from->model, DDPM_WEIGHT, p, value) : DDPM_ERR_MEMORY;
+        if (result == DDPM_OK) result = ddpm_model_set(model, DDPM_WEIGHT, model->param[i], value);
+        if (result == DDPM_OK) result = ddpm_model_set(model, DDPM_EMA, model->param[i], value);
+        free(value);
+    }
+    lab_evaluator_free(from);
+    return result;
+}
+
 static ddpm_result open_evaluator(const cli_context *context, training *t)
 {
     io_evaluator_config config = {t->data->classes.name, t->data->classes.count, set.width, set.resolution};
@@ -281,6 +310,7 @@ static ddpm_result open_evaluator(const cli_context *context, training *t)
     ddpm_result result = lab_evaluator_create(&config, &context->device, &t->ev);
     if (result == DDPM_OK) result = ddpm_model_alloc(t->ev->model, DDPM_FOR_TRAINING);
     if (result == DDPM_OK) result = ddpm_model_init(t->ev->model, set.seed);
+    if (result == DDPM_OK && set.model != NULL) result = fill_from_model(context, t);
     if (result == DDPM_OK) result = lab_evaluator_net_create(&t->net, t->ev, set.batch_size, LAB_TRAINING);
     if (result == DDPM_OK) result = lab_evaluator_net_create(&t->judge, t->ev, set.batch_size, LAB_SCORING);
     if (result != DDPM_OK) return result;

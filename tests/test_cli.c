@@ -20,6 +20,7 @@
 #include "io/model.h"
 #include "io/picture.h"
 #include "io/safetensors.h"
+#include "lab/evaluator.h"
 #include "tests/program.h"
 
 /* ---- 1. Help ------------------------------------------------------------------------------------------------- */
@@ -217,6 +218,19 @@ static void test_evaluator(void **state)
     assert_fails(1, "eval --images @/data --labels-file data/test.json --evaluator @/data",
                  "train-evaluator makes one");
     assert_fails(1, "train-evaluator @/data --out @/other --held-out 7", "hint:");
+    /* Without learning (--lr 0) only the statistics move, and hardly in one epoch. */
+    assert_runs(
+        "train-evaluator @/data --out @/again --model @/evaluator --lr 0 --epochs 1 --batch-size 6 --held-out 2 "
+        "--width 0.03125 --resolution 32");
+    lab_evaluator *ev[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(lab_evaluator_load(in_folder(i ? "again" : "evaluator"), NULL, &ev[i]), DDPM_OK);
+    const ddpm_tensor *a = ddpm_model_find(ev[0]->model, "fc.0.weight"), *b = ddpm_model_find(ev[1]->model, a->name);
+    assert_memory_equal(a->data, b->data, ddpm_elements(a, 1) * sizeof *a->data);
+    for (int i = 0; i < 2; i++)
+        lab_evaluator_free(ev[i]);
+    assert_fails(1, "train-evaluator @/data --out @/other --model @/evaluator --batch-size 6 --held-out 2",
+                 "--width 0.03125");
 }
 
 /* 24 pictures in batches of 10: steps of 10, 10 and 4. */

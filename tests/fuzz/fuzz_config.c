@@ -12,6 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ddpm_schedule_config schedule;
     ddpm_label_config label;
     io_model_info info;
+    io_evaluator_config evaluator;
     char *text = malloc(size + 1);
     if (!text) return 0;
     memcpy(text, data, size);
@@ -28,6 +29,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             if (strlen(info.class_name[i]) > size) abort();
         io_model_info_free(&info);
     }
+    if (!io_evaluator_config_parse(text, size, "input", &evaluator)) {
+        if (evaluator.classes < 1 || !(evaluator.width > 0)) abort();
+        io_evaluator_config_free(&evaluator);
+    }
     free(text);
     return 0;
 }
@@ -41,6 +46,7 @@ int main(void)
     }
     static const fuzz_seed seed[] = {
         SEED("{}"),
+        SEED("{\"_class_name\":\"ResNet18\",\"width\":0.25,\"sample_size\":64,\"class_names\":[\"a\",\"b\"]}"),
         SEED("{\"sample_size\":[8,4],\"block_out_channels\":[4,8],"
              "\"down_block_types\":[\"DownBlock2D\",\"AttnDownBlock2D\"],"
              "\"up_block_types\":[\"AttnUpBlock2D\",\"UpBlock2D\"],"
