@@ -388,7 +388,7 @@ const cli_command cli_train_evaluator = {
     "train-evaluator",
     "DATA --out DIR [--width R]",
     "trains the classifier that judges pictures",
-    "DIR then holds config.json, model.safetensors and metrics.csv. Training pictures are mirrored, shifted, blurred or\n"
-    "halved and enlarged again, changed in brightness and given noise, so that it judges generated ones well.",
+    "DIR then holds config.json, model.safetensors and metrics.csv. Training pictures are mirrored, shifted, blurred\n"
+    "or halved and enlarged again, changed in brightness and given noise, so that it judges generated ones well.",
     options,
     run};

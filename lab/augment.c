@@ -21,7 +21,7 @@ enum { FLIP, SHIFT_X, SHIFT_Y, SOFT, CONTRAST, BRIGHTNESS, NOISY, NOISE, COLOUR,
 
 static void draw(ddpm_address address, double out[DRAWS])
 {
-    uint32_t word[4];
+    uint32_t word[4] = {0};
     for (int i = 0; i < DRAWS; i++) {
         if (i % 4 == 0) ddpm_philox(address, (uint32_t)(i / 4), word);
         out[i] = (double)word[i % 4] * 0x1p-32;

@@ -36,7 +36,7 @@ static int rank(const lab_tally *tally, const ddpm_real *scores, int c)
 {
     int higher = 0;
     for (int i = 0; i < tally->classes; i++)
-        higher += scores[i] > scores[c] || (scores[i] == scores[c] && i < c);
+        higher += scores[i] > scores[c] || (i < c && scores[i] == scores[c]);
     return higher;
 }
 

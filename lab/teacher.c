@@ -160,9 +160,10 @@ ddpm_result lab_teacher_pull(void *teacher, ddpm_net *net, int n, double element
     lab_teacher *t = teacher;
     const ddpm_device *device = net->model->device;
     size_t picture = ddpm_elements(net->sample, 1);
-    ddpm_real *time = calloc(2 * (size_t)n, sizeof *time), *log_p = time + n;
     ddpm_real *noise = t->image; /* after x_0 has been looked at */
+    ddpm_real *time = calloc(2 * (size_t)n, sizeof *time);
     if (time == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "no memory for the times of %d pictures", n);
+    ddpm_real *log_p = time + n;
     ddpm_result result = fetch_state(t, net, n);
     if (result == DDPM_OK) result = ddpm_download(device, net->timestep, DDPM_DATA, n, time);
     for (size_t i = 0; i < (size_t)n * picture && result == DDPM_OK; i++)
