@@ -1,17 +1,21 @@
 """`make bench-torch`: the same work in PyTorch and in ddpm.c, in turn (A B A B), as ratios. From the root:
 
-    python tests/parity/bench_torch.py [--rounds N] [--only WORK] [--compile] [DDPM]      (default $DDPM, else ./ddpm)
+    python tests/parity/bench_torch.py [--rounds N] [--only WORK] [--no-compile] [DDPM]     (default $DDPM, else ./ddpm)
 
-Each round times ddpm bench --json --only WORK, then PyTorch's variants: eager, eager with channels-last memory and,
-with --compile, torch.compile. A round's ratio is that of the best variant's median to ours; the table gives the median
-ratio of all rounds, with the smallest and the largest. Training steps are forward, backward, clipping and Adam; ours
-keeps the moving average as well. Prints the table as markdown.
-Contents: the work; PyTorch's side; ours; main.
+Each round times ddpm bench --json --only WORK, then PyTorch's variants: eager and torch.compile, each with ordinary and
+with channels-last memory. The first round runs all of them, later ones those within 15 % of the best. A round's ratio
+is that of the fastest variant's median to ours; the table gives the median of all rounds, the smallest and the largest.
+Training steps are forward, backward, clipping and Adam, without a moving average on either side. Memory is the peak of
+a process that does nothing else, PyTorch's that of its most frugal variant. Prints the table as markdown; a run of all
+work also puts it between the markers in docs/PERFORMANCE.md.
+Contents: the work; PyTorch's side; ours; the table; main.
 """
 import argparse
 import json
 import os
+import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +35,8 @@ SMALL = dict(name="small", size=(32, 32), t=[0.0], label=(24, 64), unet=dict(
     up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")))
 WORKS = {  # as ddpm bench names them: network, training, batch
     "lab_forward_b1": (networks.LAB, False, 1), "lab_forward_b8": (networks.LAB, False, 8),
-    "lab_train_b8": (networks.LAB, True, 8), "small_train_b32": (SMALL, True, 32)}
+    "lab_train_b4": (networks.LAB, True, 4), "lab_train_b8": (networks.LAB, True, 8),
+    "small_forward_b32": (SMALL, False, 32), "small_train_b32": (SMALL, True, 32)}
 
 
 # ---- PyTorch's side -------------------------------------------------------------------------------------------------
@@ -39,9 +44,9 @@ WORKS = {  # as ddpm bench names them: network, training, batch
 class Work:
     def __init__(self, spec, training, batch, variant):
         self.training = training
-        layout = torch.channels_last if variant == "channels-last" else torch.contiguous_format
+        layout = torch.channels_last if "channels-last" in variant else torch.contiguous_format
         self.model = networks.build(spec, coarse=False).to(memory_format=layout)
-        self.unet = torch.compile(self.model.unet) if variant == "compiled" else self.model.unet
+        self.unet = torch.compile(self.model.unet) if "compiled" in variant else self.model.unet
         height, width = spec["size"]
         self.sample = torch.randn(batch, 3, height, width).to(memory_format=layout)
         self.noise, self.labels = torch.randn_like(self.sample), (torch.rand(batch, 24) < 0.1).float()
@@ -73,8 +78,13 @@ def torch_alone(name, variant, seconds=4.0):
 
 
 def time_torch(name, variant):
+    """milliseconds, MiB, variant; None (with the reason on stderr) where this PyTorch cannot run the variant"""
     command = [sys.executable, "-W", "ignore", __file__, "--torch-alone", name, variant]
-    return [float(x) for x in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"{name}, {variant}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return [float(x) for x in done.stdout.split()[-2:]] + [variant]
 
 
 # ---- Ours -----------------------------------------------------------------------------------------------------------
@@ -82,7 +92,50 @@ def time_torch(name, variant):
 def time_ours(ddpm, name):
     out = subprocess.run([ddpm, "bench", "--json", "--only", name, "--threads", str(torch.get_num_threads())],
                          capture_output=True, text=True, check=True).stdout
-    return json.loads(out)["work"][name]
+    measured = json.loads(out)
+    return dict(measured["work"][name], peak=measured["peak_gflops"], isa=measured["isa"])
+
+
+# ---- The table ------------------------------------------------------------------------------------------------------
+
+def median(values):
+    return statistics.median(list(values))
+
+
+def compare(ddpm, name, rounds, variants):
+    """A line of the table, and of all rounds our share of the multiply-add peak."""
+    ours, theirs, frugal = [], [], []
+    for _ in range(rounds):
+        ours.append(time_ours(ddpm, name))
+        times = [t for t in (time_torch(name, v) for v in variants) if t]
+        theirs.append(min(times))
+        frugal += [t[1] for t in times]
+        variants = [t[2] for t in times if t[0] <= 1.15 * min(times)[0]]
+    ratio = sorted(b[0] / a["ms"] for a, b in zip(ours, theirs))
+    own, memory = max(a["peak_rss_mib"] for a in ours), min(frugal)
+    share = median(a["gflops"] / a["peak"] for a in ours)
+    return (f"| {name} | {median(a['ms'] for a in ours):.0f} | {median(b[0] for b in theirs):.0f} | {theirs[-1][2]} "
+            f"| {median(ratio):.2f} ({ratio[0]:.2f} to {ratio[-1]:.2f}) | {share:.2f} | {own:.0f} | {memory:.0f} "
+            f"| {own / memory:.2f} |")
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+DOCS, BEGIN, END = "docs/PERFORMANCE.md", "<!-- bench-torch: begin -->", "<!-- bench-torch: end -->"
+
+
+def write_docs(lines):
+    text = open(DOCS).read()
+    before, rest = text.split(BEGIN)
+    with open(DOCS + ".new", "w") as out:
+        out.write(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+    os.replace(DOCS + ".new", DOCS)
 
 
 # ---- main -----------------------------------------------------------------------------------------------------------
@@ -92,26 +145,25 @@ def main():
     parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=list(WORKS))
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--torch-alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.torch_alone:
         return torch_alone(*arguments.torch_alone)
-    variants = ["eager", "channels-last"] + ["compiled"] * arguments.compile
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, best of: {', '.join(variants)}; "
-          f"{arguments.rounds} rounds\n")
-    print("| work | ours, ms | PyTorch, ms | its best variant | ratio (smallest to largest) | ours, MiB | PyTorch, MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    compiles = not arguments.no_compile and any(shutil.which(c) for c in ("c++", "g++", "clang++"))
+    variants = ["eager", "eager channels-last"] + ["compiled", "compiled channels-last"] * compiles
+    lines = [f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}; best of: "
+             f"{', '.join(variants)}{'' if compiles else ' (torch.compile: not tried)'}; {arguments.rounds} rounds; "
+             f"load before them {os.getloadavg()[0]:.1f}", "",
+             "| work | ours, ms | PyTorch, ms | its best variant | ratio (smallest to largest) | ours, of the "
+             "multiply-add peak | ours, MiB | PyTorch, MiB | ratio |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    print("\n".join(lines), flush=True)
     for name in [arguments.only] if arguments.only else WORKS:
-        ours, theirs = [], []
-        for _ in range(arguments.rounds):
-            ours.append(time_ours(arguments.ddpm, name))
-            theirs.append(min((time_torch(name, v) + [v] for v in variants)))
-        ratio = sorted(b[0] / a["ms"] for a, b in zip(ours, theirs))
-        median = lambda values: statistics.median(list(values))
-        print(f"| {name} | {median(a['ms'] for a in ours):.0f} | {median(b[0] for b in theirs):.0f} | {theirs[0][2]} "
-              f"| {median(ratio):.2f} ({ratio[0]:.2f} to {ratio[-1]:.2f}) | {ours[0]['peak_rss_mib']:.0f} "
-              f"| {theirs[0][1]:.0f} |", flush=True)
+        lines.append(compare(arguments.ddpm, name, arguments.rounds, variants))
+        print(lines[-1], flush=True)
+    if not arguments.only:
+        write_docs(lines)
 
 
 if __name__ == "__main__":
