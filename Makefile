@@ -10,6 +10,8 @@ BUILD    ?= build#           directory of everything that is built; elsewhere ./
 WERROR   ?= -Werror#         empty: warnings do not stop the build
 INSTALL  ?= yes#             no: name what is missing instead of installing it
 FUZZ_SECONDS ?= 60#          for each fuzz target in `make check-long`
+CUDA     ?=#                 yes: with cuda_backend.cu, as `make cuda` builds
+CUDA_ARCH ?=#                for `make cuda`: 80, 90, ...; empty: this machine's GPU, or sm_75 to sm_90 and PTX
 PYTHON   ?=#                 a Python with torch and diffusers for `make parity`; empty: build/venv is made
 # Also: CC (cc, gcc, clang), CFLAGS (-O3 -g), V=1 (prints whole commands)
 
@@ -22,13 +24,21 @@ WARNINGS := -Wall -Wextra -Wpedantic $(strip $(WERROR))
 ALL_CFLAGS = -std=c11 $(CFLAGS) $(VARIANT_$(VARIANT)) $(WARNINGS) -D_POSIX_C_SOURCE=200809L -ffp-contract=off -pthread -I. $(OPENMP) $(DEPS_CFLAGS)
 LIBS = $(DEPS_LIBS) -lm
 
+ifeq ($(strip $(CUDA)),yes) # nvcc compiles cuda_backend.cu, $(CC) the rest; the runtime is linked statically
+NVCC     := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2>/dev/null | head -n 1)
+CUDA_LIB := $(dir $(NVCC))../lib64
+CUDA_FLAGS = -std=c++17 -O3 --fmad=false -lineinfo $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-fno-strict-aliasing -I.
+ALL_CFLAGS += -DDDPM_CUDA
+LIBS     += -L$(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt
+endif
+
 COMPILER := $(subst $() ,-,$(notdir $(CC)))
-OBJ := $(BUILD)/$(COMPILER)$(patsubst %,-%,$(filter-out release,$(VARIANT)))
+OBJ := $(BUILD)/$(COMPILER)$(patsubst %,-%,$(filter-out release,$(VARIANT)))$(if $(filter yes,$(CUDA)),-cuda)
 PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo cuda cuda-tests test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -38,8 +48,8 @@ endif
 
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
-ifneq ($(filter-out help clean parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
-include $(BUILD)/$(COMPILER)/$(if $(filter tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
+ifneq ($(filter-out help clean cuda parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
+include $(BUILD)/$(COMPILER)/$(if $(filter tests cuda-tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
 endif
 $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif
@@ -53,8 +63,8 @@ endif
 # tests/check_grad.c is a private double-precision core with the gradient checks; `ddpm check-grad` prints its table.
 # Other files in tests/ that are no test_*.c are shared by the test programs.
 MAIN  := $(wildcard main.c)
-ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c tests/check_grad.c)
-SHARED := $(filter-out tests/test_%.c tests/check_grad.c,$(wildcard tests/*.c))
+ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c tests/check_grad.c tests/selftest.c)
+SHARED := $(filter-out tests/test_%.c tests/check_grad.c tests/selftest.c,$(wildcard tests/*.c))
 TESTS := $(wildcard tests/test_*.c)
 FUZZ  := $(wildcard tests/fuzz/fuzz_*.c)
 # lab/report.html as an array: a page is easier to write, and to read, as a page.
@@ -92,7 +102,9 @@ VERSIONED := $(call object,$(if $(MAIN),$(shell grep -l DDPM_VERSION $(MAIN) $(w
 $(VERSIONED): $(OBJ)/version
 $(VERSIONED): EXTRA = -DDDPM_VERSION='"$(shell cat $(OBJ)/version 2>/dev/null)"'
 
-$(OBJ)/ddpm: $(call object,$(MAIN) $(ROOM) $(PAGE))
+$(OBJ)/cuda_backend.o: cuda_backend.cu cuda_backend.h ddpm.h $(OBJ)/flags
+	$(call say,NVCC,$<) $(NVCC) $(CUDA_FLAGS) $$(scripts/cuda_arch.sh $(CUDA_ARCH)) -c $< -o $@
+$(OBJ)/ddpm: $(call object,$(MAIN) $(ROOM) $(PAGE)) $(if $(filter yes,$(CUDA)),$(OBJ)/cuda_backend.o)
 	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(LIBS)
 # A copy, compared by content: after a change of compiler both builds exist, and the one asked for is put in place.
 .PHONY: program
@@ -102,6 +114,32 @@ program: $(OBJ)/ddpm
 $(call object,$(SHARED) $(TESTS)): EXTRA = $(CMOCKA_CFLAGS)
 $(call binary,$(TESTS)): $(OBJ)/tests/%: $(OBJ)/tests/%.o $(call object,$(SHARED) $(ROOM) $(PAGE))
 	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
+
+# cuda_backend.cu without a GPU: the C++ compiler and tests/cuda_on_cpu.h take nvcc's place. Each program twice: as it is,
+# and with the checks that the runtime makes of the compiler's calls.
+CXX_EMULATED = $(CXX) -std=c++17 -g -Wall -Wextra $(strip $(WERROR)) -Wno-unknown-pragmas -fno-strict-aliasing -ffp-contract=off \
+               $(shell grep -qsw fma /proc/cpuinfo && echo -mfma) -I.
+CUDA_TESTS := $(foreach mode,plain checked,$(patsubst %,$(OBJ)/cuda/$(mode)/%,test_cuda test_vectors))
+CUDA_ROOM := $(filter-out $(OBJ)/cli/% $(OBJ)/lab/%,$(call object,$(SHARED) $(ROOM)))
+$(OBJ)/cuda/runtime.o: tests/cuda_on_cpu.cpp tests/cuda_on_cpu.h $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(call say,CXX,$<) $(CXX_EMULATED) -O2 -c $< -o $@
+$(OBJ)/cuda/plain/%.o: %.cu cuda_backend.h ddpm.h tests/cuda_on_cpu.h $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(call say,CXX,$<) $(CXX_EMULATED) -O2 -x c++ -include tests/cuda_on_cpu.h -c $< -o $@
+$(OBJ)/cuda/checked/%.o: %.cu cuda_backend.h ddpm.h tests/cuda_on_cpu.h $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(call say,CXX,"$< (checked)") $(CXX_EMULATED) -O1 -fsanitize=thread,alignment -x c++ -include tests/cuda_on_cpu.h -c $< -o $@
+$(OBJ)/cuda/tests/%.o: tests/%.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(CMOCKA_CFLAGS) -DDDPM_CUDA -MMD -MP -c $< -o $@
+$(foreach mode,plain checked,$(OBJ)/cuda/$(mode)/test_cuda): $(OBJ)/cuda/tests/cuda/test_cuda.o
+$(foreach mode,plain checked,$(OBJ)/cuda/$(mode)/test_vectors): $(OBJ)/cuda/tests/test_vectors.o
+$(CUDA_TESTS): $(OBJ)/cuda/%: $(CUDA_ROOM) $(OBJ)/cuda/runtime.o
+$(filter $(OBJ)/cuda/plain/%,$(CUDA_TESTS)): $(OBJ)/cuda/plain/cuda_backend.o
+$(filter $(OBJ)/cuda/checked/%,$(CUDA_TESTS)): $(OBJ)/cuda/checked/cuda_backend.o
+$(CUDA_TESTS):
+	$(call say,LINK,$@) $(CXX) -pthread $(OPENMP) $(filter %.o,$^) -o $@ $(CMOCKA_LIBS) $(LIBS)
 
 # Fuzz targets have their own main, which replays and mutates stored inputs, unless libFuzzer brings one.
 FUZZ_MAIN := $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer,-DFUZZ_STANDALONE)
@@ -116,6 +154,12 @@ all: program ## builds ./ddpm (the default)
 
 demo: program ## renders pictures, trains a tiny model, samples from it: the whole way in under five minutes
 	@scripts/demo.sh
+
+cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has one
+	@command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ] || [ -x /opt/cuda/bin/nvcc ] || { \
+	 printf '%s\n' 'make cuda: nvcc was not found' '      hint: CUDA 12 or 13 from https://developer.nvidia.com/cuda-downloads, or the package' \
+	 '            nvidia-cuda-toolkit; then nvcc in PATH or in /usr/local/cuda/bin. Without it: make, and --backend cpu' >&2; exit 1; }
+	+@$(MAKE) --no-print-directory CUDA=yes program
 
 test: ## every check that is fast: unit tests, plain and under sanitizers, fuzz inputs, C11 and C++17, gcc and clang
 	+@scripts/test.sh
@@ -146,8 +190,9 @@ clean: ## removes what was built (not build/deps and build/venv, which were down
 	@[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name deps ! -name venv -exec rm -rf {} +
 	@rm -f ddpm
 
-# For the scripts above: the test programs (one of them runs ddpm), the fuzz programs, every object.
+# For the scripts above: the test programs (one of them runs ddpm), those on the emulated GPU, the fuzz programs, every object.
 tests: $(call binary,$(TESTS)) $(OBJ)/ddpm
+cuda-tests: $(CUDA_TESTS)
 fuzzers: $(call binary,$(FUZZ))
 objects: $(call object,$(MAIN) $(ROOM) $(SHARED) $(TESTS) $(FUZZ))
 flags: $(OBJ)/flags

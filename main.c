@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cpu_backend.h"
+#include "cuda_backend.h"
 
 /* ---- 1. Commands, backends, global options ------------------------------------------------------------------- */
 
@@ -23,7 +24,11 @@ static const struct {
 } backends[] = {
     {"reference", ddpm_reference},
     {"cpu", ddpm_cpu},
+#ifdef DDPM_CUDA /* make cuda */
+    {"cuda", ddpm_cuda},
+#else
     {"cuda", NULL},
+#endif
 };
 
 static struct {
@@ -39,10 +44,11 @@ static const cli_option global_options[] = {
     {"threads", NULL, CLI_INT, "N", "(all the machine has)",
      "threads; results do not depend on it", &global.threads, 1, 4096, 0},
     {"isa", NULL, CLI_TEXT, "SET", "(the widest there is)",
-     "instruction set of the cpu backend: baseline, avx2, avx512", &global.isa, 0, 0, 0},
+     "instruction set of the cpu backend: baseline, avx2, avx512; operands of products on cuda: fp32, tf32, bf16",
+     &global.isa, 0, 0, 0},
     {"exact", NULL, CLI_FLAG, NULL, NULL,
      "convolutions of the cpu backend as plain sums of products, never by Winograd's algorithm: half as fast, less"
-     " than half its rounding error", &global.exact, 0, 0, 0},
+     " than half its rounding error; on cuda the same as --isa fp32", &global.exact, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -118,12 +124,16 @@ static char *join_arguments(int argc, char **argv)
 static ddpm_result open_backend(ddpm_device *device)
 {
     if (backends[global.backend].get == NULL)
-        return ddpm_fail(DDPM_ERR_BACKEND, "backend '%s' is not in this build\n      hint: --backend %s always is",
-                         backends[global.backend].name, backends[0].name);
-    char isa[64];
-    snprintf(isa, sizeof isa, "%s+exact", global.isa != NULL ? global.isa : "");
-    int exact = global.exact && backends[global.backend].get == ddpm_cpu; /* the others know nothing else */
-    return ddpm_device_open(device, backends[global.backend].get(), global.threads, exact ? isa : global.isa);
+        return ddpm_fail(
+            DDPM_ERR_BACKEND,
+            "backend '%s' is not in this build\n      hint: make cuda builds it in; --backend %s always is",
+            backends[global.backend].name, backends[0].name);
+    char exact[64];
+    const char *isa = global.isa;
+    snprintf(exact, sizeof exact, "%s+exact", isa != NULL ? isa : "");
+    if (global.exact && backends[global.backend].get == ddpm_cpu) isa = exact; /* the reference knows nothing else */
+    if (global.exact && !strcmp(backends[global.backend].name, "cuda")) isa = "fp32";
+    return ddpm_device_open(device, backends[global.backend].get(), global.threads, isa);
 }
 
 static int run_command(const cli_command *command, int argc, char **argv)

@@ -51,6 +51,22 @@ heading "Tests ($CC, optimised)"
 check "builds" build program tests
 run_tests "plain" $(programs "" $sources)
 
+heading "The CUDA backend (on an emulated GPU)"
+: "${CXX:=c++}"
+if [ "$(uname -m)" != x86_64 ]; then skip "emulated GPU" "its fibers are for x86-64"
+elif ! command -v "$CXX" > /dev/null; then skip "emulated GPU" "no C++ compiler $CXX"
+else
+    check "builds" build cuda-tests
+    run_tests "emulated" $(for mode in plain checked; do echo "$BUILD/$COMPILER/cuda/$mode/test_cuda"; done) "$BUILD/$COMPILER/cuda/plain/test_vectors"
+fi
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2> /dev/null | head -n 1)
+if [ -n "$nvcc" ]; then
+    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings \
+        $(scripts/cuda_arch.sh 80 89 90) -I. -c cuda_backend.cu -o "$scratch/cuda_backend.o"
+else
+    skip "nvcc for sm_80, sm_89 and sm_90" "no nvcc"
+fi
+
 heading "Tests and fuzz inputs ($CC, AddressSanitizer and UndefinedBehaviorSanitizer)"
 # Tests ask for impossible sizes on purpose; malloc must then return NULL, as it does without the sanitizer.
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "cpu_backend.h"
+#include "cuda_backend.h"
 #include "ddpm.h"
 #include "io/config.h"
 #include "tests/shadow_backend.h"
@@ -32,7 +33,13 @@
 
 static const struct {
     const ddpm_backend *(*backend)(void);
+#ifdef DDPM_CUDA /* as tests/cuda/ builds it: the same vectors for that backend alone, in float32 */
+} backends[] = {{ddpm_cuda}};
+static const char *const isa = "fp32";
+#else
 } backends[] = {{ddpm_reference}, {shadow_backend}, {ddpm_cpu}};
+static const char *const isa = NULL;
+#endif
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
 /* What one test runs: a backend, and an operation or the name of a network, of a sampler, of an optimiser. */
@@ -45,7 +52,7 @@ typedef struct subject {
 static int open_device(void **state)
 {
     subject *s = *state;
-    return ddpm_device_open(&s->device, s->device.backend, 1, NULL) == DDPM_OK ? 0 : -1;
+    return ddpm_device_open(&s->device, s->device.backend, 1, isa) == DDPM_OK ? 0 : -1;
 }
 
 static int close_device(void **state)
