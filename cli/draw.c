@@ -14,6 +14,7 @@
 
 typedef struct batch_state {
     const cli_drawing *drawing;
+    ddpm_real *starts; /* the picture to start from, as often as the capacity; or NULL */
     cli_progress bar;
     int first, n;         /* pictures of this batch */
     ddpm_real *values;    /* n pictures */
@@ -34,7 +35,7 @@ static ddpm_result keep_frame(batch_state *b, ddpm_net *net, const ddpm_tensor *
     return result;
 }
 
-/* Frame k is x_t after round(k steps / (frames - 1)) steps; with few steps some frames are the same. The estimate of
+/* Frame k is x_t after round(k steps / (frames - 1)) of the steps taken; with few steps some frames are the same. The estimate of
  * x_0 that belongs to it is made by the step that follows. */
 static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
@@ -45,7 +46,8 @@ static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
                       b->drawing->count, done, steps, b->drawing->status != NULL ? b->drawing->status : "");
     ddpm_result result = DDPM_OK;
     for (int k = 0; result == DDPM_OK && k < frames; k++) {
-        int moment = (2 * k * steps + frames - 1) / (2 * (frames - 1));
+        int first = b->drawing->sample.skip, all = steps - first;
+        int moment = first + (2 * k * all + frames - 1) / (2 * (frames - 1));
         if (moment == done) result = keep_frame(b, net, net->sample, k);
         if (result == DDPM_OK && (moment == done - 1 || (moment == steps && done == steps)))
             result = keep_frame(b, net, net->image, frames + k);
@@ -80,6 +82,7 @@ static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
     ddpm_sample_config config = d->sample;
     config.first_picture += (uint64_t)b->first;
     config.none = b->none;
+    config.start = b->starts;
     size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
     ddpm_result result = set_labels(d, b->first, b->n, labels);
     if (b->teacher != NULL) b->teacher->wanted = labels;
@@ -220,7 +223,11 @@ ddpm_result cli_draw(const cli_drawing *d)
         labels = cli_alloc((size_t)capacity * (size_t)((width > classes ? width : classes) + 1), sizeof *labels);
         b.frames = d->frames > 0 ? cli_alloc((size_t)capacity * 2 * (size_t)d->frames, sizeof *b.frames) : NULL;
         b.none = no_label(d->model);
-        if (b.values == NULL || labels == NULL || b.none == NULL || (d->frames > 0 && b.frames == NULL))
+        b.starts = d->image != NULL ? cli_alloc((size_t)capacity * picture, sizeof *b.starts) : NULL;
+        for (int i = 0; b.starts != NULL && i < capacity; i++)
+            memcpy(b.starts + (size_t)i * picture, d->image, picture * sizeof *b.starts);
+        if (b.values == NULL || labels == NULL || b.none == NULL || (d->frames > 0 && b.frames == NULL) ||
+            (d->image != NULL && b.starts == NULL))
             result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = set_teacher(d, &b, net, capacity);
@@ -230,6 +237,7 @@ ddpm_result cli_draw(const cli_drawing *d)
     free(b.frames);
     free(b.values);
     free(b.none);
+    free(b.starts);
     free(labels);
     ddpm_net_free(net);
     return result;
@@ -241,8 +249,14 @@ char *cli_sampling_text(const cli_drawing *d)
                                                                                               ", trailing"};
     const ddpm_sample_config *c = &d->sample;
     const ddpm_schedule_config *s = &d->model->schedule.config;
-    return cli_text("%s, %d steps, eta %g, guidance %g%s%s", sampler[c->sampler], c->steps, c->eta, c->guidance,
-                    spacing[s->timestep_spacing], s->thresholding ? ", thresholding" : "");
+    char *rest =
+        d->image == NULL ? cli_text("%s", "") : cli_text(", the first %d left out from %s", c->skip, d->image_path);
+    char *text = rest == NULL ? NULL
+                              : cli_text("%s, %d steps, eta %g, guidance %g%s%s%s", sampler[c->sampler], c->steps,
+                                         c->eta, c->guidance, spacing[s->timestep_spacing],
+                                         s->thresholding ? ", thresholding" : "", rest);
+    free(rest);
+    return text;
 }
 
 /* ---- 3. Writing ---------------------------------------------------------------------------------------------- */

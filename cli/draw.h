@@ -23,7 +23,9 @@ typedef struct cli_drawing {
     int batch;                  /* drawn at once */
     lab_evaluator *guide;       /* its score is followed (lab/teacher.h); NULL: nobody guides */
     double guide_scale;
-    int frames; /* moments kept, evenly spaced from first to last: CLI_FRAMES, CLI_MOVIE, 0 */
+    const ddpm_real *image; /* (C,H,W) that every picture starts from, sample.skip steps in; NULL: from noise */
+    const char *image_path; /* of it */
+    int frames;             /* moments kept, evenly spaced from first to last: CLI_FRAMES, CLI_MOVIE, 0 */
     /* Whether picture `index` is there already and need not be drawn; NULL: none is. */
     ddpm_result (*look)(void *user, int index, int *there);
     /* Takes picture `index` and its (2, frames) frames, NULL if frames is 0: x_t, then the estimates of x_0 that the

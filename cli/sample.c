@@ -1,6 +1,6 @@
 /* cli/sample.c - ddpm sample: pictures of label sets, as one grid or as single files.
  *
- * Contents: 1 options   2 labels   3 strips and animations   4 single files   5 one grid   6 the command */
+ * Contents: 1 options   2 labels   3 strips and animations   4 single files   5 one grid   6 starting from a picture   7 the command */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +14,9 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *labels, *labels_file, *model, *out, *out_dir, *guide;
+    const char *labels, *labels_file, *model, *out, *out_dir, *guide, *image;
     int n, batch_size, strip, gif;
-    double guide_scale;
+    double guide_scale, strength;
 } set;
 static cli_sampler draw_with;
 
@@ -42,6 +42,10 @@ static const cli_option options[] = {
      "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
     {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
      "how strongly: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)", &set.guide_scale, 0, 1e6, 0},
+    {"image", NULL, CLI_TEXT, "FILE", "(none: from noise)",
+     "picture to start from, with noise added (SDEdit, Meng et al. 2022)", &set.image, 0, 0, 0},
+    {"strength", NULL, CLI_REAL, "S", "0.6",
+     "of --image: share of the steps that are taken; 1 leaves little of the picture", &set.strength, 0, 1, 0},
     {"strip", NULL, CLI_FLAG, NULL, NULL,
      "also write the way from noise to picture in 11 frames, under each what the network makes of it in one step: "
      "FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
@@ -262,7 +266,33 @@ static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what
     return result;
 }
 
-/* ---- 6. The command ------------------------------------------------------------------------------------------ */
+/* ---- 6. Starting from a picture ------------------------------------------------------------------------------ */
+
+/* set.image in the model's form; and, as in diffusers' img2img pipelines, the last int(steps strength) steps. */
+static ddpm_result read_image(cli_drawing *d, ddpm_real **image)
+{
+    const cli_model *m = d->model;
+    int taken = (int)(d->sample.steps * set.strength);
+    if (set.image == NULL) return DDPM_OK;
+    if (taken < 1)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "--strength %g of %d steps is none\n      hint: %g is one", set.strength,
+                         d->sample.steps, 1.0 / d->sample.steps);
+    int factor = m->model->config.pixel_unshuffle > 1 ? m->model->config.pixel_unshuffle : 1;
+    io_picture original, small = {0};
+    ddpm_result result = io_picture_read(set.image, m->model->config.unet.in_channels / (factor * factor), &original);
+    if (result == DDPM_OK) result = io_picture_resize(&original, m->info.width, m->info.height, &small);
+    io_picture_free(&original);
+    if (result != DDPM_OK) return result;
+    *image = cli_alloc((size_t)small.width * (size_t)small.height * (size_t)small.channels, sizeof **image);
+    if (*image != NULL) io_picture_to_real(&small, *image);
+    io_picture_free(&small);
+    d->image = *image;
+    d->image_path = set.image;
+    d->sample.skip = d->sample.steps - taken;
+    return *image != NULL ? DDPM_OK : DDPM_ERR_MEMORY;
+}
+
+/* ---- 7. The command ------------------------------------------------------------------------------------------ */
 
 static ddpm_result sample(const cli_context *context, cli_model *model, lab_label_sets *sets)
 {
@@ -275,7 +305,10 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     d.guide_scale = set.guide_scale;
     result = cli_open_guide(context, set.guide, model->path, &d.guide_scale, &d.guide);
+    ddpm_real *image = NULL;
+    if (result == DDPM_OK) result = read_image(&d, &image);
     if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);
+    free(image);
     lab_evaluator_free(d.guide);
     return result;
 }

@@ -584,6 +584,36 @@ static void test_files_go_on(void **state)
                  "its labels is 'red sphere', here it is 'red cube'");
 }
 
+/* At a strength of one step in fifty hardly anything happens to the picture; the first frame is the picture with the
+ * noise of that step. */
+static void test_image(void **state)
+{
+    (void)state;
+    static const char sample[] = "sample 'red sphere' --model @/run --sampler ddim --steps 50 ";
+    char arguments[400];
+    io_picture start, small, drawn;
+    int difference = 0;
+    snprintf(arguments, sizeof arguments, "%s--image @/data/CLEVR_train_000003_2.png --strength 0.02 --out @/near.png",
+             sample);
+    assert_runs(arguments);
+    assert_int_equal(io_picture_read(in_folder("data/CLEVR_train_000003_2.png"), 3, &start), DDPM_OK);
+    assert_int_equal(io_picture_resize(&start, 16, 16, &small), DDPM_OK);
+    assert_int_equal(io_picture_read(in_folder("near.png"), 3, &drawn), DDPM_OK);
+    for (int i = 0; i < 16 * 16 * 3; i++)
+        difference += abs(small.pixel[i] - drawn.pixel[i]);
+    /* t = 0: x_0 is off by sqrt(1/abar - 1) = 0.0064 times eps less its prediction, whose mean size is below 2 here:
+     * 0.0128 of 127.5 levels, and half a level of rounding */
+    assert_in_range(difference, 1, 16 * 16 * 3 * 5 / 2);
+    assert_text("near.png", "sampling", "50 steps, eta 0, guidance 1, the first 49 left out from ");
+    io_picture_free(&start);
+    io_picture_free(&small);
+    io_picture_free(&drawn);
+    snprintf(arguments, sizeof arguments, "%s--image @/data/CLEVR_train_000003_2.png --strength 0.01", sample);
+    assert_fails(1, arguments, "--strength 0.01 of 50 steps is none\n      hint: 0.02 is one");
+    snprintf(arguments, sizeof arguments, "%s--image @/nothing.png", sample);
+    assert_fails(1, arguments, "nothing.png");
+}
+
 /* Two training pictures among drawn ones are found at distance 0, beside themselves; the rest is further away than any
  * two training pictures. */
 static void test_nearest(void **state)
@@ -1061,6 +1091,7 @@ int main(void)
         cmocka_unit_test(test_schedules),
         cmocka_unit_test(test_strip),
         cmocka_unit_test(test_files_go_on),
+        cmocka_unit_test(test_image),
         cmocka_unit_test(test_nearest),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
