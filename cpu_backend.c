@@ -40,6 +40,7 @@ typedef struct cpu_product { /* C (m,n) (+)= A (m,k) B (k,n) */
     size_t ldb;
     float *c; /* row m at c + m ldc */
     size_t ldc;
+    const float *bias; /* NULL, or of each row: where its sums begin */
     int accumulate, copy_b;
 } cpu_product;
 
@@ -372,6 +373,9 @@ static void copy_run(const conv *c, const float *x, int oy, int ox, int tap, int
     const float *from = x + (ptrdiff_t)y * c->w + left;
     if (c->stride == 1)
         memcpy(to + begin, from + begin, (size_t)(end - begin) * sizeof *to);
+    else if (c->stride == 2) /* as a loop of its own it becomes shuffles of vectors */
+        for (int p = begin; p < end; p++)
+            to[p] = from[p * 2];
     else
         for (int p = begin; p < end; p++)
             to[p] = from[p * c->stride];
@@ -439,7 +443,7 @@ static packed_sizes sizes_of_packed(const cpu_state *s, const conv *c)
 {
     size_t rows = panels_of(s->kernels, c->co) * (size_t)s->kernels->rows, k = (size_t)(c->ci * c->kernel * c->kernel);
     packed_sizes z = {.width = BLOCK, .row = BLOCK, .packed = line(rows * k)};
-    if (c->kernel == 1 && c->ow >= 16) {
+    if (c->kernel == 1 && c->oh * c->ow >= 4 * BLOCK) {
         z.width = 4 * BLOCK;
         z.row = z.width + 16; /* an odd number of cache lines */
     }
@@ -449,13 +453,27 @@ static packed_sizes sizes_of_packed(const cpu_state *s, const conv *c)
     return z;
 }
 
-static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
+/* A 1x1 kernel sees no rows: all of a picture is one. */
+static conv without_rows(const conv *c)
+{
+    conv flat = *c;
+    if (c->kernel == 1 && c->stride == 1 && c->pad == 0) {
+        flat.w = flat.ow = c->h * c->w;
+        flat.h = flat.oh = 1;
+    }
+    return flat;
+}
+
+static void packed_forward(const cpu_state *s, const conv *given, float *scratch)
 {
     const cpu_kernels *kernels = s->kernels;
+    const conv flat = without_rows(given), *c = &flat;
     const packed_sizes z = sizes_of_packed(s, c);
     int taps = c->kernel * c->kernel, k = c->ci * taps;
     size_t panels = panels_of(kernels, c->co), mr = (size_t)kernels->rows;
-    size_t pixels = (size_t)c->n * (size_t)c->oh * (size_t)c->ow, blocks = (pixels + z.width - 1) / z.width;
+    size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane;
+    size_t stretch = plane < z.width ? pixels : plane; /* what blocks do not cross */
+    size_t each = (stretch + z.width - 1) / z.width, blocks = pixels / stretch * each;
     float *packed = scratch;
     {
         size_t first, end;
@@ -471,13 +489,17 @@ static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
         columns where;
         share(blocks * panels, &first, &end);
         for (size_t job = first, run; job < end; job += run) {
-            size_t at = job / panels * z.width, from = job % panels;
+            size_t block_of = job / panels, from = job % panels, inside = block_of % each * z.width;
+            size_t at = block_of / each * stretch + inside;
             run = end - job < panels - from ? end - job : panels - from;
-            int count = (int)(pixels - at < z.width ? pixels - at : z.width), from_row = (int)(from * mr);
+            int count = (int)(stretch - inside < z.width ? stretch - inside : z.width), from_row = (int)(from * mr);
             int to_row = (int)((from + run) * mr) < c->co ? (int)((from + run) * mr) : c->co;
             find_columns(c, at, count, &where);
-            for (int i = 0; i < c->ci; i++)
+            for (int i = 0; i < c->ci; i++) {
+                for (int p = 0; p < count && taps == 1 && i + 4 < c->ci && stretch == plane; p += 16)
+                    __builtin_prefetch(where.x + (size_t)(i + 4) * plane + inside + p); /* planes are far apart */
                 fill_columns(&where, i, column + (size_t)(i * taps) * z.row, z.row);
+            }
             cpu_product p = {.m = to_row - from_row,
                              .n = count,
                              .k = k,
@@ -486,8 +508,14 @@ static void packed_forward(const cpu_state *s, const conv *c, float *scratch)
                              .ldb = z.row,
                              .c = block + from * mr * z.row,
                              .ldc = z.row};
+            if (stretch == plane) { /* of one picture: in place */
+                p.c = c->y + (at / plane * (size_t)c->co + from * mr) * plane + inside;
+                p.ldc = plane;
+                p.bias = c->bias ? c->bias + from * mr : NULL;
+                p.accumulate = c->accumulate;
+            }
             kernels->product(&p);
-            store_pixels(c, at, count, from_row, to_row, block, z.row);
+            if (stretch != plane) store_pixels(c, at, count, from_row, to_row, block, z.row);
         }
     }
 }

@@ -10,7 +10,8 @@ extern "C" {
 
 /* isa of ddpm_device_open: "baseline" (SSE2; NEON on arm64), "avx2" (with FMA), "avx512"; NULL: the widest that the
  * processor has. With "+exact" behind it, or alone, convolutions are sums of products everywhere, never in the Winograd
- * domain, whose errors are some two and a half times as large and whose time is half. DDPM_ERR_ARGUMENT names one that the processor or this build lacks. */
+ * domain, whose errors are some two and a half times as large and whose time is half. DDPM_ERR_ARGUMENT names one that
+ * the processor or this build lacks. */
 DDPM_API const ddpm_backend *ddpm_cpu(void);
 
 #ifdef __cplusplus

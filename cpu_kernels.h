@@ -89,12 +89,14 @@ INLINE float CPU(total)(VEC v)
 enum { CPU(NR) = NV * LANES, CPU(KC) = 256 };
 
 INLINE void CPU(tile)(const int nv, int k, const float *a, size_t a_row, const float *b, size_t ldb, float *c,
-                      size_t ldc, int rows, int columns, int accumulate)
+                      size_t ldc, int rows, int columns, const float *bias, int accumulate)
 {
     VEC sum[MR][NV];
     const float *half = a + 4 * a_row;    /* eight rows through two pointers */
     const size_t three = 3 * a_row;
     EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
+    for (int m = 0; bias && m < rows; m++)
+        EACH(v, nv) sum[m][v] = BROADCAST(bias[m]);
     for (int i = 0; i < k; i++) {
         VEC x[NV];
         EACH(v, nv) x[v] = CPU(load)(b + v * LANES);
@@ -125,30 +127,30 @@ INLINE void CPU(tile)(const int nv, int k, const float *a, size_t a_row, const f
 
 /* The part of C that is at most NR columns wide, for k of one block. */
 INLINE void CPU(strip_of)(const int nv, const int packed, const cpu_product *p, int k, const float *a, const float *b,
-                          size_t ldb, float *c, int columns, int accumulate)
+                          size_t ldb, float *c, int columns, const float *bias, int accumulate)
 {
     size_t apart = packed ? (size_t)p->k : p->a_row;
     for (int m = 0; m < p->m; m += MR)
         CPU(tile)(nv, k, a + (size_t)m * apart, packed ? 0 : p->a_row, b, ldb, c + (size_t)m * p->ldc, p->ldc,
-                  p->m - m < MR ? p->m - m : MR, columns, accumulate);
+                  p->m - m < MR ? p->m - m : MR, columns, bias ? bias + m : NULL, accumulate);
 }
 
 static void CPU(strip)(const cpu_product *p, int k, const float *a, const float *b, size_t ldb, float *c, int columns,
-                       int accumulate)
+                       const float *bias, int accumulate)
 {
     int vectors = (columns + LANES - 1) / LANES;
     if (vectors == 1 && !p->a_row)
-        CPU(strip_of)(1, 1, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(1, 1, p, k, a, b, ldb, c, columns, bias, accumulate);
     else if (vectors == 1)
-        CPU(strip_of)(1, 0, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(1, 0, p, k, a, b, ldb, c, columns, bias, accumulate);
     else if (vectors == 2 && !p->a_row)
-        CPU(strip_of)(2, 1, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(2, 1, p, k, a, b, ldb, c, columns, bias, accumulate);
     else if (vectors == 2)
-        CPU(strip_of)(2, 0, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(2, 0, p, k, a, b, ldb, c, columns, bias, accumulate);
     else if (!p->a_row)
-        CPU(strip_of)(NV, 1, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(NV, 1, p, k, a, b, ldb, c, columns, bias, accumulate);
     else
-        CPU(strip_of)(NV, 0, p, k, a, b, ldb, c, columns, accumulate);
+        CPU(strip_of)(NV, 0, p, k, a, b, ldb, c, columns, bias, accumulate);
 }
 
 static void CPU(product)(const cpu_product *p)
@@ -169,7 +171,8 @@ static void CPU(product)(const cpu_product *p)
                 b = copy;
                 ldb = CPU(NR);
             }
-            CPU(strip)(p, depth, p->a + (size_t)k * (p->a_row ? 1 : MR), b, ldb, p->c + n, columns, p->accumulate || k);
+            CPU(strip)(p, depth, p->a + (size_t)k * (p->a_row ? 1 : MR), b, ldb, p->c + n, columns, k ? NULL : p->bias,
+                       p->accumulate || k);
         }
     }
 }
