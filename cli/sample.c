@@ -8,6 +8,7 @@
 #include "cli/draw.h"
 #include "cli/judge.h"
 #include "cli/sampler.h"
+#include "cli/watch.h"
 #include "io/file.h"
 #include "io/gif.h"
 
@@ -15,7 +16,7 @@
 
 static struct {
     const char *labels, *labels_file, *model, *out, *out_dir, *guide, *image;
-    int n, batch_size, strip, gif;
+    int n, batch_size, strip, gif, show;
     double guide_scale, strength;
 } set;
 static cli_sampler draw_with;
@@ -51,6 +52,8 @@ static const cli_option options[] = {
      "FILE_strip.png, DIR/strip_0.png", &set.strip, 0, 0, 0},
     {"gif", NULL, CLI_FLAG, NULL, NULL,
      "also write the way as an animation: FILE.gif, DIR/0.gif", &set.gif, 0, 0, 0},
+    {"show", NULL, CLI_FLAG, NULL, NULL,
+     "also show the pictures in the terminal (stderr, 24-bit colours)", &set.show, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -181,6 +184,7 @@ static ddpm_result take_file(void *user, int index, io_picture *picture, io_pict
     if (result == DDPM_OK && set.strip) result = write_strip(g, strip, caption, frames, 1);
     if (result == DDPM_OK && set.gif) result = write_gif(g, gif, frames, 1);
     if (result == DDPM_OK) result = cli_write_picture(g->context, g->drawing, path, caption, picture);
+    if (result == DDPM_OK && set.show) cli_show_picture(picture, 1);
     free(gif);
     free(strip);
     free(path);
@@ -239,6 +243,15 @@ static char *path_beside(const char *path, const char *end)
     return cli_text("%.*s%s", (int)stem, path, end);
 }
 
+static ddpm_result show_grid(const io_picture *picture, int count)
+{
+    io_picture grid = {0};
+    ddpm_result result = io_make_grid(picture, count, 8, 2, &grid);
+    if (result == DDPM_OK) cli_show_picture(&grid, 1);
+    io_picture_free(&grid);
+    return result;
+}
+
 static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what)
 {
     cli_drawing drawing = *what, *d = &drawing;
@@ -252,6 +265,7 @@ static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what
     char *captions = all_captions(d), *strip = path_beside(set.out, "_strip.png"), *gif = path_beside(set.out, ".gif");
     if (g.picture != NULL && g.frames != NULL && captions != NULL && strip != NULL && gif != NULL) result = cli_draw(d);
     if (result == DDPM_OK) result = cli_write_grid(context, d, set.out, captions, g.picture, d->count, 8);
+    if (result == DDPM_OK && set.show) result = show_grid(g.picture, d->count);
     if (result == DDPM_OK && set.strip) result = write_strip(&g, strip, captions, g.frames, d->count);
     if (result == DDPM_OK && set.gif) result = write_gif(&g, gif, g.frames, d->count);
     for (size_t i = 0; g.picture != NULL && i < count; i++)

@@ -376,6 +376,16 @@ static void test_watching(void **state)
         assert_memory_equal(grid.pixel + (size_t)y * 82 * 3, grid.pixel + (size_t)(y + 10) * 82 * 3, (size_t)82 * 3);
     io_picture_free(&grid);
     assert_null(strstr(err, "\033[")); /* no terminal, no colours */
+    /* Two pictures of 8x8 in a grid are 22x12: six lines of 22 half blocks, the first of the black frame. */
+    assert_runs("sample 'red cube' --model @/seen --steps 1 --n 2 --show --out @/shown.png");
+    const char *at = strstr(err, "\033[38;2;0;0;0m\033[48;2;0;0;0m\xe2\x96\x80");
+    int blocks = 0, lines = 0;
+    assert_non_null(at);
+    for (const char *c = at; (c = strstr(c, "\xe2\x96\x80")) != NULL; c++)
+        blocks++;
+    for (const char *c = at; (c = strstr(c, "\033[0m\n")) != NULL; c++)
+        lines++;
+    assert_true(blocks == 6 * 22 && lines == 6);
 }
 
 /* What a run would take is said without making it; so is what runs without --out. */
