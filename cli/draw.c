@@ -142,7 +142,7 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     cli_short total;
     double seconds = cli_seconds() - started;
     if (drawn < d->count) cli_note("%d of %d pictures were there already", d->count - drawn, d->count);
-    if (drawn > 0)
+    if (drawn > 0 && !d->quiet)
         cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
                  net->height, d->sample.steps, cli_sampler_name(d->sample.sampler), cli_duration(seconds, total),
                  seconds / drawn);
@@ -241,6 +241,27 @@ ddpm_result cli_draw(const cli_drawing *d)
     free(labels);
     ddpm_net_free(net);
     return result;
+}
+
+ddpm_result cli_read_image(const cli_model *model, const char *path, io_picture *picture, ddpm_real **image)
+{
+    const ddpm_model_config *c = &model->model->config;
+    int factor = c->pixel_unshuffle > 1 ? c->pixel_unshuffle : 1;
+    io_picture original;
+    *image = NULL;
+    *picture = (io_picture){0};
+    ddpm_result result = io_picture_read(path, c->unet.in_channels / (factor * factor), &original);
+    if (result == DDPM_OK) result = io_picture_resize(&original, model->info.width, model->info.height, picture);
+    io_picture_free(&original);
+    if (result != DDPM_OK) return result;
+    size_t elements = (size_t)picture->width * (size_t)picture->height * (size_t)picture->channels;
+    *image = cli_alloc(elements, sizeof **image);
+    if (*image == NULL) {
+        io_picture_free(picture);
+        return DDPM_ERR_MEMORY;
+    }
+    io_picture_to_real(picture, *image);
+    return DDPM_OK;
 }
 
 char *cli_sampling_text(const cli_drawing *d)

@@ -33,10 +33,14 @@ typedef struct cli_drawing {
      * moves them away and leaves zeroed structs. */
     ddpm_result (*take)(void *user, int index, io_picture *picture, io_picture *frames);
     void *user;
+    int quiet;          /* no line at the end */
     const char *status; /* shown behind the progress; NULL: nothing. `take` may change it */
 } cli_drawing;
 /* Draws with a progress bar and says at the end how long a picture took. */
 ddpm_result cli_draw(const cli_drawing *drawing);
+
+/* A picture from a file in the model's size and channels, and as reals in [-1,1] (C,H,W): free() them. */
+ddpm_result cli_read_image(const cli_model *model, const char *path, io_picture *picture, ddpm_real **image);
 
 /* ---- 2. Writing ---------------------------------------------------------------------------------------------- */
 

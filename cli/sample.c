@@ -285,25 +285,18 @@ static ddpm_result draw_grid(const cli_context *context, const cli_drawing *what
 /* set.image in the model's form; and, as in diffusers' img2img pipelines, the last int(steps strength) steps. */
 static ddpm_result read_image(cli_drawing *d, ddpm_real **image)
 {
-    const cli_model *m = d->model;
     int taken = (int)(d->sample.steps * set.strength);
     if (set.image == NULL) return DDPM_OK;
     if (taken < 1)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "--strength %g of %d steps is none\n      hint: %g is one", set.strength,
                          d->sample.steps, 1.0 / d->sample.steps);
-    int factor = m->model->config.pixel_unshuffle > 1 ? m->model->config.pixel_unshuffle : 1;
-    io_picture original, small = {0};
-    ddpm_result result = io_picture_read(set.image, m->model->config.unet.in_channels / (factor * factor), &original);
-    if (result == DDPM_OK) result = io_picture_resize(&original, m->info.width, m->info.height, &small);
-    io_picture_free(&original);
-    if (result != DDPM_OK) return result;
-    *image = cli_alloc((size_t)small.width * (size_t)small.height * (size_t)small.channels, sizeof **image);
-    if (*image != NULL) io_picture_to_real(&small, *image);
-    io_picture_free(&small);
+    io_picture picture;
+    ddpm_result result = cli_read_image(d->model, set.image, &picture, image);
+    io_picture_free(&picture);
     d->image = *image;
     d->image_path = set.image;
     d->sample.skip = d->sample.steps - taken;
-    return *image != NULL ? DDPM_OK : DDPM_ERR_MEMORY;
+    return result;
 }
 
 /* ---- 7. The command ------------------------------------------------------------------------------------------ */

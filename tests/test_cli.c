@@ -25,9 +25,9 @@
 
 /* ---- 1. Help ------------------------------------------------------------------------------------------------- */
 
-static const cli_command *const commands[] = {
-    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval, &cli_nearest,
-    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench};
+static const cli_command *const commands[] = {&cli_render, &cli_train,   &cli_sample,     &cli_test,
+                                              &cli_eval,   &cli_nearest, &cli_explain,    &cli_train_evaluator,
+                                              &cli_info,   &cli_predict, &cli_check_grad, &cli_bench};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -614,6 +614,25 @@ static void test_image(void **state)
     assert_fails(1, arguments, "nothing.png");
 }
 
+/* Six columns of 16x16 pictures enlarged to 96, and a chart below them. A column's first row is the picture with its
+ * noise: nearly the picture at t = 0. */
+static void test_explain(void **state)
+{
+    (void)state;
+    assert_runs("explain @/data/CLEVR_train_000003_2.png 'red sphere' --model @/run --sampler ddim --steps 10 "
+                "--at 0,20,40,60,80,100 --out @/explain.png");
+    assert_has(out, "\n    0     1.0000");
+    assert_has(out, "\n  600     ");
+    assert_has(out, "\n  900     0.0236  "); /* cos^2(0.909/1.008 pi/2) / cos^2(0.008/1.008 pi/2) = 0.02362 */
+    assert_picture("explain.png", 640, 3 * 98 + 2 + 320);
+    assert_text("explain.png", "labels", "red sphere");
+    assert_runs("explain @/gray.png --model @/gray --sampler ddim --steps 4 --at 50 --out @/explain.png");
+    assert_fails(1, "explain @/data/CLEVR_train_000003_2.png 'pink' --model @/run --out @/none.png", "unknown label");
+    assert_fails(1, "explain @/gray.png 'red sphere' --model @/gray --out @/none.png", "knows no class names");
+    assert_fails(1, "explain @/nothing.png --model @/run --out @/none.png", "nothing.png");
+    assert_fails(2, "explain --model @/run", "FILE is missing");
+}
+
 /* Two training pictures among drawn ones are found at distance 0, beside themselves; the rest is further away than any
  * two training pictures. */
 static void test_nearest(void **state)
@@ -1092,6 +1111,7 @@ int main(void)
         cmocka_unit_test(test_strip),
         cmocka_unit_test(test_files_go_on),
         cmocka_unit_test(test_image),
+        cmocka_unit_test(test_explain),
         cmocka_unit_test(test_nearest),
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
