@@ -17,6 +17,7 @@
 #include "cli/sampler.h"
 #include "cli/watch.h"
 #include "io/checkpoint.h"
+#include "io/events.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/model.h"
@@ -29,7 +30,7 @@
 enum { LR_MULTISTEP, LR_CONSTANT, LR_COSINE };
 
 static struct {
-    const char *data, *image_dir, *out, *model, *args, *guide, *scheduler;
+    const char *data, *image_dir, *out, *model, *args, *guide, *scheduler, *log_dir;
     int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, prediction_type,
         zero_snr, save_every, save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels,
         random_flip, unconditional, resume, force, grad_accum, overfit, held_out, eval_every, sample_every, show,
@@ -150,6 +151,8 @@ static const cli_option options[] = {
      "gradients are scaled down to this norm; 0: never", &set.max_grad_norm, 0, 1e9, 0},
     {"ema-decay", NULL, CLI_REAL, "R", "0.9999",
      "largest decay of the averaged weights, which are what is saved", &set.ema_decay, 0, 1, 0},
+    {"log-dir", "logging_dir", CLI_TEXT, "DIR", "(none)",
+     "also writes loss, lr and grad_norm there for TensorBoard", &set.log_dir, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -185,6 +188,7 @@ typedef struct training {
     ddpm_real *pictures, *labels; /* one batch */
     int lock;
     cli_csv metrics, timing;
+    io_events events; /* --log-dir */
     cli_progress bar;
     double started, last_save, last_curve; /* cli_seconds() */
     double earlier;                        /* seconds that the run took before it was resumed */
@@ -204,6 +208,7 @@ static void close_training(training *t)
 {
     cli_csv_close(&t->metrics);
     cli_csv_close(&t->timing);
+    io_events_close(&t->events);
     cli_run_unlock(t->lock);
     cli_samples_free(&t->samples);
     free(t->losses);
@@ -666,8 +671,8 @@ static void report_time(const training *t)
 /* On resuming, these may differ from the run's settings: they do not change what is computed. With the cosine schedule
  * the end of the run does. */
 static const char *const free_settings[] = {
-    "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",   "resume",
-    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run"};
+    "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",    "resume",
+    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run", "log-dir"};
 /* And these are what the network is: another one cannot go on with its weights. */
 static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",    "channels",
                                              "unconditional", "timesteps",       "beta-schedule", "beta-start",
@@ -925,6 +930,7 @@ static ddpm_result open_run(const cli_context *context, training *t)
     if (result == DDPM_OK)
         result = cli_csv_open(&t->timing, set.out, "timing.csv", "step,pictures_per_second,seconds", t->saved_step);
     if (result == DDPM_OK && t->saved_step > 0) t->earlier = last_seconds(t);
+    if (result == DDPM_OK && set.log_dir != NULL) result = io_events_open(&t->events, set.log_dir, (double)time(NULL));
     return result;
 }
 
@@ -1043,10 +1049,26 @@ static void describe_losses(const training *t, int pictures, char *text, size_t 
     }
 }
 
+/* The same numbers for TensorBoard. They can be had from metrics.csv: a failure ends them, not the run. */
+static void write_events(training *t, double lr, double loss)
+{
+    if (t->events.file == NULL) return;
+    double now = (double)time(NULL);
+    uint64_t step = t->trainer.step;
+    ddpm_result result = io_events_scalar(&t->events, "loss/train", step, now, (float)loss);
+    if (result == DDPM_OK) result = io_events_scalar(&t->events, "lr", step, now, (float)lr);
+    if (result == DDPM_OK) result = io_events_scalar(&t->events, "grad_norm", step, now, (float)t->trainer.grad_norm);
+    if (result == DDPM_OK) return;
+    cli_progress_clear(&t->bar);
+    cli_note("ddpm: no more events for TensorBoard: %s", ddpm_error());
+    io_events_close(&t->events);
+}
+
 static ddpm_result write_metrics(training *t, double lr, double loss, int pictures, double seconds)
 {
     char losses[300];
     unsigned long long step = t->trainer.step;
+    write_events(t, lr, loss);
     describe_losses(t, pictures, losses, sizeof losses);
     ddpm_result result =
         cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g%s\n", step, t->epoch, lr, loss, t->trainer.grad_norm, losses);

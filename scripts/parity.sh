@@ -14,7 +14,7 @@ if [ -z "${PYTHON:-}" ]; then
         python3 -c 'import venv, ensurepip' 2> /dev/null || scripts/dependencies.sh --packages python3 python3-venv || exit 1
         run python3 -m venv "$BUILD/venv" &&
             run "$PYTHON" -m pip install --quiet torch==2.13.0 && # first: the others must not choose another version
-            run "$PYTHON" -m pip install --quiet diffusers==0.42.1 safetensors pillow numpy &&
+            run "$PYTHON" -m pip install --quiet diffusers==0.42.1 safetensors pillow numpy tensorboard playwright &&
             touch "$BUILD/venv/complete" || {
             echo "hint: PYTHON=/path/to/python make parity uses a Python that has torch 2.13 and diffusers 0.42 already" >&2
             exit 1

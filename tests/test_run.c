@@ -416,6 +416,17 @@ static void test_overfit(void **state)
     assert_true(strtod(column[3], NULL) < 0.6); /* 1 is the loss of a network that says 0 */
 }
 
+/* Each process writes an event file of its own: what TensorBoard reads out of them, tests/parity/run.py asks it. */
+static void test_log_dir(void **state)
+{
+    (void)state;
+    assert_runs(SETTINGS "--out @/logged --log-dir @/log --lr-schedule constant --max-steps 2");
+    assert_runs("train --resume --out @/logged --log-dir @/log --max-steps 5");
+    shell("test $(ls @/log/events.out.tfevents.* | wc -l) = 2");
+    shell("test $(cat @/log/events.out.tfevents.* | grep -ao loss/train | wc -l) = 5");
+    shell("test $(cat @/log/events.out.tfevents.* | grep -ao grad_norm | wc -l) = 5");
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -423,7 +434,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_full_disk), cmocka_unit_test(test_lock),      cmocka_unit_test(test_changed_settings),
         cmocka_unit_test(test_keep),      cmocka_unit_test(test_fine_tune), cmocka_unit_test(test_pixel_unshuffle),
         cmocka_unit_test(test_args),      cmocka_unit_test(test_watching),  cmocka_unit_test(test_dry_run),
-        cmocka_unit_test(test_overfit),
+        cmocka_unit_test(test_overfit),   cmocka_unit_test(test_log_dir),
     };
     if (argc > 1) kills = atoi(argv[1]);
     return cmocka_run_group_tests_name("run", tests, make_runs, remove_folder);

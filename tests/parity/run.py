@@ -1,15 +1,18 @@
 """`make parity`: ddpm.c against PyTorch and diffusers themselves. Run from the root of the repository:
 
-    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|lab] [DDPM]      (default $DDPM, else ./ddpm)
+    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|run|lab] [DDPM]      (default $DDPM, else ./ddpm)
 
 Prints a line for each check, with the measured figure and its bound; exit 1 if one failed.
-Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers; schedulers.
+Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers; schedulers;
+TensorBoard and the report in a browser.
 """
 import argparse
+import csv
 import glob
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -217,12 +220,38 @@ def check_schedulers(ddpm):
         report(f"schedulers: {count} of {len(schedulers.PATHS)} configs come back whole", len(schedulers.PATHS) - count, 0)
 
 
+# ---- TensorBoard, the report in a browser ----------------------------------------------------------------------------
+
+def check_run(ddpm):
+    """Five steps of training: TensorBoard reads from --log-dir what metrics.csv holds; the report works in Chromium."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with tempfile.TemporaryDirectory() as directory:
+        data, out, log, page = (os.path.join(directory, name) for name in ("data", "run", "log", "report.html"))
+        run(ddpm, "render", "--out", data, "--scenes", "4", "--size", "32x32")
+        run(ddpm, "train", data, "--out", out, "--model", "tiny", "--batch-size", "4", "--max-steps", "5", "--log-dir", log)
+        with open(os.path.join(out, "metrics.csv")) as file:
+            rows = list(csv.DictReader(file))
+        events = EventAccumulator(log).Reload()
+        for tag, column in (("loss/train", "loss"), ("lr", "lr"), ("grad_norm", "grad_norm")):
+            points = events.Scalars(tag)
+            same = [p.step for p in points] == [int(row["step"]) for row in rows] and len(rows) == 5
+            error = max(abs(p.value / float(row[column]) - 1) for p, row in zip(points, rows)) if same else math.inf
+            report(f"TensorBoard: {tag}", error, UNIT)
+        run(ddpm, "test", "--model", out, "--out", os.path.join(out, "test"), "--sampler", "ddim", "--steps", "10")
+        run(ddpm, "report", out, "--out", page)
+        if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")):
+            print("report in a browser: skipped, no Chromium (CHROMIUM=/path/to/it)")
+            return
+        check = subprocess.run([sys.executable, os.path.join(os.path.dirname(__file__), "check_report.py"), page])
+        report("report in headless Chromium", 0.0 if check.returncode == 0 else math.inf, 0.0)
+
+
 # ---- main -----------------------------------------------------------------------------------------------------------
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
-    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "lab"])
+    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "run", "lab"])
     arguments = parser.parse_args()
     if arguments.only in (None, "vectors"):
         check_vectors()
@@ -233,6 +262,8 @@ def main():
         check_saved(arguments.ddpm)
     if arguments.only in (None, "schedulers"):
         check_schedulers(arguments.ddpm)
+    if arguments.only in (None, "run"):
+        check_run(arguments.ddpm)
     if arguments.only in (None, "lab"):
         check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4, backends=("reference", "cpu"))
     print(f"{failures} failed" if failures else "all agree")
