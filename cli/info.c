@@ -213,6 +213,30 @@ static void print_node(const ddpm_node *node, double *flops, double *bytes)
     *bytes += size;
 }
 
+/* What ddpm train would take besides its data: of the network, in its four ways to run, and of the model's arrays. */
+static ddpm_result info_training_memory(ddpm_model *model, int height, int width)
+{
+    static const struct {
+        const char *how;
+        int mode;
+    } ways[] = {{"", DDPM_TRAINING | DDPM_SHARE_GRADIENTS},
+                {" --recompute", DDPM_TRAINING | DDPM_SHARE_GRADIENTS | DDPM_RECOMPUTE},
+                {" in micro-batches", DDPM_TRAINING},
+                {" in micro-batches --recompute", DDPM_TRAINING | DDPM_RECOMPUTE}};
+    double arrays = (double)model->elements * sizeof(ddpm_real) * DDPM_ARRAYS;
+    cli_short a, b, c;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        ddpm_net *net;
+        ddpm_result result = ddpm_net_create(&net, model, height, width, set.batch, ways[i].mode);
+        if (result != DDPM_OK) return result;
+        double network = (double)net->graph->bytes;
+        printf("memory of ddpm train%s: %s, of which the network %s, weights, gradients, moments and average %s\n",
+               ways[i].how, cli_bytes(network + arrays, a), cli_bytes(network, b), cli_bytes(arrays, c));
+        ddpm_net_free(net);
+    }
+    return DDPM_OK;
+}
+
 static ddpm_result info_graph(ddpm_model *model, int height, int width)
 {
     ddpm_net *net;
@@ -229,7 +253,7 @@ static ddpm_result info_graph(ddpm_model *model, int height, int width)
     printf("memory of the run, shared by tensors whose lifetimes allow it: %s\n",
            cli_bytes((double)net->graph->bytes, c));
     ddpm_net_free(net);
-    return DDPM_OK;
+    return set.training ? info_training_memory(model, height, width) : DDPM_OK;
 }
 
 static ddpm_result info_network(const cli_context *context, const ddpm_model_config *config, int height, int width)

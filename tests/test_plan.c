@@ -9,9 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __unix__
 #include <sys/resource.h>
-#endif
 
 #include <cmocka.h>
 
@@ -370,12 +368,75 @@ static void test_sharing_is_refused(void **state)
     ddpm_model_free(model);
 }
 
+/* A sanitizer's memory is not the program's. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#if defined(__linux__) && !defined(SANITIZED)
+#define MEASURES_MEMORY
+#endif
+
+#ifdef MEASURES_MEMORY
+static size_t resident_bytes(void)
+{
+    unsigned long all, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file == NULL) return 0;
+    if (fscanf(file, "%lu %lu", &all, &resident) != 2) resident = 0;
+    fclose(file);
+    return (size_t)resident * 4096;
+}
+#endif
+
+/* What the plan says is what a step takes: within 5 % and the stacks of two threads. */
+static void test_memory_is_what_was_planned(void **state)
+{
+    (void)state;
+#ifdef MEASURES_MEMORY
+    enum { MANY = 32, LARGE = 32 };
+    ddpm_model_config config = ddpm_model_preset("tiny", CLASSES);
+    ddpm_schedule schedule;
+    float *pictures = calloc((size_t)MANY * 3 * LARGE * LARGE, sizeof *pictures), labels[MANY * CLASSES] = {0};
+    assert_non_null(pictures);
+    OK(ddpm_schedule_create(&schedule, NULL));
+    for (int mode = 1; mode < MODES; mode++) {
+        ddpm_device device;
+        ddpm_model *model;
+        ddpm_net *net;
+        ddpm_trainer trainer;
+        OK(ddpm_device_open(&device, ddpm_cpu(), 2, NULL));
+        OK(ddpm_model_create(&model, &config, &device));
+        OK(ddpm_net_create(&net, model, LARGE, LARGE, MANY, modes[mode]));
+        double before = (double)resident_bytes();
+        OK(ddpm_model_alloc(model, DDPM_FOR_TRAINING));
+        OK(ddpm_trainer_init(&trainer, net, &schedule, NULL));
+        OK(ddpm_train_step(&trainer, pictures, labels, MANY, 1e-3, NULL));
+        double taken = (double)resident_bytes() - before,
+               planned = (double)(model->elements * sizeof(ddpm_real) * DDPM_ARRAYS + net->graph->bytes);
+        print_message("           mode %d: %.1f MiB planned, %.1f taken\n", modes[mode], planned / 1048576,
+                      taken / 1048576);
+        assert_true(before > 0 && taken > 0.95 * planned - 1048576 && taken < 1.05 * planned + 4 * 1048576);
+        ddpm_net_free(net);
+        ddpm_model_free(model);
+        ddpm_device_close(&device);
+    }
+    ddpm_schedule_free(&schedule);
+    free(pictures);
+#else
+    skip();
+#endif
+}
+
 /* After the first step no page is touched for the first time: the graph has 1,800 pages, a tensor of its first level
  * 96. What the system does on its own behalf stays below 32. */
 static void test_page_faults(void **state)
 {
     (void)state;
-#if defined(__unix__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#ifdef MEASURES_MEMORY
     ddpm_model_config config = network(0);
     ddpm_device device;
     ddpm_model *model;
@@ -416,6 +477,7 @@ static void test_page_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_memory_is_what_was_planned), /* first: memory that others gave back would not count */
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_who_keeps_what),
