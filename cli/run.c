@@ -101,6 +101,14 @@ static ddpm_result add_step(step_list *list, uint64_t step)
     return DDPM_OK;
 }
 
+static int has_step(const step_list *list, uint64_t step)
+{
+    int found = 0;
+    for (size_t i = 0; list->step != NULL && i < list->count; i++)
+        found |= list->step[i] == step;
+    return found;
+}
+
 static int larger_first(const void *a, const void *b)
 {
     uint64_t one = *(const uint64_t *)a, other = *(const uint64_t *)b;
@@ -152,11 +160,9 @@ ddpm_result cli_run_prune(const char *run, int keep)
 {
     step_list generations = {0}, linked = {0};
     ddpm_result result = keep > 0 ? list_run(run, &generations, &linked) : DDPM_OK;
-    for (size_t i = (size_t)keep; result == DDPM_OK && i < generations.count; i++) {
-        int is_linked = 0;
-        for (size_t k = 0; k < linked.count; k++)
-            is_linked |= linked.step[k] == generations.step[i];
-        result = (is_linked ? thin_generation : remove_generation)(run, generations.step[i]);
+    for (size_t i = (size_t)keep; result == DDPM_OK && generations.step != NULL && i < generations.count; i++) {
+        uint64_t step = generations.step[i];
+        result = (has_step(&linked, step) ? thin_generation : remove_generation)(run, step);
     }
     free(generations.step);
     free(linked.step);

@@ -175,6 +175,7 @@ typedef struct training {
     ddpm_schedule schedule;
     ddpm_trainer trainer;
     io_model_info info;
+    char *guide_path;     /* of the evaluator in the model that is fine-tuned */
     lab_evaluator *guide; /* of --beta */
     lab_teacher *teacher; /* the same at work */
     char *source;         /* a directory that weights come from: a generation, or a model to fine-tune */
@@ -216,6 +217,7 @@ static void close_training(training *t)
     free(t->pictures);
     free(t->labels);
     free(t->source);
+    free(t->guide_path);
     cJSON_Delete(t->args);
     cJSON_Delete(t->saved);
     lab_teacher_free(t->teacher);
@@ -484,6 +486,11 @@ static ddpm_result plan_training(const cli_context *context, training *t)
 /* --beta: an evaluator takes part in the training. */
 static ddpm_result open_teacher(const cli_context *context, training *t)
 {
+    if (set.beta > 0 &&
+        set.guide == NULL) { /* found now, it is a setting: the checkpoints have no evaluator of their own */
+        set.guide = t->guide_path = cli_find_evaluator(t->source, "evaluator");
+        if (set.guide == NULL) return DDPM_ERR_FILE;
+    }
     ddpm_result result = cli_open_guide(context, set.guide, t->source, &set.beta, &t->guide);
     if (result != DDPM_OK || t->guide == NULL) return result;
     result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
@@ -780,7 +787,9 @@ static char *describe_state(const training *t)
         cJSON_AddNumberToObject(object, "best_loss", t->best) != NULL &&
         cJSON_AddNumberToObject(object, "best_step", (double)t->best_step) != NULL &&
         cJSON_AddNumberToObject(object, "bad_steps", t->bad_steps) != NULL &&
-        cJSON_AddNumberToObject(object, "data_pictures", t->data->count) != NULL) {
+        cJSON_AddNumberToObject(object, "data_pictures", t->data->count) != NULL &&
+        cJSON_AddStringToObject(object, "backend", t->model->device->backend->name) != NULL &&
+        cJSON_AddStringToObject(object, "instruction_set", ddpm_device_isa(t->model->device)) != NULL) {
         cJSON_AddItemToObject(object, "settings", settings);
         settings = NULL;
         text = cJSON_Print(object);
@@ -789,6 +798,19 @@ static char *describe_state(const training *t)
     cJSON_Delete(settings);
     if (text == NULL) ddpm_fail(DDPM_ERR_MEMORY, "no memory to write %s/training.json", set.out);
     return text;
+}
+
+/* Both have a say in the last bits. */
+static void compare_backend(const training *t)
+{
+    const ddpm_device *device = t->model->device;
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(t->saved, "backend");
+    const cJSON *isa = cJSON_GetObjectItemCaseSensitive(t->saved, "instruction_set");
+    if (!cJSON_IsString(name) || !cJSON_IsString(isa)) return;
+    if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0)
+        return;
+    cli_note("note    the run was computed by backend %s, %s: it goes on, but not to the same bits", name->valuestring,
+             isa->valuestring);
 }
 
 static int take_integer(const cJSON *object, const char *name, double high, int64_t *out)
@@ -822,6 +844,7 @@ static ddpm_result read_state(training *t)
                          "%s: the data has other classes than the run\n"
                          "      hint: --model %s --out NEW fine-tunes its model with a new label encoder",
                          set.out, set.out);
+    compare_backend(t);
     t->saved_step = (uint64_t)step;
     t->saved_picture = (uint64_t)picture;
     t->epoch = (int)epoch;

@@ -241,6 +241,8 @@ static void test_changed_settings(void **state)
     assert_fails(1, "train @/data --out @/straight", "--resume goes on with it");
     assert_fails(1, "train --resume --out @/nowhere", "there is no run to go on with");
     assert_runs("train --resume --out @/straight --batch-size 8 --epochs 8 --cond-drop 0.3"); /* the same: no change */
+    assert_runs("train --resume --out @/straight --backend reference");
+    assert_has(err, "note    the run was computed by backend cpu, ");
     shell("cp -r @/straight @/forced; cp -r @/data @/fewer; sed -i '1,3d; 4s/^ /{/' @/fewer/train.json");
     assert_fails(1, "train @/fewer --resume --out @/forced", "the data has 21 pictures, the run began with 24");
     assert_runs("train @/data --resume --out @/forced --batch-size 24 --epochs 9 --force");
@@ -407,10 +409,10 @@ static void test_dry_run(void **state)
 static void test_overfit(void **state)
 {
     (void)state;
-    char text[600], *column[32];
+    static char text[600], *column[32];
     assert_runs("train @/data --out @/heart --model @/config.json --overfit 4 --batch-size 4 --lr 3e-3 --max-steps 150 "
                 "--lr-schedule constant --save-every 1000 --keep 1");
-    last_row("heart", text, sizeof text, column);
+    assert_int_equal(last_row("heart", text, sizeof text, column), 17);
     assert_string_equal(column[0], "150");
     assert_string_equal(column[1], "149");      /* a step an epoch */
     assert_true(strtod(column[3], NULL) < 0.6); /* 1 is the loss of a network that says 0 */
