@@ -520,11 +520,11 @@ static void packed_forward(const cpu_state *s, const conv *given, float *scratch
     }
 }
 
-/* Small pictures, stride 1, as many pixels out as in: the batch is turned innermost, (Ci,h,w,n), so that a row of outputs
- * of all pictures fills vectors, a tap is a shift by n, and taps that fall outside above or below are left out (at 4x4 a
- * sixth of them). Each weight is read as it lies, once for a row. Where even a row is shorter than a vector, all rows are
- * one, with zeros around the picture, and what falls between two rows is thrown away. To a 1x1 kernel all is one row.
- * Scratch: the frame of zeros with the batch in it; for each thread the outputs of a panel. */
+/* Small pictures, stride 1, as many pixels out as in: the batch is turned innermost, (Ci,h,w,n), so that a row of
+ * outputs of all pictures fills vectors, a tap is a shift by n, and taps that fall outside above or below are left out
+ * (at 4x4 a sixth of them). Each weight is read as it lies, once for a row. Where even a row is shorter than a vector,
+ * all rows are one, with zeros around the picture, and what falls between two rows is thrown away. To a 1x1 kernel all
+ * is one row. Scratch: the frame of zeros with the batch in it; for each thread the outputs of a panel. */
 typedef struct small_sizes {
     conv c;                     /* a 1x1 kernel's as one row */
     int whole;                  /* all rows as one */
@@ -800,8 +800,8 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
 
 /* dx of a 3x3 kernel with stride 2. Pixel (y,x) was read through the taps that have its parity,
  *     dx[i][y][x] = sum over o and r, s with y + p - r and x + p - s even of w[o][i][r][s] dy[o][(y+p-r)/2][(x+p-s)/2],
- * so the pixels of each of four parities are a convolution of dy with 1, 2, 2 and 4 taps. Some pictures at a time lie in a
- * frame of zeros with the batch innermost, as in small_forward. Scratch: the frame; for each thread two rows. */
+ * so the pixels of each of four parities are a convolution of dy with 1, 2, 2 and 4 taps. Some pictures at a time lie
+ * in a frame of zeros with the batch innermost, as in small_forward. Scratch: the frame; for each thread two rows. */
 typedef struct strided_sizes {
     int together; /* pictures */
     size_t row, channel, frame;
@@ -1114,7 +1114,8 @@ static int few_pixels(const ddpm_graph *g, const ddpm_node *node)
     return g->capacity * node->out->shape[2] * node->out->shape[3] <= FEW_PIXELS;
 }
 
-/* At least half of what `small_forward` computes must be outputs, and the frame stay in the second-level cache or near. */
+/* At least half of what `small_forward` computes must be outputs, and the frame stay in the second-level cache or
+ * near. */
 static int small_pays(const ddpm_graph *g, const ddpm_node *node)
 {
     conv c = conv_of(g, node);

@@ -82,9 +82,10 @@ INLINE float CPU(total)(VEC v)
 
 /* ---- 2. Matrix products ---------------------------------------------------------------------------------------------
  * C (+)= A B. A is packed in panels of MR rows, [row / MR][k][MR], so that the tile reads it from end to end; B has
- * rows of ldb floats. Or A is read as it lies, row m at a + m a_row, where packing would cost as much as the product; its
- * rows are then a multiple of MR. One tile of C stays in registers for all of its k: MR broadcasts and NV loads feed MR NV
- * multiply-adds. Every element of C is summed over k in ascending order, in blocks of KC, wherever it lies. */
+ * rows of ldb floats. Or A is read as it lies, row m at a + m a_row, where packing would cost as much as the product;
+ * its rows are then a multiple of MR. One tile of C stays in registers for all of its k: MR broadcasts and NV loads
+ * feed MR NV multiply-adds. Every element of C is summed over k in ascending order, in blocks of KC, wherever it lies.
+ * */
 
 enum { CPU(NR) = NV * LANES, CPU(KC) = 256 };
 
@@ -308,13 +309,13 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
  *        | 0  b/2 -1/2 -b   1  0 |         |  1/6  -b/6    1/3   |
  *        | 0   1   0  -5/2  0  1 |         |  0      0       1   |
  *
- * Error: rounding errors being independent to a good approximation (Higham & Mary 2019), their variances add. An element of
- * U, V or M of variance q carries u^2 q for each rounding on its way to an output, Ci + 40 at most: 8 each in B, G, 1 and Ci
- * in the sum, 10 in A, the constants' own. With squares taken element by element, u = 2^-24,
+ * Error: rounding errors being independent to a good approximation (Higham & Mary 2019), their variances add. An
+ * element of U, V or M of variance q carries u^2 q for each rounding on its way to an output, Ci + 40 at most: 8 each
+ * in B, G, 1 and Ci in the sum, 10 in A, the constants' own. With squares taken element by element, u = 2^-24,
  *     sigma^2 = (Ci + 40) u^2 (A^T)^2 [ sum_i (G^2 w^2 (G^2)^T) o ((B^T)^2 x^2 B^2) ] A^2,
- * which tests/test_cpu.c computes for every output and multiplies by 6. For x and w of variance 1 it comes to
- * u sqrt(Ci (Ci + 40)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside. The same reckoning gives 9 u Ci for
- * the direct sum, which in the worst case errs by (9 Ci + 1) u sum |x w|.
+ * which tests/test_cpu.c computes for every output and multiplies by 6. For x and w of variance 1 it comes to u
+ * sqrt(Ci (Ci + 40)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside. The same reckoning gives 9 u
+ * Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum |x w|.
  *
  * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
  * patch are every fourth pixel: LANES tiles are read as four vectors and separated by two rounds of even and odd lanes.
@@ -1102,7 +1103,8 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
     .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
-    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .gradient = CPU(gradient), .weights = CPU(weights),
+    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .gradient = CPU(gradient),
+    .weights = CPU(weights),
     .weight_gradient = CPU(weight_gradient),
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
     .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),

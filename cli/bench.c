@@ -93,7 +93,8 @@ static void print_rows(const bench_row *row, int count, const bench_machine *mac
 static void print_choices(const bench_row *row, int count, const bench_row *exact, int exact_count)
 {
     printf(
-        "\n3x3 convolutions as the backend chooses, beside plain sums of products (--exact)\n%-38s %10s %10s %7s %10s %10s"
+        "\n3x3 convolutions as the backend chooses, beside plain sums of products (--exact)\n"
+        "%-38s %10s %10s %7s %10s %10s"
         " %7s\n",
         "shape of one picture", "forward ms", "exact", "ratio", "backward", "exact", "ratio");
     for (int i = 0; i < count; i++)
