@@ -107,6 +107,18 @@ DDPM_API uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range);
 /* A permutation of 0..count-1 (Fisher-Yates) for `address`. */
 DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order);
 
+/* PyTorch's generator on the CPU (Mersenne Twister, Matsumoto & Nishimura 1998), which has a history: for drawing the
+ * picture that diffusers draws. */
+typedef struct ddpm_torch_rng {
+    uint32_t state[624];
+    int used, has_next;
+    double next; /* the other normal of a pair that was drawn singly */
+} ddpm_torch_rng;
+DDPM_API void ddpm_torch_seed(ddpm_torch_rng *rng, uint64_t seed); /* Generator().manual_seed(seed): its low 32 bits */
+DDPM_API float ddpm_torch_uniform(ddpm_torch_rng *rng);            /* rand(1): in [0,1), 24 bits, exactly torch's */
+/* randn(count), within 4e-6: from 16 on torch's logarithm, cosine and sine are its own, and depend on the processor. */
+DDPM_API void ddpm_torch_normals(ddpm_torch_rng *rng, size_t count, ddpm_real *out);
+
 /* ---- 3. Tensors, operations, graph ----------------------------------------------------------------------------------
  * A graph is a list of nodes in execution order. It is built for a capacity of N pictures and run for any n <= N.
  * Shapes are checked while building; memory is known after ddpm_graph_plan, before anything is allocated. */
@@ -686,6 +698,9 @@ typedef struct ddpm_sample_config {
      * first `skip` steps are left out, and the next one, at t, gets x_t = sqrt(abar_t) start + sqrt(1 - abar_t) eps. */
     const ddpm_real *start; /* (n,C,H,W) in [-1,1]; NULL: none */
     int skip;               /* 0 <= skip < steps; only with start */
+    /* 1: noise is PyTorch's, picture i drawing from a generator of its own with manual_seed(seed + first_picture + i):
+     * what diffusers draws alone with that one, and together with a list of them. */
+    int torch_rng;
 } ddpm_sample_config;
 DDPM_API ddpm_sample_config ddpm_sample_default(void); /* DDPM, T steps, seed 529, guidance 1 */
 

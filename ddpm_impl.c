@@ -1472,6 +1472,7 @@ static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, con
 static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
 static ddpm_result start_at(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *c, const int *t,
                             int steps);
+static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_address first, ddpm_torch_rng *rng);
 
 ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out)
 {
@@ -1509,7 +1510,7 @@ ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler samp
 
 /* DPM-Solver++ keeps x_0 of the step before where other samplers draw their noise. */
 static ddpm_result sampling_step(ddpm_net *net, const ddpm_schedule *s, ddpm_sampler sampler,
-                                 const ddpm_step_terms *terms, ddpm_address noise)
+                                 const ddpm_step_terms *terms, ddpm_address noise, ddpm_torch_rng *rng)
 {
     ddpm_tensor *x[4] = {net->sample, net->prediction, NULL, NULL};
     double c[4] = {terms->x0_sample, terms->x0_prediction, 0, 0};
@@ -1519,7 +1520,7 @@ static ddpm_result sampling_step(ddpm_net *net, const ddpm_schedule *s, ddpm_sam
     c[count] = terms->image, x[count++] = net->image;
     if (terms->sample != 0) c[count] = terms->sample, x[count++] = net->sample;
     if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = net->prediction;
-    if (terms->noise != 0) TRY(normal(net->graph, net->noise, noise));
+    if (terms->noise != 0) TRY(draw_noise(net->graph, net->noise, noise, rng));
     if (terms->noise != 0) c[count] = terms->noise, x[count++] = net->noise;
     if (terms->previous != 0) c[count] = terms->previous, x[count++] = net->noise;
     TRY(combine(net, net->sample, count, x, c, 0, 0));
@@ -1554,11 +1555,14 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
     int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
-    ddpm_result result = t ? ddpm_timesteps(s, c.sampler, steps, t) : DDPM_ERR_MEMORY;
+    ddpm_torch_rng *rng = aligned_alloc_zero((size_t)(c.torch_rng ? n : 0) * sizeof *rng);
+    for (int i = 0; rng && c.torch_rng && i < n; i++)
+        ddpm_torch_seed(&rng[i], c.seed + c.first_picture + (uint64_t)i);
+    ddpm_result result = t && rng ? ddpm_timesteps(s, c.sampler, steps, t) : DDPM_ERR_MEMORY;
     g->n = n;
     ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
     if (result == DDPM_OK) result = upload_labels(net, &c, labels, n);
-    if (result == DDPM_OK) result = normal(g, net->sample, noise);
+    if (result == DDPM_OK) result = draw_noise(g, net->sample, noise, c.torch_rng ? rng : NULL);
     if (result == DDPM_OK) result = start_at(net, s, &c, t, steps);
     if (result == DDPM_OK && callback) result = callback(user, net, c.skip, steps);
     noise.purpose = DDPM_RANDOM_STEP;
@@ -1569,11 +1573,12 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         result = check_terms(&terms, t[i]);
         if (result == DDPM_OK) result = predict_guided(net, t[i], n, c.guidance);
         if (result == DDPM_OK && net->guide) result = net->guide(net->teacher, net, &terms, t[i], n);
-        if (result == DDPM_OK) result = sampling_step(net, s, c.sampler, &terms, noise);
+        if (result == DDPM_OK) result = sampling_step(net, s, c.sampler, &terms, noise, c.torch_rng ? rng : NULL);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
     aligned_free(t);
+    aligned_free(rng);
     return result;
 }
 
@@ -2085,6 +2090,95 @@ static void cos_sin_turn(float u, float *cosine, float *sine)
     case 2: *cosine = -c, *sine = -s; break;
     default: *cosine = s, *sine = -c; break;
     }
+}
+
+/* ---- PyTorch's numbers ------------------------------------------------------------------------------------------- */
+
+void ddpm_torch_seed(ddpm_torch_rng *rng, uint64_t seed)
+{
+    *rng = (ddpm_torch_rng){.used = 624};
+    rng->state[0] = (uint32_t)seed;
+    for (uint32_t i = 1; i < 624; i++)
+        rng->state[i] = 1812433253u * (rng->state[i - 1] ^ rng->state[i - 1] >> 30) + i;
+}
+
+/* MT19937: 624 words made at once from the 624 before, then tempered one by one. */
+static uint32_t torch_word(ddpm_torch_rng *rng)
+{
+    if (rng->used == 624) {
+        for (int i = 0; i < 624; i++) {
+            uint32_t *x = rng->state, mixed = (x[i] & 0x80000000u) | (x[(i + 1) % 624] & 0x7fffffffu);
+            x[i] = x[(i + 397) % 624] ^ mixed >> 1 ^ (mixed & 1 ? 0x9908b0dfu : 0);
+        }
+        rng->used = 0;
+    }
+    uint32_t y = rng->state[rng->used++];
+    y ^= y >> 11;
+    y ^= y << 7 & 0x9d2c5680u;
+    y ^= y << 15 & 0xefc60000u;
+    return y ^ y >> 18;
+}
+
+float ddpm_torch_uniform(ddpm_torch_rng *rng)
+{
+    return (float)(torch_word(rng) & 0xffffff) * 0x1p-24f;
+}
+
+static double torch_uniform_double(ddpm_torch_rng *rng) /* 53 bits of two words, the first on top */
+{
+    uint64_t high = torch_word(rng), bits = high << 32 | torch_word(rng);
+    return (double)(bits & ((UINT64_C(1) << 53) - 1)) * 0x1p-53;
+}
+
+/* Box-Muller on 16 uniforms: u_j and u_(j+8) give the normals j and j + 8 (ATen's normal_fill_16). */
+static void torch_sixteen(const float *u, ddpm_real *out)
+{
+    for (int j = 0; j < 8; j++) {
+        double radius = sqrt(-2 * log((double)(1 - u[j]))), angle = 2 * 3.14159265358979323846 * (double)u[j + 8];
+        out[j] = (ddpm_real)(radius * cos(angle));
+        out[j + 8] = (ddpm_real)(radius * sin(angle));
+    }
+}
+
+/* ATen's normal_fill: the uniforms of all elements first; a rest below 16 is drawn anew together with the elements
+ * before it. Fewer than 16 are drawn singly, in double, from pairs of which the second waits for the next call
+ * (normal_distribution<double>). */
+void ddpm_torch_normals(ddpm_torch_rng *rng, size_t count, ddpm_real *out)
+{
+    for (size_t i = 0; i < count && count < 16; i++) {
+        double value = rng->next;
+        if (!rng->has_next) {
+            double u1 = torch_uniform_double(rng), u2 = torch_uniform_double(rng);
+            double radius = sqrt(-2 * log1p(-u2)), angle = 2 * 3.14159265358979323846 * u1;
+            rng->next = radius * sin(angle);
+            value = radius * cos(angle);
+        }
+        rng->has_next = !rng->has_next;
+        out[i] = (ddpm_real)value;
+    }
+    float u[16];
+    for (size_t i = 0; count >= 16 && i < count + 15 - (count + 15) % 16; i += 16) {
+        size_t at = i + 16 <= count ? i : count - 16;
+        for (size_t k = i; i != at && k < count; k++)
+            ddpm_torch_uniform(rng); /* a rest's own, which go unused */
+        for (int k = 0; k < 16; k++)
+            u[k] = ddpm_torch_uniform(rng);
+        torch_sixteen(u, out + at);
+    }
+}
+
+/* Noise of n pictures, from their own generators if there are any; else by address. */
+static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_address first, ddpm_torch_rng *rng)
+{
+    if (!rng) return normal(g, x, first);
+    size_t picture = ddpm_elements(x, 1);
+    ddpm_real *value = aligned_alloc_zero((size_t)g->n * picture * sizeof *value);
+    if (!value) return DDPM_ERR_MEMORY;
+    for (int i = 0; i < g->n; i++)
+        ddpm_torch_normals(&rng[i], picture, value + (size_t)i * picture);
+    ddpm_result result = ddpm_upload(g->device, x, DDPM_DATA, g->n, value);
+    aligned_free(value);
+    return result;
 }
 
 /* ---- Devices and backends ---------------------------------------------------------------------------------------- */
@@ -3450,7 +3544,7 @@ static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *
 
 ddpm_sample_config ddpm_sample_default(void)
 {
-    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL, NULL, 0};
+    return (ddpm_sample_config){DDPM_SAMPLER_DDPM, 0, 0, 529, 0, 1, NULL, NULL, 0, 0};
 }
 
 /* The first t that DPM-Solver++ uses, plus 1: below it, log(alpha/sigma) is at least lambda_min_clipped. */

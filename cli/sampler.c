@@ -40,6 +40,7 @@ ddpm_sample_config cli_sampler_config(const cli_option *option, cli_sampler *set
     out.eta = set->eta;
     out.guidance = set->guidance;
     out.seed = set->seed;
+    out.torch_rng = set->rng;
     DECIDE("timestep-spacing", set->spacing, ddpm_spacing, s->timestep_spacing);
     DECIDE("steps-offset", set->steps_offset, int, s->steps_offset);
     DECIDE("clip-sample", set->clip, int, s->clip_sample);

@@ -13,12 +13,15 @@ typedef struct cli_sampler {
     int solver_order, solver_type, lower_order_final, euler_at_final, final_sigmas;
     double eta, guidance, clip_range, thresholding_ratio, max_value, lambda_min;
     uint64_t seed;
+    int rng;
 } cli_sampler;
 
 /* `set` is a cli_sampler that outlives the table. */
 /* clang-format off */
 #define CLI_SAMPLER_ROWS(set) \
     {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &(set).seed, 0, 0, 0}, \
+    {"rng", NULL, CLI_CHOICE, "philox|torch", "philox", \
+     "torch: noise as PyTorch's on the CPU, picture i with manual_seed(S + i): the pictures of diffusers", &(set).rng, 0, 0, 0}, \
     {"sampler", "algorithm_type", CLI_CHOICE, "ddpm|ddim|dpmsolver++", "(the model's, ddpm)", \
      "ancestral; DDIM; DPM-Solver++ (2M), good in 20 steps", &(set).sampler, 0, 0, 0}, \
     {"steps", "time_step num_inference_steps ddpm_num_inference_steps", CLI_INT, "N", \

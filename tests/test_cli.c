@@ -504,6 +504,13 @@ static void test_guided_sample(void **state)
         assert_runs(command);
     }
     assert_same_pixels("g0.png", "g1.png");
+    assert_runs(
+        "sample 'red sphere' --model @/dropped --rng torch --sampler ddim --steps 2 --n 3 --seed 7 --out @/t3.png");
+    assert_runs(
+        "sample 'red sphere' --model @/dropped --rng torch --sampler ddim --steps 2 --n 3 --seed 7 --batch-size 2 "
+        "--out @/t2.png");
+    assert_same_pixels("t3.png", "t2.png"); /* a generator a picture: the batch does not matter here either */
+    assert_true(pixels_differ("g0.png", "t3.png"));
     assert_same_pixels("g2.png", "g3.png");
     assert_true(pixels_differ("g0.png", "g2.png") && pixels_differ("g0.png", "g4.png"));
     assert_runs("test @/data --model @/dropped --sampler ddim --steps 1 --guidance_scale 2 --out @/guided");

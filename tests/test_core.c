@@ -512,7 +512,7 @@ static record everything(int threads)
     }
     append_arrays(&r, k->model, DDPM_FOR_TRAINING);
     for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL, NULL, 0};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 2, 0.5, 11, 0, 1, NULL, NULL, 0, 0};
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 3, out, NULL, NULL));
         append(&r, out, sizeof out);
     }
@@ -612,7 +612,7 @@ static void test_samples_ignore_the_batch(void **state)
     (void)state;
     static const int capacities[] = {1, 3};
     for (int sampler = 0; sampler <= DDPM_SAMPLER_DPMSOLVER; sampler++) {
-        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL, NULL, 0};
+        ddpm_sample_config config = {(ddpm_sampler)sampler, 5, 0.3, 77, 1000, 1, NULL, NULL, 0, 0};
         float together[4 * PICTURE], alone[PICTURE];
         kit *k = open_kit(4, 0, 1);
         OK(ddpm_sample(k->net, &k->schedule, &config, k->labels, 4, together, NULL, NULL));
@@ -645,7 +645,7 @@ static void test_sampling_can_be_stopped(void **state)
 {
     (void)state;
     kit *k = open_kit(1, 0, 1);
-    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0, 1, NULL, NULL, 0};
+    ddpm_sample_config config = {DDPM_SAMPLER_DDIM, 6, 0, 1, 0, 1, NULL, NULL, 0, 0};
     float out[PICTURE] = {9};
     int calls = 0;
     assert_int_equal(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, count_calls, &calls), DDPM_STOPPED);
@@ -786,7 +786,7 @@ static void test_guidance(void **state)
     OK(ddpm_net_create(&d.plain, d.k->model, 0, 0, GUIDED, 0));
     for (int sampler = 0; sampler < DDPM_SAMPLER_DPMSOLVER; sampler++)
         for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
-            d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL, NULL, 0};
+            d.config = (ddpm_sample_config){(ddpm_sampler)sampler, 4, 0.5, 7, 100, scales[i], NULL, NULL, 0, 0};
             OK(ddpm_sample(d.k->net, &d.k->schedule, &d.config, d.k->labels, GUIDED, out, check_guided_step, &d));
             assert_memory_equal(out, d.x, sizeof out);
         }
@@ -1269,7 +1269,7 @@ static void test_steps_must_exist(void **state)
     for (int i = 0; i < 3; i++)
         check_failure(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, wrong[i], t), DDPM_ERR_RANGE, "steps");
     for (int i = 1; i < 3; i++) { /* 0 means T */
-        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL, NULL, 0};
+        ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL, NULL, 0, 0};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
     }
@@ -1345,7 +1345,7 @@ static void test_no_dropout_outside_training(void **state)
     (void)state;
     ddpm_model_config config = small_config();
     config.unet.dropout = 0.5;
-    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0, 1, NULL, NULL, 0};
+    ddpm_sample_config sample = {DDPM_SAMPLER_DDIM, 3, 0, 5, 0, 1, NULL, NULL, 0, 0};
     float out[2][4 * PICTURE], prediction[2 * PICTURE];
     for (int training = 0; training < 2; training++) {
         kit *k = calloc(1, sizeof *k);

@@ -24,6 +24,7 @@
 #include "tests/vectors.h"
 
 #define VECTORS "tests/vectors/"
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
 #define OK(call)                                                                                                       \
     do {                                                                                                               \
         if ((call) != DDPM_OK) fail_msg("%s", ddpm_error());                                                           \
@@ -712,6 +713,86 @@ static void test_add_noise(void **state)
     vectors_close(&weights);
 }
 
+/* torch.rand to the bit. torch.randn: within the 4e-6 of its own float logarithm, cosine and sine (|value| < 5.8) from
+ * 16 on; below, both compute in double and round once, so that only a tie in the last bit may differ: 2 u. */
+static void test_torch_numbers(void **state)
+{
+    (void)state;
+    static const uint64_t seeds[] = {0, 529, (UINT64_C(1) << 32) + 5, UINT64_C(12345678901234)};
+    vectors v;
+    vectors_open(&v, VECTORS "torch.safetensors");
+    double worst = 0;
+    for (size_t s = 0; s < LENGTH(seeds); s++) {
+        unsigned long long seed = seeds[s];
+        const float *uniform = vectors_floats(&v, "uniform/%llu", seed);
+        ddpm_torch_rng rng;
+        ddpm_torch_seed(&rng, seed);
+        for (int i = 0; i < 2000; i++) {
+            float u = ddpm_torch_uniform(&rng);
+            if (i % 37 == 0 && u != uniform[i / 37]) fail_msg("seed %llu: rand %d", seed, i);
+        }
+        ddpm_torch_seed(&rng, seed);
+        for (int k = 0; vectors_find(&v, "normal/%llu/%d", seed, k); k++) {
+            size_t count = vectors_find(&v, "normal/%llu/%d", seed, k)->elements;
+            const float *normal = vectors_floats(&v, "normal/%llu/%d", seed, k);
+            float *ours = vectors_alloc(&v, count * sizeof *ours);
+            ddpm_torch_normals(&rng, count, ours);
+            for (size_t i = 0; i < count; i++) {
+                double e = fabs((double)ours[i] - (double)normal[i]);
+                if (e > (count < 16 ? 2 * unit * fabs((double)normal[i]) : 4e-6))
+                    fail_msg("seed %llu, call %d of %zu: value %zu is %.9g, torch's %.9g", seed, k, count, i,
+                             (double)ours[i], (double)normal[i]);
+                worst = fmax(worst, e);
+            }
+        }
+    }
+    print_message("           normals at most %.1e from torch's\n", worst);
+    vectors_close(&v);
+}
+
+/* The picture of diffusers' own loop on the CPU, in its random numbers, after rounding to 0..255: at most 1 apart. */
+static void test_torch_picture(void **state)
+{
+    const subject *s = *state;
+    vectors v, torch;
+    vectors_open(&v, VECTORS "unet_lab.safetensors");
+    vectors_open(&torch, VECTORS "torch.safetensors");
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_schedule schedule;
+    make_model(&v, &s->device, DDPM_FOR_INFERENCE, &model);
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, 8, 8, PICTURES, 0));
+    const double *attr = vectors_doubles(&torch, "picture/%s/attr", s->name);
+    const float *labels = vectors_floats(&torch, "picture/labels"),
+                *x = vectors_floats(&torch, "picture/%s/x", s->name);
+    size_t count = vectors_find(&torch, "picture/%s/x", s->name)->elements;
+    float *ours = vectors_alloc(&torch, count * sizeof *ours);
+    ddpm_sample_config config = ddpm_sample_default();
+    config.sampler = strncmp(s->name, "ddim", 4) == 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
+    config.steps = (int)attr[0];
+    config.eta = attr[1];
+    config.torch_rng = 1;
+    OK(ddpm_sample(net, &schedule, &config, labels, PICTURES, ours, NULL, NULL));
+    double apart = 0, distance = 0;
+    for (size_t i = 0; i < count; i++) {
+        double a = fmin(fmax((double)ours[i] / 2 + 0.5, 0), 1), b = fmin(fmax((double)x[i] / 2 + 0.5, 0), 1);
+        apart = fmax(apart, fabs(rint(255 * a) - rint(255 * b)));
+        distance = fmax(distance, fabs(255 * (a - b)));
+    }
+    print_message("           %d steps: %.3g of 255 apart before rounding\n", config.steps, distance);
+    if (!(apart <= 1)) fail_msg("%s: %g of 255 apart", s->name, apart);
+    config.first_picture = 1; /* picture 1 alone, from its own generator */
+    OK(ddpm_sample(net, &schedule, &config, labels + ddpm_label_width(&model->config), 1, ours, NULL, NULL));
+    for (size_t i = 0; i < count / PICTURES; i++)
+        if (!(fabs((double)ours[i] - (double)x[count / PICTURES + i]) <= 2.0 / 255)) fail_msg("alone: element %zu", i);
+    ddpm_net_free(net);
+    ddpm_schedule_free(&schedule);
+    ddpm_model_free(model);
+    vectors_close(&torch);
+    vectors_close(&v);
+}
+
 /* ---- 5. The optimiser ---- */
 
 /* Step k, counted from 1; a: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay. */
@@ -953,6 +1034,7 @@ static const char *const networks[] = {"lab",
                                        "one_level",
                                        "downsample_resnet"};
 static const char *const samplers[] = {"ddpm", "ddim"};
+static const char *const torch_pictures[] = {"ddim", "ddim_eta", "ddpm"};
 static const char *const optimisers[] = {"adam", "clipped", "adamw"};
 
 enum { MOST_TESTS = 256 };
@@ -973,8 +1055,6 @@ static void add_test(const char *group, const char *name, CMUnitTestFunction fun
     added++;
 }
 
-#define LENGTH(array) (sizeof(array) / sizeof *(array))
-
 int main(void)
 {
     for (int b = 0; b < BACKENDS; b++) {
@@ -986,11 +1066,14 @@ int main(void)
         for (size_t i = 0; i < LENGTH(samplers); i++)
             add_test("drawing", samplers[i], test_drawing, backend, 0);
         add_test("add_noise", "to tensors", test_add_noise, backend, 0);
+        for (size_t i = 0; i < LENGTH(torch_pictures) && backend != shadow_backend(); i++)
+            add_test("diffusers' picture", torch_pictures[i], test_torch_picture, backend, 0);
         for (size_t i = 0; i < LENGTH(optimisers); i++)
             add_test("optimiser", optimisers[i], test_optimiser, backend, 0);
         add_test("training", "five steps", test_training, backend, 0);
     }
     add_test("training", "to the reference's bits", test_fallbacks, shadow_backend(), 0);
+    add_test("torch", "random numbers", test_torch_numbers, NULL, 0);
     add_test("rates", "EMA and MultiStepLR", test_rates, NULL, 0);
     add_test("vectors", "all belong to an operation", test_no_stray_vectors, NULL, 0);
     return _cmocka_run_group_tests("vectors", tests, (size_t)added, NULL, NULL);
