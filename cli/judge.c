@@ -39,16 +39,10 @@ static ddpm_result open_evaluator(const cli_context *context, const char *path, 
     return result;
 }
 
-ddpm_result cli_open_guide(const cli_context *context, const char *path, const char *model, double *scale,
-                           lab_evaluator **out)
+ddpm_result cli_open_guide(const cli_context *context, const char *path, double scale, lab_evaluator **out)
 {
     *out = NULL;
-    if (path != NULL && *scale == 0) *scale = 1;
-    if (*scale == 0) return DDPM_OK;
-    char *found = path != NULL ? cli_text("%s", path) : cli_find_evaluator(model, "evaluator");
-    ddpm_result result = found != NULL ? lab_evaluator_load(found, &context->device, out) : DDPM_ERR_MEMORY;
-    free(found);
-    return result;
+    return path != NULL && scale != 0 ? lab_evaluator_load(path, &context->device, out) : DDPM_OK;
 }
 
 ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out)

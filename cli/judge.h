@@ -15,14 +15,12 @@ typedef struct cli_judge { /* start from {0} */
     ddpm_real *picture, *scores; /* of one */
 } cli_judge;
 
-/* Where the evaluator `name` ("evaluator", the guide, or "evaluator_judge") of a model is, or else the bundled one would
+/* Where the evaluator `name` (as "evaluator_judge") of a model is, or else the bundled one would
  * be: a path that need not exist; free() it. model NULL: bundled. NULL: see ddpm_error(). */
 char *cli_find_evaluator(const char *model, const char *name);
 
-/* Loads the evaluator that guides, for --guide and --guide-scale: *scale 0 and `path` NULL mean that nobody does (*out is
- * NULL); a path alone has scale 1, a scale alone the model's own evaluator/ or the bundled one. */
-ddpm_result cli_open_guide(const cli_context *context, const char *path, const char *model, double *scale,
-                           lab_evaluator **out);
+/* Loads the evaluator of --guide; *out is NULL without one, or at scale 0. */
+ddpm_result cli_open_guide(const cli_context *context, const char *path, double scale, lab_evaluator **out);
 
 /* Opens the evaluator at `path`; NULL: the bundled judge, data/mini/evaluator_judge. */
 ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out);

@@ -39,10 +39,11 @@ static const cli_option options[] = {
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     CLI_SAMPLER_ROWS(draw_with),
-    {"guide", NULL, CLI_TEXT, "PATH", "(none; evaluator in the model with --guide-scale)",
+    {"guide", NULL, CLI_TEXT, "PATH", "(none)",
      "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
-    {"guide-scale", NULL, CLI_REAL, "S", "(1 with --guide, else 0)",
-     "how strongly: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)", &set.guide_scale, 0, 1e6, 0},
+    {"guide-scale", NULL, CLI_REAL, "S", "1",
+     "how strongly the guide is followed: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)",
+     &set.guide_scale, 0, 1e6, 0},
     {"image", NULL, CLI_TEXT, "FILE", "(none: from noise)",
      "picture to start from, with noise added (SDEdit, Meng et al. 2022)", &set.image, 0, 0, 0},
     {"strength", NULL, CLI_REAL, "S", "0.6",
@@ -311,7 +312,7 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.sample = cli_sampler_config(options, &draw_with, model);
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     d.guide_scale = set.guide_scale;
-    result = cli_open_guide(context, set.guide, model->path, &d.guide_scale, &d.guide);
+    result = cli_open_guide(context, set.guide, set.guide_scale, &d.guide);
     ddpm_real *image = NULL;
     if (result == DDPM_OK) result = read_image(&d, &image);
     if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);

@@ -85,11 +85,11 @@ static const cli_option options[] = {
     {"cond-drop", "label_dropout", CLI_REAL, "P", "0",
      "share of the pictures whose labels are left out, so that sample --guidance can be used: 0.1 is usual",
      &set.cond_drop, 0, 1, 0},
-    {"beta", NULL, CLI_REAL, "R", "(0; 1 with --guide)",
-     "fine-tuning on an evaluator's score: R times abar_t (-log p(labels | x_0)) a class is added to the squared error",
+    {"beta", NULL, CLI_REAL, "R", "1",
+     "with --guide: fine-tuning on its score: R times abar_t (-log p(labels | x_0)) a class is added to the squared error",
      &set.beta, 0, 1e6, 0},
-    {"guide", NULL, CLI_TEXT, "PATH", "(evaluator in the model that is fine-tuned)",
-     "that evaluator; who judges the result should be another one", &set.guide, 0, 0, 0},
+    {"guide", NULL, CLI_TEXT, "PATH", "(none)",
+     "an evaluator that takes part; who judges the result should be another one", &set.guide, 0, 0, 0},
     {"snr-gamma", NULL, CLI_REAL, "G", "(off)",
      "weigh the loss by min-SNR with this gamma: 5 is usual", &set.snr_gamma, 0, 1e9, 0},
     {"timesteps", "time_step ddpm_num_steps", CLI_INT, "T", "1000",
@@ -486,12 +486,13 @@ static ddpm_result plan_training(const cli_context *context, training *t)
 /* --beta: an evaluator takes part in the training. */
 static ddpm_result open_teacher(const cli_context *context, training *t)
 {
+    if (set.guide != NULL && set.beta == 0 && !is_given("beta")) set.beta = 1;
     if (set.beta > 0 &&
         set.guide == NULL) { /* found now, it is a setting: the checkpoints have no evaluator of their own */
         set.guide = t->guide_path = cli_find_evaluator(t->source, "evaluator");
         if (set.guide == NULL) return DDPM_ERR_FILE;
     }
-    ddpm_result result = cli_open_guide(context, set.guide, t->source, &set.beta, &t->guide);
+    ddpm_result result = cli_open_guide(context, set.guide, set.beta, &t->guide);
     if (result != DDPM_OK || t->guide == NULL) return result;
     result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
     if (result == DDPM_OK) result = lab_teacher_fits(t->teacher, t->net);
