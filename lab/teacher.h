@@ -6,8 +6,8 @@
  *     grad_x_t log p(y | x_t)  =  (d x_0 / d x_t)^T grad_x_0 log p(y | x_0),      d x_0 / d x_t ~ sqrt(abar_t),
  * the slope of E[x_0 | x_t] for pixels of unit variance, in place of the UNet's own Jacobian. Classifier guidance
  * (Dhariwal & Nichol 2021, algorithm 2) then is
- *     eps  <-  eps - s sqrt(1 - abar_t) grad_x_t log p     or, the same,     x_0  <-  x_0 + s (1 - abar_t) grad_x_0 log p
- * which is bounded at every t. Whoever guides must not judge: that takes a second evaluator. */
+ *     eps  <-  eps - s sqrt(1 - abar_t) grad_x_t log p,   that is,   x_0  <-  x_0 + s (1 - abar_t) grad_x_0 log p,
+ * bounded at every t. Whoever guides must not judge: that takes a second evaluator. */
 #ifndef LAB_TEACHER_H
 #define LAB_TEACHER_H
 #include "ddpm.h"
@@ -38,8 +38,8 @@ void lab_teacher_free(lab_teacher *teacher);
  * DDPM_ERR_UNSUPPORTED, of training: the network does not predict eps. The two below check for themselves. */
 ddpm_result lab_teacher_fits(const lab_teacher *teacher, const ddpm_net *net);
 
-/* For ddpm_net's guide and pull, with the lab_teacher as `teacher`. Pictures without labels are left alone. n may not exceed the capacity. DDPM_ERR_SHAPE: pictures of another size than the
- * evaluator's.
+/* For ddpm_net's guide and pull, with the lab_teacher as `teacher`. Pictures without labels are left alone. n may not
+ * exceed the capacity. Errors as of lab_teacher_fits.
  * guide: as above, whatever the network predicts: its output is moved so that the estimate of x_0 moves.
  * pull: adds the gradient of  beta sum abar_t (-log p(y | x_0)) / (n classes),  x_0 = (x_t - sqrt(1 - abar) eps) /
  *       sqrt(abar): the weight abar_t leaves out what the evaluator cannot see yet. For networks that predict eps. */
