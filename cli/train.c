@@ -202,6 +202,7 @@ typedef struct training {
     double best;                        /* lowest average loss of an epoch so far */
     uint64_t best_step;                 /* of its checkpoint; 0: none */
     int bad_steps;                      /* in a row, up to now */
+    uint64_t tried_step;                /* of the last attempt at one */
     uint64_t saved_step, saved_picture; /* of the newest checkpoint */
 } training;
 
@@ -973,6 +974,7 @@ static ddpm_result save_checkpoint(training *t)
     if (result == DDPM_OK) result = cli_run_prune(set.out, set.keep);
     free(state);
     t->last_save = cli_seconds();
+    t->tried_step = t->trainer.step;
     return result;
 }
 
@@ -982,7 +984,8 @@ static ddpm_result try_to_save(training *t)
     ddpm_result result = save_checkpoint(t);
     if (result != DDPM_ERR_FILE) return result;
     cli_progress_clear(&t->bar);
-    cli_note("ddpm: step %llu is not saved, training goes on: %s", (unsigned long long)t->trainer.step, ddpm_error());
+    cli_note("ddpm: step %llu is not saved (step-%llu is), training goes on: %s", (unsigned long long)t->trainer.step,
+             (unsigned long long)t->saved_step, ddpm_error());
     return DDPM_OK;
 }
 
@@ -1276,10 +1279,16 @@ static ddpm_result train_epochs(training *t)
     cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
     while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
         result = train_epoch(t);
-        if (result == DDPM_OK && t->saved_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
+        if (result == DDPM_OK && t->tried_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
     }
     cli_progress_clear(&t->bar);
-    if (result == DDPM_OK && t->saved_step != t->trainer.step) result = save_checkpoint(t);
+    if (result == DDPM_OK && t->saved_step != t->trainer.step) {
+        result = save_checkpoint(t);
+        if (result != DDPM_OK)
+            cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
+                     "step %llu",
+                     (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
+    }
     if (result == DDPM_OK) show_curve(t);
     return result;
 }
