@@ -26,10 +26,10 @@ LIBS = $(DEPS_LIBS) -lm
 
 ifeq ($(strip $(CUDA)),yes) # nvcc compiles cuda_backend.cu, $(CC) the rest; the runtime is linked statically
 NVCC     := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2>/dev/null | head -n 1)
-CUDA_LIB := $(dir $(NVCC))../lib64
+CUDA_LIB := $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/.*LIBRARIES=//p' | tr -d '"')
 CUDA_FLAGS = -std=c++17 -O3 --fmad=false -lineinfo $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-fno-strict-aliasing -I.
 ALL_CFLAGS += -DDDPM_CUDA
-LIBS     += -L$(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt
+LIBS     += $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt
 endif
 
 COMPILER := $(subst $() ,-,$(notdir $(CC)))
@@ -38,7 +38,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo cuda cuda-tests test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo cuda cuda-tests cuda-report test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -49,7 +49,7 @@ endif
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
 ifneq ($(filter-out help clean cuda parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
-include $(BUILD)/$(COMPILER)/$(if $(filter tests cuda-tests fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS)),test-)dependencies.mk
+include $(BUILD)/$(COMPILER)/$(if $(filter tests cuda-tests cuda-report fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS))$(findstring /cuda/,$(MAKECMDGOALS)),test-)dependencies.mk
 endif
 $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif
@@ -117,9 +117,9 @@ $(call binary,$(TESTS)): $(OBJ)/tests/%: $(OBJ)/tests/%.o $(call object,$(SHARED
 
 # cuda_backend.cu without a GPU: the C++ compiler and tests/cuda_on_cpu.h take nvcc's place. Each program twice: as it is,
 # and with the checks that the runtime makes of the compiler's calls.
-CXX_EMULATED = $(CXX) -std=c++17 -g -Wall -Wextra $(strip $(WERROR)) -Wno-unknown-pragmas -fno-strict-aliasing -ffp-contract=off \
+CXX_EMULATED = $(CXX) -std=c++17 -g -Wall -Wextra $(strip $(WERROR)) -Wno-unknown-pragmas -Wno-missing-field-initializers -fno-strict-aliasing -ffp-contract=off \
                $(shell grep -qsw fma /proc/cpuinfo && echo -mfma) -I.
-CUDA_TESTS := $(foreach mode,plain checked,$(patsubst %,$(OBJ)/cuda/$(mode)/%,test_cuda test_vectors))
+CUDA_TESTS := $(addprefix $(OBJ)/cuda/,plain/test_cuda plain/test_vectors checked/test_cuda checked/planted)
 CUDA_ROOM := $(filter-out $(OBJ)/cli/% $(OBJ)/lab/%,$(call object,$(SHARED) $(ROOM)))
 $(OBJ)/cuda/runtime.o: tests/cuda_on_cpu.cpp tests/cuda_on_cpu.h $(OBJ)/flags
 	@mkdir -p $(@D)
@@ -133,11 +133,12 @@ $(OBJ)/cuda/checked/%.o: %.cu cuda_backend.h ddpm.h tests/cuda_on_cpu.h $(OBJ)/f
 $(OBJ)/cuda/tests/%.o: tests/%.c $(OBJ)/flags
 	@mkdir -p $(@D)
 	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(CMOCKA_CFLAGS) -DDDPM_CUDA -MMD -MP -c $< -o $@
-$(foreach mode,plain checked,$(OBJ)/cuda/$(mode)/test_cuda): $(OBJ)/cuda/tests/cuda/test_cuda.o
-$(foreach mode,plain checked,$(OBJ)/cuda/$(mode)/test_vectors): $(OBJ)/cuda/tests/test_vectors.o
-$(CUDA_TESTS): $(OBJ)/cuda/%: $(CUDA_ROOM) $(OBJ)/cuda/runtime.o
-$(filter $(OBJ)/cuda/plain/%,$(CUDA_TESTS)): $(OBJ)/cuda/plain/cuda_backend.o
-$(filter $(OBJ)/cuda/checked/%,$(CUDA_TESTS)): $(OBJ)/cuda/checked/cuda_backend.o
+$(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/tests/cuda/test_cuda.o $(CUDA_ROOM)
+$(OBJ)/cuda/plain/test_vectors: $(OBJ)/cuda/tests/test_vectors.o $(CUDA_ROOM)
+$(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/plain/test_vectors: $(OBJ)/cuda/plain/cuda_backend.o
+$(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/checked/cuda_backend.o
+$(OBJ)/cuda/checked/planted: $(OBJ)/cuda/checked/tests/cuda/planted.o
+$(CUDA_TESTS): $(OBJ)/cuda/runtime.o
 $(CUDA_TESTS):
 	$(call say,LINK,$@) $(CXX) -pthread $(OPENMP) $(filter %.o,$^) -o $@ $(CMOCKA_LIBS) $(LIBS)
 
@@ -160,6 +161,11 @@ cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has o
 	 printf '%s\n' 'make cuda: nvcc was not found' '      hint: CUDA 12 or 13 from https://developer.nvidia.com/cuda-downloads, or the package' \
 	 '            nvidia-cuda-toolkit; then nvcc in PATH or in /usr/local/cuda/bin. Without it: make, and --backend cpu' >&2; exit 1; }
 	+@$(MAKE) --no-print-directory CUDA=yes program
+
+cuda-report: $(OBJ)/cuda/plain/test_cuda program ## docs/CUDA.md: registers, occupancy, opcodes and bounds, from the compiler
+	@rm -f $(OBJ)/cuda/launches; CUDA_ON_CPU_LAUNCHES=$(OBJ)/cuda/launches $(OBJ)/cuda/plain/test_cuda > /dev/null 2>&1
+	@$(PROGRAM) info lab --graph --training --batch 128 > $(OBJ)/cuda/graph 2>/dev/null
+	@scripts/cuda_report.py $(OBJ)/cuda/launches $(OBJ)/cuda/graph > $(OBJ)/cuda/CUDA.md && mv $(OBJ)/cuda/CUDA.md docs/CUDA.md
 
 test: ## every check that is fast: unit tests, plain and under sanitizers, fuzz inputs, C11 and C++17, gcc and clang
 	+@scripts/test.sh

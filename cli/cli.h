@@ -20,7 +20,7 @@ typedef struct cli_context {
 /* ---- 2. Commands: each in the file of its name --------------------------------------------------------------- */
 
 extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, cli_predict, cli_check_grad, cli_bench,
-    cli_eval, cli_train_evaluator, cli_report, cli_nearest, cli_explain;
+    cli_eval, cli_train_evaluator, cli_report, cli_nearest, cli_explain, cli_selftest;
 
 /* ---- 3. Results and errors ----------------------------------------------------------------------------------- */
 

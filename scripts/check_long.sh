@@ -35,6 +35,15 @@ if [ -f tests/test_dataset.c ]; then
         "$BUILD/$COMPILER-thread/tests/test_dataset" "$BUILD/$COMPILER-thread/tests/test_cpu"
 fi
 
+if [ "$(uname -m)" = x86_64 ] && command -v "${CXX:=c++}" > /dev/null; then
+    heading "The CUDA backend (on an emulated GPU, all shapes and orders)"
+    check "builds" build cuda-tests
+    export DDPM_TEST_FULL=1
+    for mode in plain checked; do run_tests "emulated GPU, $mode," "$BUILD/$COMPILER/cuda/$mode/test_cuda"; done
+    unset DDPM_TEST_FULL
+else skip "emulated GPU" "it needs x86-64 and a C++ compiler"
+fi
+
 heading "Memory (valgrind)"
 if ! command -v valgrind > /dev/null; then skip "valgrind" "not installed"
 else
