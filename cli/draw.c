@@ -35,8 +35,8 @@ static ddpm_result keep_frame(batch_state *b, ddpm_net *net, const ddpm_tensor *
     return result;
 }
 
-/* Frame k is x_t after round(k steps / (frames - 1)) of the steps taken; with few steps some frames are the same. The estimate of
- * x_0 that belongs to it is made by the step that follows. */
+/* Frame k is x_t after round(k steps / (frames - 1)) of the steps taken; with few steps some frames are the same. The
+ * estimate of x_0 that belongs to it is made by the step that follows. */
 static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
     batch_state *b = user;

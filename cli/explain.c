@@ -227,21 +227,21 @@ static ddpm_result explain(figure *f, cli_model *m, lab_label_sets *sets)
 {
     char *caption = NULL;
     ddpm_real *image = NULL;
-    cli_drawing d = {.model = m, .sets = sets, .count = 1, .batch = 1, .frames = 2, .quiet = 1};
+    cli_drawing *d = f->drawing;
     ddpm_result result = cli_model_open(f->context, set.model, DDPM_FOR_INFERENCE, m);
     if (result == DDPM_OK) result = read_labels(m, sets);
     if (result != DDPM_OK) return result;
-    d.sample = cli_sampler_config(options, &draw_with, m);
-    d.take = take_column;
-    d.user = f;
-    f->drawing = &d;
+    d->sample = cli_sampler_config(options, &draw_with, m);
+    d->take = take_column;
+    d->user = f;
     result = cli_read_image(m, set.image, &f->original, &image);
-    d.image = image;
-    d.image_path = set.image;
+    d->image = image;
+    d->image_path = set.image;
     if (result == DDPM_OK) result = draw_columns(f);
     if (result == DDPM_OK && (caption = lab_set_caption(sets, 0, &m->classes)) == NULL) result = DDPM_ERR_MEMORY;
     if (result == DDPM_OK) print_table(f);
     if (result == DDPM_OK) result = write_figure(f, caption);
+    d->image = NULL;
     free(caption);
     free(image);
     return result;
@@ -249,9 +249,10 @@ static ddpm_result explain(figure *f, cli_model *m, lab_label_sets *sets)
 
 static int run(const cli_context *context)
 {
-    figure f = {.context = context};
     cli_model model = {0};
     lab_label_sets sets = {0};
+    cli_drawing drawing = {.model = &model, .sets = &sets, .count = 1, .batch = 1, .frames = 2, .quiet = 1};
+    figure f = {.context = context, .drawing = &drawing};
     int status = cli_exit(explain(&f, &model, &sets));
     free_figure(&f);
     lab_label_sets_free(&sets);

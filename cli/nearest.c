@@ -1,5 +1,5 @@
-/* cli/nearest.c - ddpm nearest: beside each drawn picture the training picture that is nearest to it, so that one can see
- * whether a model has learned its pictures by heart.
+/* cli/nearest.c - ddpm nearest: beside each drawn picture the training picture that is nearest to it, so that one can
+ * see whether a model has learned its pictures by heart.
  *
  * Contents: 1 options   2 pictures and distances   3 the figure   4 the command */
 #include <math.h>

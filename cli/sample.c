@@ -1,6 +1,7 @@
 /* cli/sample.c - ddpm sample: pictures of label sets, as one grid or as single files.
  *
- * Contents: 1 options   2 labels   3 strips and animations   4 single files   5 one grid   6 starting from a picture   7 the command */
+ * Contents: 1 options   2 labels   3 strips and animations   4 single files   5 one grid
+ *           6 starting from a picture   7 the command */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

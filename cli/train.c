@@ -581,7 +581,7 @@ static uint64_t planned_steps(const training *t)
     return most > 0 && most < steps ? most : steps;
 }
 
-/* ---- 5. The data's troubles, memory ----------------------------------------------------------------------------------------------- */
+/* ---- 5. The data's troubles, memory -------------------------------------------------------------------------- */
 
 enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of each trouble */
 
