@@ -264,19 +264,55 @@ ddpm_result cli_read_image(const cli_model *model, const char *path, io_picture 
     return DDPM_OK;
 }
 
+/* What the model's schedule and the options say beyond the number of steps: of the sampler in use, and no more. */
+static char *settings_text(const ddpm_sample_config *c, const ddpm_schedule_config *s)
+{
+    static const char *const variance[] = {"fixed_small", "fixed_small_log", "fixed_large"};
+    static const char *const solver[] = {"midpoint", "heun"}, *const sigma[] = {"zero", "sigma_min"};
+    switch (c->sampler) {
+    case DDPM_SAMPLER_DDIM: return cli_text("eta %.9g, alpha_to_one %d", c->eta, s->set_alpha_to_one);
+    case DDPM_SAMPLER_DPMSOLVER:
+        return cli_text("order %d, %s, lower_order_final %d, euler_at_final %d, final sigma %s, lambda_min %.9g",
+                        s->solver_order, solver[s->solver_type], s->lower_order_final, s->euler_at_final,
+                        sigma[s->final_sigmas_type], s->lambda_min_clipped);
+    default: return cli_text("variance %s", variance[s->variance_type]);
+    }
+}
+
+/* What is done to each step's estimate of x_0. */
+static char *limits_text(const ddpm_sample_config *c, const ddpm_schedule_config *s)
+{
+    if (s->thresholding)
+        return cli_text(", x_0 thresholded at %.9g up to %.9g", s->dynamic_thresholding_ratio, s->sample_max_value);
+    if (s->clip_sample && c->sampler != DDPM_SAMPLER_DPMSOLVER)
+        return cli_text(", x_0 clipped to %.9g", s->clip_sample_range);
+    return cli_text("%s", "");
+}
+
 char *cli_sampling_text(const cli_drawing *d)
 {
-    static const char *const sampler[] = {"ddpm", "ddim", "dpmsolver++"}, *const spacing[] = {"", ", linspace",
-                                                                                              ", trailing"};
+    static const char *const sampler[] = {"ddpm", "ddim", "dpmsolver++"};
+    static const char *const spacing[] = {"leading", "linspace", "trailing"};
     const ddpm_sample_config *c = &d->sample;
     const ddpm_schedule_config *s = &d->model->schedule.config;
-    char *rest =
-        d->image == NULL ? cli_text("%s", "") : cli_text(", the first %d left out from %s", c->skip, d->image_path);
-    char *text = rest == NULL ? NULL
-                              : cli_text("%s, %d steps, eta %g, guidance %g%s%s%s", sampler[c->sampler], c->steps,
-                                         c->eta, c->guidance, spacing[s->timestep_spacing],
-                                         s->thresholding ? ", thresholding" : "", rest);
-    free(rest);
+    char *settings = settings_text(c, s), *limits = limits_text(c, s), *text = NULL;
+    char *from = cli_text("%s", ""), *guide = cli_text("%s", "");
+    if (d->image != NULL) {
+        free(from);
+        from = cli_text(", the first %d left out from %s", c->skip, d->image_path);
+    }
+    if (d->guide != NULL) {
+        free(guide);
+        guide = cli_text(", guide %s at %.9g", d->guide->path, d->guide_scale);
+    }
+    if (settings != NULL && limits != NULL && from != NULL && guide != NULL)
+        text = cli_text("%s, %d steps (%s, offset %d), %s, guidance %.9g, %s noise%s%s%s", sampler[c->sampler],
+                        c->steps, spacing[s->timestep_spacing], s->steps_offset, settings, c->guidance,
+                        c->torch_rng ? "torch" : "philox", limits, guide, from);
+    free(guide);
+    free(from);
+    free(limits);
+    free(settings);
     return text;
 }
 

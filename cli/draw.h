@@ -52,7 +52,8 @@ ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *dra
 ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
                            const io_picture *pictures, int count, int per_row);
 
-/* "ddim, 50 steps, eta 0, guidance 1": with seed, labels and model this is what a picture depends on; free() it. */
+/* "ddim, 50 steps (leading, offset 0), eta 0, alpha_to_one 1, guidance 1, philox noise, x_0 clipped to 1": with seed,
+ * labels and model this is what a picture depends on; free() it. */
 char *cli_sampling_text(const cli_drawing *drawing);
 
 #endif

@@ -149,7 +149,7 @@ static ddpm_result check_text(const char *path, const char *keyword, const char 
     ddpm_result result = io_picture_read_text(path, keyword, &found);
     if (result == DDPM_OK && (found == NULL || strcmp(found, wanted) != 0))
         result = ddpm_fail(DDPM_ERR_ARGUMENT,
-                           "%s: is a picture of another job: its %s is '%.200s', here it is '%.200s'\n"
+                           "%s: is a picture of another job: its %s is '%.250s', here it is '%.250s'\n"
                            "      hint: choose another --out-dir, or the same settings to go on with that job",
                            path, keyword, found != NULL ? found : "not known", wanted);
     free(found);

@@ -1,5 +1,6 @@
 /* cli/test.c - ddpm test: the lab's test. Draws a picture for every label set of test.json or new_test.json and writes
- * images/TYPE/I.png, the 8x4 grid TYPE_grid.png, strips/TYPE_I.png, and required_strip.png, the lab's required figure.
+ * images/TYPE/I.png, the 8x4 grid TYPE_grid.png, strips/TYPE_I.png, and the lab's required figure twice: required_strip.png
+ * and, under its labels, red_sphere+cyan_cylinder+cyan_cube.png.
  * An evaluator scores the pictures as they come; results.json holds the figures.
  *
  * Contents: 1 options   2 label sets   3 pictures   4 figures   5 the command */
@@ -138,6 +139,23 @@ static ddpm_result score(exhibition *e, int index, const io_picture *picture)
     return result;
 }
 
+/* As required_strip.png, which a script finds, and under its labels, which the hand-in asks for. */
+static ddpm_result write_required(const exhibition *e, const char *caption, const io_picture *frames)
+{
+    char *name = lab_set_file_name(e->drawing->sets, e->required, &e->drawing->model->classes);
+    char *named = name != NULL ? cli_text("%s/%s.png", set.out, name) : NULL;
+    char *path = io_join(set.out, "required_strip.png");
+    ddpm_result result = named != NULL && path != NULL ? DDPM_OK : DDPM_ERR_MEMORY;
+    if (result == DDPM_OK)
+        result = cli_write_grid(e->context, e->drawing, path, caption, frames, CLI_FRAMES, CLI_FRAMES);
+    if (result == DDPM_OK)
+        result = cli_write_grid(e->context, e->drawing, named, caption, frames, CLI_FRAMES, CLI_FRAMES);
+    free(path);
+    free(named);
+    free(name);
+    return result;
+}
+
 static ddpm_result take(void *user, int index, io_picture *picture, io_picture *frames)
 {
     exhibition *e = user;
@@ -145,15 +163,13 @@ static ddpm_result take(void *user, int index, io_picture *picture, io_picture *
     char *caption = lab_set_caption(e->drawing->sets, index, &e->drawing->model->classes);
     char *image = cli_text("%s/images/%s/%d.png", set.out, type_name(), index);
     char *strip = cli_text("%s/strips/%s_%d.png", set.out, type_name(), index);
-    char *required = io_join(set.out, "required_strip.png");
-    if (caption != NULL && image != NULL && strip != NULL && required != NULL) result = DDPM_OK;
+    if (caption != NULL && image != NULL && strip != NULL) result = DDPM_OK;
     if (result == DDPM_OK) result = score(e, index, picture);
     if (result == DDPM_OK && index < e->listed)
         result = cli_write_picture(e->context, e->drawing, image, caption, picture);
     if (result == DDPM_OK && index < e->listed)
         result = cli_write_grid(e->context, e->drawing, strip, caption, frames, CLI_FRAMES, CLI_FRAMES);
-    if (result == DDPM_OK && index == e->required)
-        result = cli_write_grid(e->context, e->drawing, required, caption, frames, CLI_FRAMES, CLI_FRAMES);
+    if (result == DDPM_OK && index == e->required) result = write_required(e, caption, frames);
     if (result == DDPM_OK) {
         e->picture[index] = *picture;
         *picture = (io_picture){0};
@@ -161,7 +177,6 @@ static ddpm_result take(void *user, int index, io_picture *picture, io_picture *
     free(caption);
     free(image);
     free(strip);
-    free(required);
     return result;
 }
 
@@ -304,7 +319,7 @@ const cli_command cli_test = {
     "test",
     "[DATA] --test-type test|new_test --model PATH --out DIR",
     "draws and scores the lab's test sets: pictures, grid, strips, accuracy",
-    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png and required_strip.png (red sphere,\n"
-    "cyan cylinder, cyan cube).",
+    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png, and the strip that the lab asks for twice:\n"
+    "required_strip.png and red_sphere+cyan_cylinder+cyan_cube.png.",
     options,
     run};

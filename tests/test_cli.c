@@ -586,7 +586,37 @@ static void test_files_go_on(void **state)
     assert_null(strstr(err, "already")); /* the GIFs were missing */
     assert_true(io_is_file(in_folder("parts/6.gif")));
     assert_fails(1, "sample 'red sphere' --model @/run --sampler ddim --steps 3 --n 7 --out-dir @/parts",
-                 "its sampling is 'ddim, 2 steps, eta 0, guidance 1'");
+                 "its sampling is 'ddim, 2 steps (leading, offset 0), eta 0, alpha_to_one 1, guidance 1, philox noise");
+    /* every option that a picture depends on, alone */
+    static const char *const changed[][2] = {
+        {"--rng torch", "torch noise"},
+        {"--eta 0.5", "eta 0.5"},
+        {"--set-alpha-to-one no", "alpha_to_one 0"},
+        {"--guidance 0", "guidance 0"},
+        {"--timestep-spacing trailing", "(trailing, offset 0)"},
+        {"--steps-offset 1", "(leading, offset 1)"},
+        {"--clip-sample no",
+         "here it is 'ddim, 2 steps (leading, offset 0), eta 0, alpha_to_one 1, guidance 1, philox noise'"},
+        {"--clip-sample-range 2", "clipped to 2'"},
+        {"--thresholding yes", "thresholded at 0.995 up to 1'"},
+        {"--thresholding yes --dynamic-thresholding-ratio 0.9", "thresholded at 0.9 up to 1'"},
+        {"--thresholding yes --sample-max-value 2", "thresholded at 0.995 up to 2'"},
+        {"--sampler dpmsolver++ --solver-order 1", "order 1, midpoint"},
+        {"--sampler dpmsolver++ --solver-type heun", "order 2, heun"},
+        {"--sampler dpmsolver++ --lower-order-final no", "lower_order_final 0"},
+        {"--sampler dpmsolver++ --euler-at-final yes", "euler_at_final 1"},
+        {"--sampler dpmsolver++ --final-sigmas-type sigma_min", "final sigma sigma_min"},
+        {"--sampler dpmsolver++ --lambda-min-clipped -5.1", "lambda_min -5.1"},
+        {"--sampler ddpm --variance-type fixed_large", "variance fixed_large"},
+    };
+    for (size_t i = 0; i < sizeof changed / sizeof *changed; i++) {
+        char arguments[300];
+        int ddim = strstr(changed[i][0], "--sampler") == NULL;
+        snprintf(arguments, sizeof arguments,
+                 "sample 'red sphere' --model @/run %s --steps 2 --n 7 --out-dir @/parts %s",
+                 ddim ? "--sampler ddim" : "", changed[i][0]);
+        assert_fails(1, arguments, changed[i][1]);
+    }
     assert_fails(1, "sample 'red cube' --model @/run --sampler ddim --steps 2 --n 7 --out-dir @/parts",
                  "its labels is 'red sphere', here it is 'red cube'");
 }
@@ -611,7 +641,7 @@ static void test_image(void **state)
     /* t = 0: x_0 is off by sqrt(1/abar - 1) = 0.0064 times eps less its prediction, whose mean size is below 2 here:
      * 0.0128 of 127.5 levels, and half a level of rounding */
     assert_in_range(difference, 1, 16 * 16 * 3 * 5 / 2);
-    assert_text("near.png", "sampling", "50 steps, eta 0, guidance 1, the first 49 left out from ");
+    assert_text("near.png", "sampling", ", the first 49 left out from ");
     io_picture_free(&start);
     io_picture_free(&small);
     io_picture_free(&drawn);
@@ -672,6 +702,7 @@ static void test_test(void **state)
     assert_picture("results/strips/new_test_31.png", 11 * 18 + 2, 20);
     assert_picture("results/required_strip.png", 11 * 18 + 2, 20);
     assert_text("results/required_strip.png", "labels", "cyan cylinder");
+    assert_same_pixels("results/required_strip.png", "results/red_sphere+cyan_cylinder+cyan_cube.png");
     assert_false(io_is_file(in_folder("results/images/new_test/32.png")));
     assert_has(err, "s a picture");
     assert_has(out, "new_test_grid.png");
