@@ -936,7 +936,7 @@ template <> struct multiply<BF16> {
 #endif
 
 /* 256 threads; grid (n tiles, m tiles, splits). While one pair of tiles is multiplied the next is on its way. */
-template <int PASS, int HOW, int V> static __global__ void __launch_bounds__(THREADS) convolve(product p)
+template <int PASS, int HOW, int V> static __global__ void __launch_bounds__(THREADS, 2) convolve(product p)
 {
     tiles<HOW> &shared = *reinterpret_cast<tiles<HOW> *>(cuda_shared);
     typedef operands<PASS, V> kind;
@@ -1120,11 +1120,12 @@ typedef struct norm_job {
     int silu, add;
 } norm_job;
 
-constexpr int MOST_THREADS = 1024;
+constexpr int MOST_THREADS = 512; /* 128 registers a thread: x and dy of backward fit */
 
 /* This thread's V channels of pixel i of its share; NULL beyond. */
 template <int V> struct norm_part {
-    size_t offset, step; /* of the first pixel's, in elements; between two */
+    size_t offset; /* of the first pixel's, in elements */
+    unsigned step; /* between two */
     int count, channel;  /* of its pixels; its first channel */
     __device__ norm_part(const norm_job &p)
     {
@@ -1133,11 +1134,11 @@ template <int V> struct norm_part {
         channel = group * per_group + t % p.lanes * V;
         count = t < p.used && first < p.pixels ? (p.pixels - first + at_once - 1) / at_once : 0;
         offset = ((size_t)picture * (size_t)p.pixels + (size_t)first) * (size_t)p.channels + (size_t)channel;
-        step = (size_t)at_once * (size_t)p.channels;
+        step = (unsigned)(at_once * p.channels);
     }
 };
 
-template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS) norm_forward(norm_job p)
+template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS, 1) norm_forward(norm_job p)
 {
     float *room = reinterpret_cast<float *>(cuda_shared);
     norm_part<V> own(p);
@@ -1146,14 +1147,14 @@ template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS
     const float *x = p.x + own.offset;
     for (int i = 0; i < (KEEP ? KEEP : own.count); i++) {
         if (KEEP && i >= own.count) continue;
-        load<V>(x + (size_t)i * own.step, held[i % HELD]);
+        load<V>(x + (unsigned)i * own.step, held[i % HELD]);
         for (int j = 0; j < V; j++)
             sum += held[i % HELD][j];
     }
     float mean = block_sum(sum, room) / size;
     for (int i = 0; i < (KEEP ? KEEP : own.count); i++) {
         if (KEEP && i >= own.count) continue;
-        if (!KEEP) load<V>(x + (size_t)i * own.step, held[0]);
+        if (!KEEP) load<V>(x + (unsigned)i * own.step, held[0]);
         for (int j = 0; j < V; j++) {
             float d = held[i % HELD][j] - mean;
             square = fmaf(d, d, square);
@@ -1172,13 +1173,13 @@ template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS
     float *y = p.y + own.offset;
     for (int i = 0; i < (KEEP ? KEEP : own.count); i++) {
         if (KEEP && i >= own.count) continue;
-        if (!KEEP) load<V>(x + (size_t)i * own.step, held[0]);
+        if (!KEEP) load<V>(x + (unsigned)i * own.step, held[0]);
         float out[V];
         for (int j = 0; j < V; j++) {
             float z = (held[i % HELD][j] - mean) * weight[j] + bias[j];
             out[j] = p.silu ? silu(z) : z;
         }
-        store<V>(y + (size_t)i * own.step, out);
+        store<V>(y + (unsigned)i * own.step, out);
     }
 }
 
@@ -1210,7 +1211,7 @@ template <int V> static __device__ void sum_channels(const norm_job &p, float (&
 }
 
 /* With e = w dy: dx = r (e - mean e - h mean(e h)); dy is that of z = h w + b if SiLU follows. */
-template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS) norm_backward(norm_job p)
+template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS, 1) norm_backward(norm_job p)
 {
     float *room = reinterpret_cast<float *>(cuda_shared); /* (threads,2V), then totals (channels of the group,2) */
     float *totals = room + blockDim.x * 2 * V;
@@ -1227,8 +1228,8 @@ template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS
     float h[HELD][V], d[HELD][V];
     auto bring = [&](int i) { /* h and the gradient of z */
                               float(&hi)[V] = h[i % HELD], (&di)[V] = d[i % HELD];
-                              load<V>(x + (size_t)i * own.step, hi);
-                              load<V>(dy + (size_t)i * own.step, di);
+                              load<V>(x + (unsigned)i * own.step, hi);
+                              load<V>(dy + (unsigned)i * own.step, di);
                               for (int j = 0; j < V; j++) {
                                   hi[j] = (hi[j] - mean) * r;
                                   if (p.silu) di[j] *= silu_slope(hi[j] * weight[j] + bias[j]);
@@ -1257,17 +1258,17 @@ template <int V, int KEEP> static __global__ void __launch_bounds__(MOST_THREADS
         if (!KEEP) bring(i);
         float out[V];
         if (p.add)
-            load<V>(dx + (size_t)i * own.step, out);
+            load<V>(dx + (unsigned)i * own.step, out);
         else
             for (int j = 0; j < V; j++)
                 out[j] = 0;
         for (int j = 0; j < V; j++)
             out[j] += r * (weight[j] * d[i % HELD][j] - mean_e - h[i % HELD][j] * mean_eh);
-        store<V>(dx + (size_t)i * own.step, out);
+        store<V>(dx + (unsigned)i * own.step, out);
     }
 }
 
-/* Threads and registers for a group: as many threads as there are accesses, up to 1024. */
+/* Threads and registers for a group: as many threads as there are accesses, up to 512. */
 typedef struct norm_shape {
     int v, lanes, used, threads, keep;
 } norm_shape;
@@ -1283,11 +1284,13 @@ static norm_shape norm_shape_of(const ddpm_node *node, int backward)
     s.used = s.lanes * at_once;
     s.threads = (int)ceil_div((size_t)s.used, WARP) * WARP;
     int count = (int)ceil_div((size_t)plane, (size_t)at_once);
-    s.keep = count <= 1 ? 1 : count <= 4 ? 4 : count <= 8 && !backward ? 8 : 0;
+    s.keep = count <= 1 ? 1 : count <= 4 ? 4 : count <= (backward ? 8 : 16) ? (backward ? 8 : 16) : 0;
+    if (s.v == 1 && s.keep) s.keep = 8;
+    if (s.v == 1 && count > 8) s.keep = 0;
     return s;
 }
 
-#define LAUNCH_NORM(kernel, s, shared)                                                                                 \
+#define LAUNCH_NORM(kernel, most, s, shared)                                                                           \
     do {                                                                                                               \
         unsigned grid = (unsigned)(g->n * node->attr.norm.groups), threads = (unsigned)(s).threads;                    \
         cudaStream_t stream = state_of(g)->stream;                                                                     \
@@ -1295,8 +1298,8 @@ static norm_shape norm_shape_of(const ddpm_node *node, int backward)
             LAUNCH((kernel<4, 1>), grid, threads, shared, stream, job);                                                \
         else if ((s).v == 4 && (s).keep == 4)                                                                          \
             LAUNCH((kernel<4, 4>), grid, threads, shared, stream, job);                                                \
-        else if ((s).v == 4 && (s).keep == 8)                                                                          \
-            LAUNCH((kernel<4, 8>), grid, threads, shared, stream, job);                                                \
+        else if ((s).v == 4 && (s).keep == most)                                                                       \
+            LAUNCH((kernel<4, most>), grid, threads, shared, stream, job);                                             \
         else if ((s).v == 4)                                                                                           \
             LAUNCH((kernel<4, 0>), grid, threads, shared, stream, job);                                                \
         else if ((s).keep)                                                                                             \
@@ -1322,7 +1325,7 @@ static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node
     norm_shape s = norm_shape_of(node, 0);
     norm_job job = norm_job_of(node, s);
     job.y = node->out->data;
-    LAUNCH_NORM(norm_forward, s, 32 * sizeof(float));
+    LAUNCH_NORM(norm_forward, 16, s, 32 * sizeof(float));
     return launched(node);
 }
 
@@ -1342,7 +1345,7 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     job.dy = node->out->grad, job.dx = gradient_of(node, 0), job.add = adds_to(node, 0);
     job.sums = reinterpret_cast<float2 *>(g->scratch);
     int per_group = job.channels / job.groups;
-    LAUNCH_NORM(norm_backward, s, (size_t)(s.threads * 2 * s.v + 2 * per_group) * sizeof(float));
+    LAUNCH_NORM(norm_backward, 8, s, (size_t)(s.threads * 2 * s.v + 2 * per_group) * sizeof(float));
     if (node->wants & 6) /* pictures are the chunks of a sum over the batch */
         LAUNCH(finish_sums<gradients_of_norm>, blocks_for((size_t)job.channels), THREADS, 0, state_of(g)->stream,
                gradients_of_norm{gradient_of(node, 1), gradient_of(node, 2)}, 1, g->n, job.channels, job.sums);

@@ -127,7 +127,7 @@ and shared memory: the most that `ddpm selftest --quick` launches.
         work[op][1] += mflop
         work[op][2] += size
     products = sum(work[op][1] for op in ('conv2d', 'linear', 'attention')) / 1e6
-    written = sum(w[2] for w in work.values()) / 1e9
+    written = sum(work[op][2] for op in work if op != 'activation') / 1e9  # which group_norm does in passing
     update = parameters * 4 * 9 / 1e9
     print(f'''
 ## Lower bounds of a training step: the lab's UNet, 128 pictures of 64x64
@@ -137,8 +137,8 @@ and shared memory: the most that `ddpm selftest --quick` launches.
         print(f'| {op} | {work[op][0]} | {work[op][1] / 1e6:.3f} | {work[op][2] / 1e9:.2f} |')
     print(f'''
 Products (conv2d, linear, attention): {products:.2f} TFLOP; time is at least that over the device's peak. Outputs: {written:.1f} GB
-if no node is folded into another; forward writes each and reads it once, backward reads its gradient and writes one: at
-least 4 x {written:.1f} GB over the bandwidth. The update reads weights, gradients, both moments and the average and writes all
+without the activations, which group_norm does in passing; each is written and read once, and so is its gradient, and most are
+far larger than a cache: at least 4 x {written:.1f} GB over the bandwidth. The update reads weights, gradients, both moments and the average and writes all
 but the gradients: 9 x 4 bytes x {parameters:,} parameters = {update:.2f} GB. Peaks: NVIDIA's data sheets, dense.
 
 | device | TFLOP/s fp32, TF32, bf16 | GB/s | products, ms: fp32, TF32, bf16 | other traffic, ms | update, ms |
