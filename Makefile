@@ -38,7 +38,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo cuda cuda-tests cuda-report test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo mini sweep experiment cuda cuda-tests cuda-report test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -55,7 +55,7 @@ $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif
 $(BUILD)/$(COMPILER)/test-dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif cmocka
-ifeq ($(OPENMP_FOUND)$(filter-out all program demo bench,$(or $(MAKECMDGOALS),all)),no)
+ifeq ($(OPENMP_FOUND)$(filter-out all program demo mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif
 
@@ -152,6 +152,9 @@ $(call binary,$(FUZZ)): $(OBJ)/tests/fuzz/%: $(OBJ)/tests/fuzz/%.o $(call object
 
 # ---- targets -----------------------------------------------------------------------------------------------------
 all: program ## builds ./ddpm (the default)
+
+mini: program ## makes the bundled model, data/mini, anew: data, evaluators, training, score (days; it can be stopped)
+	@scripts/mini.sh
 
 demo: program ## renders pictures, trains a tiny model, samples from it: the whole way in under five minutes
 	@scripts/demo.sh

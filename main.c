@@ -13,8 +13,9 @@
 /* ---- 1. Commands, backends, global options ------------------------------------------------------------------- */
 
 static const cli_command *const commands[] = {
-    &cli_render,  &cli_train,      &cli_sample,   &cli_test,  &cli_eval,   &cli_train_evaluator, &cli_info,
-    &cli_predict, &cli_check_grad, &cli_selftest, &cli_bench, &cli_report, &cli_nearest,         &cli_explain,
+    &cli_render,          &cli_train,  &cli_sample,  &cli_test,       &cli_eval,
+    &cli_train_evaluator, &cli_info,   &cli_predict, &cli_check_grad, &cli_selftest,
+    &cli_bench,           &cli_report, &cli_nearest, &cli_explain,    &cli_export,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -20,7 +20,7 @@ typedef struct cli_context {
 /* ---- 2. Commands: each in the file of its name --------------------------------------------------------------- */
 
 extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, cli_predict, cli_check_grad, cli_bench,
-    cli_eval, cli_train_evaluator, cli_report, cli_nearest, cli_explain, cli_selftest;
+    cli_eval, cli_train_evaluator, cli_export, cli_report, cli_nearest, cli_explain, cli_selftest;
 
 /* ---- 3. Results and errors ----------------------------------------------------------------------------------- */
 
@@ -76,8 +76,8 @@ typedef struct cli_model { /* start from {0} */
     lab_classes classes; /* count 0: the model does not say */
     char *path;          /* the model directory that was found */
 } cli_model;
-/* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; free() it. NULL: see
- * ddpm_error(). PATH NULL (no --model): an error with a hint. */
+/* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; PATH NULL (no --model): the
+ * bundled data/mini. free() it. NULL: see ddpm_error(). */
 char *cli_find_model(const char *path);
 /* data/NAME of the working directory or, where that is not, of the program's; free() it. NULL: see ddpm_error(). */
 char *cli_bundled(const char *name);

@@ -26,7 +26,7 @@ static const cli_option options[] = {
      "the picture", &set.image, 0, 0, 1},
     {"labels", NULL, CLI_TEXT, "\"A, B\"", "(none: as where label dropout left them out)",
      "what it shows", &set.labels, 0, 0, 2},
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(the bundled one, data/mini)",
      "a run (its best checkpoint) or a model directory", &set.model, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "FILE.png", "explain.png",
      "the figure", &set.out, 0, 0, 0},

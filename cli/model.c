@@ -22,14 +22,23 @@ static int holds_model(const char *path)
     return found;
 }
 
+static char *find_bundled(void)
+{
+    char *path = cli_bundled("mini");
+    if (path == NULL || holds_model(path)) return path;
+    ddpm_fail(
+        DDPM_ERR_FILE,
+        "no model is given, and the bundled one is not there: %s\n"
+        "      hint: --model RUN, a run that ddpm train made, or a model directory; make mini makes the bundled one",
+        path);
+    free(path);
+    return NULL;
+}
+
 char *cli_find_model(const char *path)
 {
     static const char *const checkpoint[] = {"best", "latest"};
-    if (path == NULL) {
-        ddpm_fail(DDPM_ERR_ARGUMENT,
-                  "no model is given\n      hint: --model RUN, a run that ddpm train made, or a model directory");
-        return NULL;
-    }
+    if (path == NULL) return find_bundled();
     if (!io_is_directory(path)) {
         ddpm_fail(DDPM_ERR_FILE,
                   "%s is not a directory\n      hint: --model wants a run that ddpm train made, or a model "

@@ -18,7 +18,7 @@ static struct {
 
 /* clang-format off */
 static const cli_option options[] = {
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(the bundled one, data/mini)",
      "a run, a model directory, or a UNet2DModel's own", &set.model, 0, 0, 0},
     {"in", NULL, CLI_TEXT, "IN.safetensors", CLI_REQUIRED,
      "sample (N,C,H,W), timestep (N), and labels (N,classes) or class_labels as the model asks", &set.in, 0, 0, 0},

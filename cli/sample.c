@@ -28,7 +28,7 @@ static const cli_option options[] = {
      "what to draw: class names separated by commas", &set.labels, 0, 0, 1},
     {"labels-file", NULL, CLI_TEXT, "FILE", NULL,
      "label sets to draw, in the form of test.json", &set.labels_file, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(the bundled one, data/mini)",
      "a run (its best checkpoint) or a model directory", &set.model, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "FILE.png", "sample.png",
      "the picture; several make a grid, eight in a row", &set.out, 0, 0, 0},

@@ -35,9 +35,11 @@ ddpm_sample_config cli_sampler_config(const cli_option *option, cli_sampler *set
     ddpm_sample_config out = ddpm_sample_default();
     out.sampler = s->scheduler;
     DECIDE("sampler", set->sampler, ddpm_sampler, out.sampler);
+    if (set->steps == 0 && out.sampler == s->scheduler) set->steps = model->info.num_inference_steps;
     if (set->steps == 0) set->steps = default_steps(s, out.sampler);
     out.steps = set->steps;
     out.eta = set->eta;
+    DECIDE("guidance", set->guidance, double, model->info.guidance_scale);
     out.guidance = set->guidance;
     out.seed = set->seed;
     out.torch_rng = set->rng;

@@ -25,9 +25,9 @@ typedef struct cli_sampler {
     {"sampler", "algorithm_type", CLI_CHOICE, "ddpm|ddim|dpmsolver++", "(the model's, ddpm)", \
      "ancestral; DDIM; DPM-Solver++ (2M), good in 20 steps", &(set).sampler, 0, 0, 0}, \
     {"steps", "time_step num_inference_steps ddpm_num_inference_steps", CLI_INT, "N", \
-     "(ddpm: all of the model's, 1000; ddim: 50; dpmsolver++: 20)", "steps of denoising", &(set).steps, 1, 100000, 0}, \
+     "(the model's; ddpm: all, 1000; ddim: 50; dpmsolver++: 20)", "steps of denoising", &(set).steps, 1, 100000, 0}, \
     {"eta", NULL, CLI_REAL, "R", "0", "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &(set).eta, 0, 1, 0}, \
-    {"guidance", "guidance_scale", CLI_REAL, "G", "1", \
+    {"guidance", "guidance_scale", CLI_REAL, "G", "(the model's, 1)", \
      "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &(set).guidance, -100, 100, 0}, \
     {"timestep-spacing", NULL, CLI_CHOICE, "leading|linspace|trailing", "(the model's, leading)", \
      "which of the model's T steps are taken", &(set).spacing, 0, 0, 0}, \

@@ -29,7 +29,7 @@ static const cli_option options[] = {
      "folder with test.json and new_test.json", &set.data, 0, 0, 1},
     {"test-type", NULL, CLI_CHOICE, "test|new_test", "test",
      "which of the two files", &set.test_type, 0, 0, 0},
-    {"model", "weight_path weights", CLI_TEXT, "PATH", "(must be given)",
+    {"model", "weight_path weights", CLI_TEXT, "PATH", "(the bundled one, data/mini)",
      "a run (its best checkpoint) or a model directory", &set.model, 0, 0, 0},
     {"out", "output_dir save_root", CLI_TEXT, "DIR", "results",
      "folder to write to", &set.out, 0, 0, 0},

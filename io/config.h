@@ -44,13 +44,15 @@ ddpm_result io_label_config_write(const char *path, const ddpm_label_config *con
 /* model_index.json: what a model knows beyond its networks. A diffusers pipeline's own index (DDPMPipeline,
  * DDIMPipeline) is accepted: it has none of our fields, which then keep the values of io_model_info_default. */
 typedef struct io_model_info {
-    char **class_name;    /* owned, by io_model_info_free */
-    int classes;          /* 0: names unknown */
-    int none_class;       /* the class that stands for "no label"; -1: an all-zero multi-hot does */
-    double label_dropout; /* share of the training pictures whose labels were replaced by "none", 0 to 1 */
-    int pixel_unshuffle;  /* ddpm_model_config's; 1: none */
-    int height, width;    /* of a picture; 0: unknown */
-    int version;          /* of this directory's form: IO_MODEL_VERSION; a higher one is refused */
+    char **class_name;       /* owned, by io_model_info_free */
+    int classes;             /* 0: names unknown */
+    int none_class;          /* the class that stands for "no label"; -1: an all-zero multi-hot does */
+    double label_dropout;    /* share of the training pictures whose labels were replaced by "none", 0 to 1 */
+    int pixel_unshuffle;     /* ddpm_model_config's; 1: none */
+    int height, width;       /* of a picture; 0: unknown */
+    int num_inference_steps; /* how it is drawn best, with the sampler of its scheduler_config.json: steps (0: that */
+    double guidance_scale;   /* sampler's usual number) and classifier-free guidance (1: none) */
+    int version;             /* of this directory's form: IO_MODEL_VERSION; a higher one is refused */
 } io_model_info;
 enum { IO_MODEL_VERSION = 1 };
 io_model_info io_model_info_default(void);

@@ -25,9 +25,9 @@
 
 /* ---- 1. Help ------------------------------------------------------------------------------------------------- */
 
-static const cli_command *const commands[] = {&cli_render, &cli_train,   &cli_sample,     &cli_test,
-                                              &cli_eval,   &cli_nearest, &cli_explain,    &cli_train_evaluator,
-                                              &cli_info,   &cli_predict, &cli_check_grad, &cli_bench};
+static const cli_command *const commands[] = {
+    &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,  &cli_nearest, &cli_explain,
+    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench, &cli_export};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -1042,10 +1042,63 @@ static void test_bad_labels(void **state)
     assert_false(io_is_file(in_folder("none.png")));
 }
 
+/* Runs it in @/home, where data/mini is the bundled model. */
+static int run_at_home(const char *arguments)
+{
+    char before[300];
+    snprintf(before, sizeof before, "cd \"%s\" &&", in_folder("home"));
+    return run_with(before, arguments);
+}
+
+/* In F16 half the bytes; with a sampler, steps and guidance that count where nothing else is said. As data/mini it is
+ * what is drawn with where no model is named. */
+static void test_export(void **state)
+{
+    (void)state;
+    static const char how[] = "--sampler dpmsolver++ --steps 3";
+    char command[300];
+    size_t size[2];
+    unsigned char *bytes;
+    shell("mkdir -p @/home/data/mini/evaluator && cp data/test.json @/home/data");
+    assert_int_equal(run_at_home("sample 'red cube'"), 1);
+    assert_has(err, "no model is given, and the bundled one is not there: ");
+    assert_has(err, "make mini");
+
+    snprintf(command, sizeof command, "export @/run --out @/exported --dtype f32 %s", how);
+    assert_runs(command);
+    snprintf(command, sizeof command, "export @/run --out @/home/data/mini %s --guidance 3", how);
+    assert_runs(command);
+    assert_has(out, "/home/data/mini\n");
+    assert_true(io_is_directory(in_folder("home/data/mini/evaluator")));
+    for (int i = 0; i < 2; i++) {
+        const char *path = in_folder(i ? "home/data/mini/unet/diffusion_pytorch_model.safetensors"
+                                       : "exported/unet/diffusion_pytorch_model.safetensors");
+        assert_int_equal(io_read_file(path, &bytes, &size[i]), DDPM_OK);
+        free(bytes);
+    }
+    assert_true(size[1] < size[0] * 6 / 10); /* the header stays as long */
+
+    snprintf(command, sizeof command, "sample 'red cube, cyan sphere' --model @/run %s --out @/a.png", how);
+    assert_runs(command);
+    assert_runs("sample 'red cube, cyan sphere' --model @/exported --out @/b.png");
+    assert_has(err, "3 DPM-Solver++ steps");
+    assert_same_pixels("a.png", "b.png");
+    assert_runs("sample 'red cube' --model @/exported --sampler ddim --out @/b.png");
+    assert_has(err, "50 DDIM steps"); /* the 3 were the other sampler's */
+
+    assert_int_equal(run_at_home("sample 'red cube, cyan sphere'"), 1);
+    assert_has(err, "was trained without label dropout, so guidance 3");
+    assert_int_equal(run_at_home("sample 'red cube, cyan sphere' --guidance 1"), 0);
+    assert_picture("home/sample.png", 16, 16);
+    assert_int_equal(run_at_home("test --guidance 1"), 0);
+    assert_picture("home/results/test_grid.png", 8 * 18 + 2, 4 * 18 + 2);
+    assert_fails(1, "export @/run --out @/data", "would be lost");
+    assert_fails(1, "export @/nothing --out @/none", "is not a directory");
+}
+
 static void test_bad_models(void **state)
 {
     (void)state;
-    assert_fails(1, "sample 'red cube' --out @/none.png", "no model is given");
     assert_fails(1, "sample 'red cube' --model @/nothing --out @/none.png", "is not a directory");
     assert_fails(1, "sample 'red cube' --model @/data --out @/none.png", "holds neither a model");
     shell("cp -rL @/run/best @/model; sed -i 's/64/96/' @/model/unet/config.json");
@@ -1162,6 +1215,7 @@ int main(void)
         cmocka_unit_test(test_memory_is_refused),
         cmocka_unit_test(test_bad_training_data),
         cmocka_unit_test(test_bad_labels),
+        cmocka_unit_test(test_export),
         cmocka_unit_test(test_bad_models),
         cmocka_unit_test(test_nan_stops),
         cmocka_unit_test(test_check_grad),

@@ -1,6 +1,6 @@
 """`make parity`: ddpm.c against PyTorch and diffusers themselves. Run from the root of the repository:
 
-    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|pictures|run|lab] [DDPM]      (default $DDPM, else ./ddpm)
+    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|pictures|example|run|lab] [DDPM]      (default $DDPM, else ./ddpm)
 
 Prints a line for each check, with the measured figure and its bound; exit 1 if one failed.
 Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers; schedulers;
@@ -284,12 +284,34 @@ def check_pictures(ddpm):
                        f"{float((apart > 0).double().mean()):.2%} of the values differ")
 
 
+def check_example(ddpm):
+    """examples/from_diffusers.py, run as its reader would, on a model of pixel_unshuffle 2 that was exported with a
+    sampler, steps and guidance of its own: the pictures of `ddpm sample --rng torch` that names none of them."""
+    with tempfile.TemporaryDirectory() as directory:
+        data, runs, mini = (os.path.join(directory, name) for name in ("data", "run", "mini"))
+        run(ddpm, "render", "--out", data, "--scenes", 4, "--size", "64x48", "--seed", 1)
+        run(ddpm, "train", data, "--out", runs, "--model", "tiny", "--pixel-unshuffle", 2, "--resolution", 32,
+            "--cond-drop", 0.1, "--epochs", 2, "--batch-size", 5)
+        for sampler, steps, guidance in (("ddim", 10, 3), ("ddpm", 1000, 1), ("dpmsolver++", 10, 2)):
+            run(ddpm, "export", runs, "--out", mini, "--dtype", "f16", "--sampler", sampler, "--steps", steps,
+                "--guidance", guidance, "--lambda-min-clipped", -5.1)
+            theirs, ours = os.path.join(directory, "theirs.png"), os.path.join(directory, "ours.png")
+            run(sys.executable, "-W", "ignore", os.path.join(ROOT, "examples", "from_diffusers.py"),
+                "red sphere, cyan cube", "--model", mini, "--n", 2, "--seed", 7, "--out", theirs)
+            run(ddpm, "sample", "red sphere, cyan cube", "--model", mini, "--n", 2, "--seed", 7, "--rng", "torch",
+                "--out", ours)
+            with Image.open(theirs) as a, Image.open(ours) as b:
+                same = a.size == b.size
+                apart = max(h for _, h in ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getextrema())
+            report(f"examples/from_diffusers.py: {sampler}, {steps} steps, of 255 apart", apart if same else math.inf, 1)
+
+
 # ---- main -----------------------------------------------------------------------------------------------------------
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
-    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "pictures", "run", "lab"])
+    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "pictures", "example", "run", "lab"])
     arguments = parser.parse_args()
     if arguments.only in (None, "vectors"):
         check_vectors()
@@ -304,6 +326,8 @@ def main():
         check_run(arguments.ddpm)
     if arguments.only in (None, "pictures"):
         check_pictures(arguments.ddpm)
+    if arguments.only in (None, "example"):
+        check_example(arguments.ddpm)
     if arguments.only in (None, "lab"):
         check_network(arguments.ddpm, networks.LAB, 1e-4, 1e-3, 1e-4, backends=("reference", "cpu"))
     print(f"{failures} failed" if failures else "all agree")

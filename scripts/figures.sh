@@ -1,0 +1,25 @@
+# Read by the scripts that measure: figures of results.json (ddpm test), means and their standard errors.
+
+# figure FILE NAME: the number NAME, or the value of the accuracy NAME
+figure() {
+    awk -v name="\"$2\"" '
+        index($0, name) { found = 1 }
+        found && (index($0, name) ? $0 !~ /\{ *$/ : /"value"/) { gsub(/.*:|[ \t,]/, ""); print; exit }' "$1"
+}
+
+# Numbers on the standard input, one a line -> their mean, the standard error of that, and how many they are.
+mean_and_error() {
+    awk '{ n++; sum += $1; squares += $1 * $1 }
+        END { if (!n) exit 1
+              mean = sum / n; variance = n > 1 ? (squares - n * mean * mean) / (n - 1) : 0
+              printf "%.4f %.4f %d\n", mean, sqrt((variance > 0 ? variance : 0) / n), n }'
+}
+
+# weights_of MODEL: the SHA-256 of its network's weights, as results.json has it
+weights_of() {
+    file=$1/unet/diffusion_pytorch_model.safetensors
+    { sha256sum "$file" 2> /dev/null || shasum -a 256 "$file"; } | cut -d ' ' -f 1
+}
+
+# scored FOLDER MODEL: whether FOLDER holds the results of these weights
+scored() { [ -f "$1/results.json" ] && grep -q "$(weights_of "$2")" "$1/results.json"; }

@@ -1,0 +1,174 @@
+#!/bin/sh
+# `make mini`: the bundled model, data/mini, made anew: renders the scenes, trains the two evaluators and the model, packs
+# them, scores what was packed, and writes data/mini/README.md from what it finds. Days on two cores.
+#   scripts/mini.sh [data|guide|judge|train|pack|score|readme]...      these stages alone; without a name all, in this order
+# What is done is passed over. Stopped, the same line goes on: the model from its last checkpoint, an evaluator from its
+# beginning. `pack` takes a run as it stands, also one that is being trained.
+cd "$(dirname "$0")/.." || exit 1
+: "${PROGRAM:=./ddpm}"
+: "${DATA:=runs/iclevr}" "${GUIDE:=runs/guide}" "${JUDGE:=runs/judge}" "${RUN:=runs/mini}" "${SCORE:=runs/mini-score}" "${MINI:=data/mini}"
+: "${SCENES:=6003}" "${SIZE:=320x240}"                            # the data
+: "${EVALUATOR_EPOCHS:=30}" "${EVALUATOR_OPTIONS:=}"              # the evaluators
+: "${EPOCHS:=200}" "${TRAIN_OPTIONS:=}"                           # the model
+: "${SWEEP:=runs/sweep}" # how it is drawn: what `make sweep` found, else this
+: "${DRAW:=$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2)}"
+: "${SEEDS:=1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20}"  # of its score
+: "${LIMIT:=14000000}"                                            # bytes of data/mini
+set -e
+. scripts/figures.sh
+run() {
+    printf '$ %s\n' "$*"
+    "$@"
+}
+rows() { tail -n +2 "$1" | awk 'END { print NR }'; }
+
+data() { [ -f "$DATA/train.json" ] || run "$PROGRAM" render --out "$DATA" --scenes "$SCENES" --size "$SIZE" --seed 2024; }
+
+evaluator() { # directory, seed
+    [ -f "$1/metrics.csv" ] && [ "$(rows "$1/metrics.csv")" -ge "$EVALUATOR_EPOCHS" ] ||
+        run "$PROGRAM" train-evaluator "$DATA" --out "$1" --epochs "$EVALUATOR_EPOCHS" --dtype f16 --seed "$2" $EVALUATOR_OPTIONS
+}
+guide() { evaluator "$GUIDE" 1; }
+judge() { evaluator "$JUDGE" 2; }
+
+train() {
+    if [ -f "$RUN/args.json" ]; then run "$PROGRAM" train --resume --out "$RUN"
+    else
+        run "$PROGRAM" train "$DATA" --out "$RUN" --model scripts/mini.json --pixel-unshuffle 2 --epochs "$EPOCHS" \
+            --batch-size 32 --lr 2e-4 --lr-schedule constant --warmup 500 --snr-gamma 5 --cond-drop 0.1 \
+            --ema-decay 0.9998 --save-every 5 --save-minutes 10 --sample-every 1000 $TRAIN_OPTIONS
+    fi
+}
+
+pack() { # beside, then in its place: a stopped one leaves the old one whole
+    fresh=$MINI.tmp-$$
+    trap 'rm -rf "$fresh"' EXIT
+    rm -rf "$fresh"
+    mkdir -p "$(dirname "$MINI")"
+    run "$PROGRAM" export "$RUN" --out "$fresh" --dtype f16 $DRAW
+    for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
+        set -- $pair
+        mkdir "$fresh/$2"
+        cp "$1/config.json" "$1/model.safetensors" "$fresh/$2/"
+    done
+    readme_of "$fresh"
+    bytes=$(find "$fresh" -type f -exec cat {} + | wc -c)
+    if [ "$bytes" -ge "$LIMIT" ]; then
+        echo "mini.sh: $MINI would have $bytes bytes, $LIMIT are the limit" >&2
+        exit 1
+    fi
+    rm -rf "$MINI"
+    mv "$fresh" "$MINI"
+    trap - EXIT
+    echo "$MINI: $bytes bytes"
+}
+
+# Each seed and label file in a folder of its own; beside them the ceiling, pictures rendered from the same labels, and
+# the floor, the pictures of one seed judged against the next set's labels.
+score() {
+    for type in test new_test; do
+        for seed in $SEEDS; do
+            out=$SCORE/$type-$seed
+            scored "$out" "$MINI" ||
+                run "$PROGRAM" test data --test-type $type --model "$MINI" --seed "$seed" --out "$out"
+        done
+        [ -f "$SCORE/ceiling-$type/31.png" ] || run "$PROGRAM" render --labels-file data/$type.json --out "$SCORE/ceiling-$type" --seed 1
+        "$PROGRAM" eval "$SCORE/ceiling-$type" --labels-file data/$type.json --evaluator "$MINI/evaluator_judge" > "$SCORE/ceiling-$type.txt"
+        # A set a line, in brackets: the first one goes to the end.
+        tr -d '\n' < data/$type.json | sed 's/^ *\[//; s/\] *$//; s/\], *\[/]\n[/g' |
+            awk 'NR == 1 { first = $0; next } { printf "%s%s", NR == 2 ? "[" : ",\n", $0 } END { print ",\n" first "]" }' > "$SCORE/shifted-$type.json"
+        "$PROGRAM" eval "$SCORE/$type-${SEEDS%% *}/images/$type" --labels-file "$SCORE/shifted-$type.json" \
+            --evaluator "$MINI/evaluator_judge" > "$SCORE/floor-$type.txt"
+    done
+}
+
+# ---- the README, from what there is -------------------------------------------------------------------------------
+accuracy_row() { # type: the mean of the seeds, its 95% interval, the ceiling, the floor
+    scores=$(for seed in $SEEDS; do
+        scored "$SCORE/$1-$seed" "$2" && figure "$SCORE/$1-$seed/results.json" accuracy_mean_of_pictures
+    done || true)
+    if [ -z "$scores" ]; then return; fi
+    set -- "$1" $(printf '%s\n' "$scores" | mean_and_error)
+    beside() { sed -n 's/^accuracy (mean of pictures): \([0-9.]*\).*/\1/p' "$SCORE/$1-$2.txt" 2> /dev/null; }
+    awk -v type="$1" -v m="$2" -v e="$3" -v n="$4" -v ceiling="$(beside ceiling "$1")" -v floor="$(beside floor "$1")" 'BEGIN {
+        printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
+}
+evaluator_row() { # name, directory
+    tail -n 1 "$2/metrics.csv" | awk -F, -v name="$1" '{ printf "| `%s` | %d | %s | %s |\n", name, $1 + 1, $4, $5 }'
+}
+readme_of() { # the directory to write it into
+    steps=$(tail -n 1 "$RUN/metrics.csv" | cut -d, -f 1)
+    hours=$(awk -F, 'NR > 1 && $3 < last { sum += last } NR > 1 { last = $3 } END { printf "%.1f", (sum + last) / 3600 }' "$RUN/timing.csv")
+    cp "$RUN/loss.png" "$1/loss.png"
+    rows=$(accuracy_row test "$1"; accuracy_row new_test "$1")
+    {
+        cat << END
+# The bundled model
+
+A diffusers directory (weights in F16) with two evaluators, made by \`make mini\`: the pictures were rendered by
+\`ddpm render\`, evaluators and model trained by this program. This file was written by \`scripts/mini.sh\`.
+
+    ./ddpm sample "red sphere, cyan cube"
+    ./ddpm test --test-type new_test
+
+Where no option says otherwise it draws with \`$DRAW\`.
+
+## How it was made
+
+| | |
+| --- | --- |
+END
+        for name in version data pictures parameters pixel_unshuffle batch_size lr lr_schedule warmup cond_drop ema_decay \
+            snr_gamma timesteps beta_schedule prediction_type seed; do
+            awk -F '"' -v name="$name" '$2 == name { value = $0; sub(/^[^:]*:[ \t]*/, "", value); sub(/,$/, "", value)
+                gsub(/"/, "", value); printf "| %s | %s |\n", name, value }' "$RUN/args.json"
+        done
+        cat << END
+| steps | $steps |
+| hours of training | $hours |
+
+![loss of each step](loss.png)
+
+## The evaluators
+
+ResNet18 in a quarter of its width. \`evaluator\` may guide (\`--guide\`); \`evaluator_judge\`, trained from another seed,
+never does: it gives every accuracy below. Held out are the last scenes of the data.
+
+| | epochs | held out, mean of pictures | held out, pooled objects |
+| --- | --- | --- | --- |
+$(evaluator_row evaluator "$GUIDE")
+$(evaluator_row evaluator_judge "$JUDGE")
+
+## Accuracy
+
+END
+        if [ -z "$rows" ]; then echo "These weights have not been scored yet: \`scripts/mini.sh score readme\`."
+        else
+            cat << END
+Mean of pictures by \`evaluator_judge\`, the mean over seeds with its 95% interval (1.96 standard errors of that mean).
+The ceiling are pictures freshly rendered from the same labels; the floor, drawn pictures judged by another set's labels.
+
+| label sets | accuracy | 95% interval | seeds | ceiling | floor |
+| --- | --- | --- | --- | --- | --- |
+$rows
+
+Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
+
+![the 32 sets of test.json, what was missed framed in red](test_grid.png)
+END
+        fi
+    } > "$1/README.md"
+    if [ -n "$rows" ] && [ -f "$SCORE/test-${SEEDS%% *}/test_grid.png" ]; then cp "$SCORE/test-${SEEDS%% *}/test_grid.png" "$1/"; fi
+}
+readme() { readme_of "$MINI"; }
+
+[ $# -gt 0 ] || set -- data guide judge train pack score readme
+for stage; do
+    case $stage in
+    data | guide | judge | train | pack | score | readme) "$stage" ;;
+    *)
+        sed -n '2,6s/^# *//p' "$0" >&2
+        exit 2
+        ;;
+    esac
+done
