@@ -77,14 +77,14 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*product)(const cpu_product *p);
     void (*taps)(const cpu_taps *t);
     void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
-    void (*input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width);
+    void (*input)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane, size_t width);
     void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
                    const float *bias, int accumulate);
     void (*gradient)(const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane, size_t width);
     void (*turned)(const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width, size_t tile);
     void (*weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap, float *u,
                     size_t plane);
-    void (*weight_gradient)(const float *du, size_t plane, float *dw);
+    void (*weight_gradient)(const float *du, size_t plane, float *dw, int accumulate);
     void (*silu)(size_t count, const float *x, float *y);
     void (*silu_backward)(size_t count, const float *x, const float *dy, float *dx, int accumulate);
     void (*add)(size_t count, const float *a, const float *b, float scale, float *y);
@@ -299,7 +299,7 @@ static void share(size_t count, size_t *first, size_t *end)
  * Pixels are those of all pictures of the batch, one after the other. */
 
 typedef struct conv { /* of n pictures; also the one that computes dx (see section 4) */
-    int n, ci, co, kernel, stride, pad, h, w, oh, ow;
+    int n, capacity, ci, co, kernel, stride, pad, h, w, oh, ow;
     const float *x, *weight,
         *bias; /* (n,ci,h,w); weight of (o, i, tap) at weight + o w_out + i w_in + tap w_tap; (co) */
     float *y;  /* (n,co,oh,ow) */
@@ -656,7 +656,7 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
     }
 }
 
-/* dw (Co,K) += dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are more, to
+/* dw (Co,K) (+)= dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are more, to
  * itself, and goes through the pixels in blocks. Scratch for each thread: the block's columns both ways; packed dy. */
 typedef struct weight_sizes {
     int depth, together;            /* pixels of a block; channels of a chunk */
@@ -686,7 +686,7 @@ static void range(int count, int step, int *first, int *end)
     *end = (int)b * step < count ? (int)b * step : count;
 }
 
-static void direct_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, float *scratch)
+static void direct_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, int accumulate, float *scratch)
 {
     const cpu_kernels *kernels = s->kernels;
     int taps = c->kernel * c->kernel, by_input = c->ci >= c->co;
@@ -728,7 +728,7 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
                                  .ldb = z.row,
                                  .c = dw + (size_t)o0 * w_out + (size_t)(i * taps),
                                  .ldc = w_out,
-                                 .accumulate = 1};
+                                 .accumulate = accumulate || at > 0};
                 kernels->product(&p);
             }
         }
@@ -892,33 +892,47 @@ static void strided_data(const cpu_state *s, const conv *c, const float *dy, flo
  *     M_f (Co,t) = U_f (Co,Ci) V_f (Ci,t);        backward to the weights: dU_f (Co,Ci) = D_f (Co,t) V_f^T (t,Ci)
  * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
  *
- * Training transforms weights into scratch just before use: stored for all layers they would be four times the model.
- * Inference keeps them, until the model says that its weights have changed.
- *
- * A thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128 channels) and M
- * of the outputs (0.2 MiB) then stay in the second-level cache while U streams past them, a chunk's from end to end. */
+ * The smaller of V and U lies whole in scratch, the other is made a piece at a time. Many tiles: all weights are
+ * transformed, then a thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128
+ * channels) and M of the outputs (0.2 MiB) stay in the second-level cache while U streams past them, a chunk's from end
+ * to end. Fewer tiles than outputs: all tiles are transformed, then a thread transforms the weights of SLICE outputs (0.6
+ * MiB at 256 inputs) and lets V stream past them; U, four times the weights, never leaves the cache.
+ * Inference keeps U of the first kind, until the model says that its weights have changed. */
 
 enum {
     FREQUENCIES = 36,
     WIDTH = 48,
     CHUNK = 32,
+    SLICE = 16,
     GAP = 16
 }; /* GAP: floats between planes, lest they share cache sets */
 
 typedef struct winograd { /* sizes of one convolution, in floats */
+    int by_weights;       /* V lies whole */
+    int chunk;            /* outputs together */
     size_t groups;        /* of `lanes` tiles, in the batch */
+    size_t blocks;        /* of WIDTH tiles, in the largest batch */
     size_t chunks;        /* of outputs */
     size_t u, v, m;       /* planes of one frequency: U of a chunk, V of WIDTH tiles, M of both */
 } winograd;
 
+static size_t tiles_of(const conv *c, int pictures)
+{
+    return (size_t)pictures * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4);
+}
+
 static winograd winograd_of(const cpu_state *s, const conv *c)
 {
-    size_t tiles = (size_t)c->n * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4), lanes = (size_t)s->kernels->lanes;
-    return (winograd){.groups = (tiles + lanes - 1) / lanes,
-                      .chunks = (size_t)(c->co + CHUNK - 1) / CHUNK,
-                      .u = CHUNK * (size_t)c->ci + GAP,
-                      .v = WIDTH * (size_t)c->ci + GAP,
-                      .m = WIDTH * CHUNK + GAP};
+    size_t lanes = (size_t)s->kernels->lanes, most = tiles_of(c, c->capacity);
+    int by_weights = most < (size_t)c->co, chunk = by_weights ? SLICE : CHUNK;
+    return (winograd){.by_weights = by_weights,
+                      .chunk = chunk,
+                      .groups = (tiles_of(c, c->n) + lanes - 1) / lanes,
+                      .blocks = (most + WIDTH - 1) / WIDTH,
+                      .chunks = (size_t)((c->co + chunk - 1) / chunk),
+                      .u = (size_t)(chunk * c->ci + GAP),
+                      .v = (size_t)(WIDTH * c->ci + GAP),
+                      .m = (size_t)(WIDTH * chunk + GAP)};
 }
 
 static size_t transformed_weights(const cpu_state *s, const conv *c)
@@ -930,6 +944,7 @@ static size_t transformed_weights(const cpu_state *s, const conv *c)
 static size_t winograd_scratch(const cpu_state *s, const conv *c)
 {
     winograd w = winograd_of(s, c);
+    if (w.by_weights) return FREQUENCIES * (w.blocks * w.v + (size_t)s->threads * (w.u + w.m));
     return (c->kept ? 0 : transformed_weights(s, c)) + FREQUENCIES * (size_t)s->threads * (w.v + w.m);
 }
 
@@ -947,28 +962,52 @@ static void winograd_weights(const cpu_state *s, const conv *c, const winograd *
     }
 }
 
-/* Outputs of `chunks` chunks from the first on, of tiles in V. */
+/* Outputs of one chunk, with its U, of tiles in V. */
 static void winograd_outputs(const cpu_state *s, const conv *c, const winograd *w, size_t group, size_t groups,
-                             size_t chunk, size_t chunks, const float *u, const float *v, float *m)
+                             size_t chunk, const float *u, const float *v, float *m)
 {
     const cpu_kernels *k = s->kernels;
     const cpu_pictures y = {c->n, c->co, c->oh, c->ow, c->y};
-    for (size_t end = chunk + chunks; chunk < end; chunk++) {
-        int from = (int)chunk * CHUNK, to = from + CHUNK < c->co ? from + CHUNK : c->co;
-        for (size_t f = 0; f < FREQUENCIES; f++) {
-            cpu_product p = {.m = to - from,
-                             .n = (int)groups * k->lanes,
-                             .k = c->ci,
-                             .a = u + (chunk * FREQUENCIES + f) * w->u,
-                             .b = v + f * w->v,
-                             .ldb = WIDTH,
-                             .c = m + f * w->m,
-                             .ldc = WIDTH};
-            k->product(&p);
-        }
-        for (size_t i = 0; i < groups; i++)
-            k->output(&y, (group + i) * (size_t)k->lanes, from, to, m + i * (size_t)k->lanes, w->m, WIDTH, c->bias,
-                      c->accumulate);
+    int from = (int)chunk * w->chunk, to = from + w->chunk < c->co ? from + w->chunk : c->co;
+    for (size_t f = 0; f < FREQUENCIES; f++) {
+        cpu_product p = {.m = to - from,
+                         .n = (int)groups * k->lanes,
+                         .k = c->ci,
+                         .a = u + f * w->u,
+                         .b = v + f * w->v,
+                         .ldb = WIDTH,
+                         .c = m + f * w->m,
+                         .ldc = WIDTH};
+        k->product(&p);
+    }
+    for (size_t i = 0; i < groups; i++)
+        k->output(&y, (group + i) * (size_t)k->lanes, from, to, m + i * (size_t)k->lanes, w->m, WIDTH, c->bias,
+                  c->accumulate);
+}
+
+/* Threads take chunks of outputs. Scratch: V; for each thread U and M of a chunk. */
+static void winograd_by_weights(const cpu_state *s, const conv *c, const winograd *w, float *scratch)
+{
+    const cpu_kernels *k = s->kernels;
+    const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
+    size_t lanes = (size_t)k->lanes, most = WIDTH / lanes, block = FREQUENCIES * w->v, first, end;
+    size_t strips = (size_t)c->ci / 16; /* of channels */
+    float *v = scratch, *u = v + w->blocks * block + FREQUENCIES * (size_t)cpu_team_index() * (w->u + w->m),
+          *m = u + FREQUENCIES * w->u;
+    share(w->groups * strips, &first, &end);
+    for (size_t job = first; job < end; job++) {
+        size_t group = job / strips;
+        int from = (int)(job % strips) * 16;
+        k->input(&x, group * lanes, from, from + 16, v + group / most * block + group % most * lanes, w->v, WIDTH);
+    }
+    cpu_team_barrier();
+    share(w->chunks, &first, &end);
+    for (size_t chunk = first; chunk < end; chunk++) {
+        for (int o = 0; o < SLICE; o += k->lanes)
+            k->weights(o, 0, c->ci, c->ci, c->weight + chunk * SLICE * c->w_out, c->w_out, c->w_in, c->w_tap, u, w->u);
+        for (size_t group = 0; group < w->groups; group += most)
+            winograd_outputs(s, c, w, group, w->groups - group < most ? w->groups - group : most, chunk, u,
+                             v + group / most * block, m);
     }
 }
 
@@ -979,94 +1018,116 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
     const cpu_kernels *k = s->kernels;
     const winograd w = winograd_of(s, c);
     const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
-    size_t most = WIDTH / (size_t)k->lanes;
+    size_t most = WIDTH / (size_t)k->lanes, first, end;
+    if (w.by_weights) {
+        winograd_by_weights(s, c, &w, scratch);
+        return;
+    }
     float *u = c->kept ? c->kept : scratch, *own = c->kept ? scratch : u + transformed_weights(s, c);
-    {
-        size_t first, end;
-        float *v = own + FREQUENCIES * (size_t)cpu_team_index() * (w.v + w.m), *m = v + FREQUENCIES * w.v;
-        if (!c->current) {
-            winograd_weights(s, c, &w, u);
-            cpu_team_barrier();
-        }
-        share(w.groups * w.chunks, &first, &end);
-        for (size_t job = first, groups, chunks; job < end; job += groups * chunks) {
-            size_t group = job / w.chunks, chunk = job % w.chunks, whole = chunk ? 0 : (end - job) / w.chunks;
-            groups = whole > most ? most : whole ? whole : 1;
-            chunks = whole || end - job > w.chunks - chunk ? w.chunks - chunk : end - job;
-            for (size_t i = 0; i < groups; i++)
-                k->input(&x, (group + i) * (size_t)k->lanes, v + i * (size_t)k->lanes, w.v, WIDTH);
-            winograd_outputs(s, c, &w, group, groups, chunk, chunks, u, v, m);
-        }
+    float *v = own + FREQUENCIES * (size_t)cpu_team_index() * (w.v + w.m), *m = v + FREQUENCIES * w.v;
+    if (!c->current) {
+        winograd_weights(s, c, &w, u);
+        cpu_team_barrier();
+    }
+    share(w.groups * w.chunks, &first, &end);
+    for (size_t job = first, groups, chunks; job < end; job += groups * chunks) {
+        size_t group = job / w.chunks, chunk = job % w.chunks, whole = chunk ? 0 : (end - job) / w.chunks;
+        groups = whole > most ? most : whole ? whole : 1;
+        chunks = whole || end - job > w.chunks - chunk ? w.chunks - chunk : end - job;
+        for (size_t i = 0; i < groups; i++)
+            k->input(&x, (group + i) * (size_t)k->lanes, 0, c->ci, v + i * (size_t)k->lanes, w.v, WIDTH);
+        for (size_t last = chunk + chunks; chunk < last; chunk++)
+            winograd_outputs(s, c, &w, group, groups, chunk, u + chunk * FREQUENCIES * w.u, v, m);
     }
 }
 
-/* dw += ..., summed over blocks of DEEP tiles, which all threads transform together. Scratch: V, D of a block; dU. */
-enum { DEEP = 96 };
+/* dw (+)= ..., summed over blocks of `deep` tiles, which all threads transform together. Where one block is all, a thread
+ * goes through dU by outputs, SLICE at a time, and turns them into dw at once; else dU is summed whole.
+ * Scratch: V, D of a block; dU, or of SLICE outputs for each thread. */
+enum { DEEP = 96, DEEPEST = 128 };
 
 typedef struct winograd_weight_sizes {
-    size_t row, v, d, u; /* a tile's channels in V; planes of one frequency */
+    int once;                   /* one block is all */
+    size_t deep;                /* tiles of a block */
+    size_t row, v, d_row, d, u; /* a tile's channels in V, an output's tiles in D; planes of one frequency */
 } winograd_weight_sizes;
 
-static winograd_weight_sizes sizes_of_winograd_weight(int ci, int co)
+static winograd_weight_sizes sizes_of_winograd_weight(const cpu_state *s, const conv *c)
 {
-    size_t row = (size_t)ci + GAP;
-    return (winograd_weight_sizes){.row = row,
-                                   .v = DEEP * row + GAP + 64,
-                                   .d = (DEEP + GAP) * (size_t)co + GAP,
-                                   .u = (size_t)co * (size_t)ci + GAP};
+    size_t lanes = (size_t)s->kernels->lanes, tiles = (tiles_of(c, c->capacity) + lanes - 1) / lanes * lanes;
+    winograd_weight_sizes z = {.once = tiles <= DEEPEST, .row = (size_t)(c->ci + GAP)};
+    z.deep = z.once ? tiles : DEEP;
+    z.d_row = z.deep + GAP;
+    z.v = z.deep * z.row + GAP + 64;
+    z.d = z.d_row * (size_t)c->co + GAP;
+    z.u = (size_t)(z.once ? SLICE : c->co) * (size_t)c->ci + GAP;
+    return z;
 }
 
-static size_t winograd_weight_scratch(int ci, int co)
+static size_t winograd_weight_scratch(const cpu_state *s, const conv *c)
 {
-    winograd_weight_sizes z = sizes_of_winograd_weight(ci, co);
-    return FREQUENCIES * (z.v + z.d + z.u);
+    winograd_weight_sizes z = sizes_of_winograd_weight(s, c);
+    return FREQUENCIES * (z.v + z.d + (z.once ? (size_t)s->threads : 1) * z.u);
 }
 
-static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, float *scratch)
+static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, int accumulate,
+                            float *scratch)
 {
     const cpu_kernels *k = s->kernels;
-    const winograd_weight_sizes z = sizes_of_winograd_weight(c->ci, c->co);
-    size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, panels = panels_of(k, c->co),
-           tiles = winograd_of(s, c).groups * lanes;
+    const winograd_weight_sizes z = sizes_of_winograd_weight(s, c);
+    size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, first, end;
+    size_t tiles = (tiles_of(c, c->n) + lanes - 1) / lanes * lanes;
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
+    size_t rows = z.once ? SLICE : mr, pieces = (size_t)c->co / rows, in_row = (size_t)c->ci * 9;
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
     float *v = scratch, *d = v + FREQUENCIES * z.v, *du = d + FREQUENCIES * z.d;
-    {
-        size_t first, end;
-        for (size_t tile = 0; tile < tiles; tile += DEEP) {
-            size_t groups = ((tiles - tile < DEEP ? tiles - tile : DEEP) + lanes - 1) / lanes, depth = groups * lanes;
-            share(groups * (ci + co), &first, &end);
-            for (size_t job = first; job < end; job++) {
-                size_t t = job / (ci + co) * lanes, channel = job % (ci + co);
-                if (channel < ci)
-                    k->turned(&x, tile + t, (int)(channel * lanes), v, z.v, z.row, t);
-                else
-                    k->gradient(&y, tile + t, (int)((channel - ci) * lanes), (int)((channel - ci + 1) * lanes), d + t,
-                                z.d, DEEP + GAP);
-            }
-            cpu_team_barrier();
-            share(FREQUENCIES * panels, &first, &end);
-            for (size_t job = first, run; job < end; job += run) {
-                size_t f = job / panels, from = job % panels;
-                run = end - job < panels - from ? end - job : panels - from;
-                cpu_product p = {.m = (int)(run * mr),
-                                 .n = c->ci,
-                                 .k = (int)depth,
-                                 .a = d + f * z.d + from * mr * (DEEP + GAP),
-                                 .a_row = DEEP + GAP,
-                                 .b = v + f * z.v,
-                                 .ldb = z.row,
-                                 .c = du + f * z.u + from * mr * (size_t)c->ci,
-                                 .ldc = (size_t)c->ci,
-                                 .accumulate = tile > 0};
-                k->product(&p);
-            }
-            cpu_team_barrier();
+    if (z.once) du += FREQUENCIES * z.u * (size_t)cpu_team_index();
+    for (size_t tile = 0; tile < tiles; tile += z.deep) {
+        size_t groups = (tiles - tile < z.deep ? tiles - tile : z.deep) / lanes;
+        share(groups * (ci + co), &first, &end);
+        for (size_t job = first; job < end; job++) {
+            size_t t = job / (ci + co) * lanes, channel = job % (ci + co);
+            if (channel < ci)
+                k->turned(&x, tile + t, (int)(channel * lanes), v, z.v, z.row, t);
+            else
+                k->gradient(&y, tile + t, (int)((channel - ci) * lanes), (int)((channel - ci + 1) * lanes), d + t, z.d,
+                            z.d_row);
         }
-        share((size_t)c->co * ci, &first, &end);
-        for (size_t job = first; job < end; job++)
-            k->weight_gradient(du + job * lanes, z.u, dw + job * lanes * 9);
+        cpu_team_barrier();
+        /* Jobs: (piece, frequency), frequencies fastest where pieces are slices, or the other way around. */
+        if (z.once)
+            share(pieces, &first, &end);
+        else
+            share(FREQUENCIES * pieces, &first, &end);
+        for (size_t job = first, run; job < end; job += run) {
+            size_t f = job / pieces, from = job % pieces;
+            run = end - job < pieces - from ? end - job : pieces - from;
+            if (z.once) run = 1;
+            cpu_product p = {.m = (int)(run * rows),
+                             .n = c->ci,
+                             .k = (int)(groups * lanes),
+                             .a = d + f * z.d + from * rows * z.d_row,
+                             .a_row = z.d_row,
+                             .b = v + f * z.v,
+                             .ldb = z.row,
+                             .c = du + f * z.u + (z.once ? 0 : from * rows * (size_t)c->ci),
+                             .ldc = (size_t)c->ci,
+                             .accumulate = tile > 0};
+            if (!z.once) {
+                k->product(&p);
+                continue;
+            }
+            for (f = 0; f < FREQUENCIES; f++, p.a += z.d, p.b += z.v, p.c += z.u)
+                k->product(&p);
+            for (size_t i = 0; i < rows * ci; i++)
+                k->weight_gradient(du + i * lanes, z.u, dw + from * rows * in_row + i * lanes * 9, accumulate);
+        }
+        cpu_team_barrier();
     }
+    if (z.once) return;
+    share((size_t)c->co * ci, &first, &end);
+    for (size_t job = first; job < end; job++)
+        k->weight_gradient(du + job * lanes, z.u, dw + job * lanes * 9, accumulate);
 }
 
 /* ---- 4. Which one, and the rows ---------------------------------------------------------------------------------- */
@@ -1076,6 +1137,7 @@ static conv conv_of(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_tensor *x = node->in[0], *w = node->in[1], *y = node->out;
     int taps = w->shape[2] * w->shape[3];
     return (conv){.n = g->n,
+                  .capacity = g->capacity,
                   .ci = x->shape[1],
                   .co = y->shape[1],
                   .kernel = w->shape[2],
@@ -1133,22 +1195,38 @@ static int strided_pays(const conv *c)
     return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
-/* The rule. Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill
- * vectors evenly; it pays where the transform of the weights is spread over enough tiles. Few pixels read the weights
+/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors evenly, or
+ * pictures of one tile. */
+static int winograd_fits(const ddpm_graph *g, const ddpm_node *node)
+{
+    const ddpm_tensor *w = node->in[1], *y = node->out;
+    int across = y->shape[3] / 4;
+    int whole = y->shape[3] % 4 == 0 && y->shape[2] >= 8 &&
+                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
+    whole |= y->shape[2] == 4 && y->shape[3] == 4;
+    return whole && w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
+           node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && !state_of(g)->exact;
+}
+
+static int tiles_in(const ddpm_graph *g, const ddpm_node *node)
+{
+    return g->capacity * (node->out->shape[3] / 4) * ((node->out->shape[2] + 3) / 4);
+}
+
+static int weights_by_winograd(const ddpm_graph *g, const ddpm_node *node)
+{
+    return winograd_fits(g, node) && tiles_in(g, node) >= 8;
+}
+
+/* The rule. Winograd pays where the transform of the weights is spread over enough tiles, to the weights' gradient from
+ * half as many on. Few pixels read the weights
  * as they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same
  * algorithm. */
 typedef enum algorithm { THIN, TURNED, PACKED, WINOGRAD } algorithm;
 
 static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
 {
-    const ddpm_tensor *w = node->in[1], *y = node->out;
-    int across = y->shape[3] / 4, tiles = g->capacity * across * ((y->shape[2] + 3) / 4);
-    int whole = y->shape[3] % 4 == 0 && y->shape[2] >= 8 &&
-                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
-    if (w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
-        node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && whole && tiles >= 16 &&
-        !state_of(g)->exact)
-        return WINOGRAD;
+    if (winograd_fits(g, node) && tiles_in(g, node) >= 16) return WINOGRAD;
     if (small_pays(g, node)) return TURNED;
     return few_pixels(g, node) ? THIN : PACKED;
 }
@@ -1163,9 +1241,10 @@ static ddpm_result keep_weights(ddpm_graph *g)
     for (int i = 0; i < g->nodes && !g->training; i++) {
         ddpm_node *node = g->node[i];
         if (node->op != DDPM_OP_CONV2D || choose(g, node) != WINOGRAD || !node->in[1]->version) continue;
+        conv c = conv_of(g, node);
+        if (winograd_of(state_of(g), &c).by_weights) continue;
         kept_weights *kept = ddpm_arena_alloc(&g->arena, sizeof *kept);
         if (!kept) return DDPM_ERR_MEMORY;
-        conv c = conv_of(g, node);
         kept->version = *node->in[1]->version - 1;
         node->own_elements = transformed_weights(state_of(g), &c);
         node->plan = kept;
@@ -1195,7 +1274,7 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, float *db)
+static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, float *db, int accumulate)
 {
     size_t plane = (size_t)c->oh * (size_t)c->ow;
     size_t first, end;
@@ -1204,28 +1283,13 @@ static void bias_gradient(const cpu_state *s, const conv *c, const float *dy, fl
         double total = 0;
         for (int n = 0; n < c->n; n++)
             total += s->kernels->sum(plane, dy + ((size_t)n * (size_t)c->co + o) * plane);
-        db[o] += (float)total;
+        db[o] = (accumulate ? db[o] : 0) + (float)total;
     }
-}
-
-/* Rows add to a parameter's gradient: zero where nobody has stored yet (DDPM_SHARE_GRADIENTS). */
-static void start_gradients(const ddpm_node *node)
-{
-    int started = 0;
-    for (int k = 1; k < 3; k++) {
-        size_t first, end;
-        if (!(node->wants >> k & 1) || node->accumulate >> k & 1) continue;
-        share(ddpm_elements(node->in[k], 0), &first, &end);
-        memset(node->in[k]->grad + first, 0, (end - first) * sizeof(float));
-        started = 1;
-    }
-    if (started) cpu_team_barrier();
 }
 
 static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
-    start_gradients(node);
     conv c = conv_of(g, node);
     const float *dy = node->out->grad;
     algorithm how = choose(g, node);
@@ -1246,11 +1310,11 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
         direct_data(s, &c, dy, node->in[0]->grad, g->scratch);
     }
     if (node->wants & 1) cpu_team_barrier(); /* they use the same scratch */
-    if (node->wants & 2 && how == WINOGRAD)
-        winograd_weight(s, &c, dy, node->in[1]->grad, g->scratch);
+    if (node->wants & 2 && weights_by_winograd(g, node))
+        winograd_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
     else if (node->wants & 2)
-        direct_weight(s, &c, dy, node->in[1]->grad, g->scratch);
-    if (node->wants & 4) bias_gradient(s, &c, dy, node->in[2]->grad);
+        direct_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
+    if (node->wants & 4) bias_gradient(s, &c, dy, node->in[2]->grad, node->accumulate >> 2 & 1);
     return DDPM_OK;
 }
 
@@ -1268,7 +1332,7 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         conv d = conv_of_dx(g, node);
         size = winograd_scratch(s, &c);
         if (node->wants & 1) size = larger(size, winograd_scratch(s, &d));
-        if (node->wants & 2) size = larger(size, winograd_weight_scratch(c.ci, c.co));
+        if (node->wants & 2) size = larger(size, winograd_weight_scratch(s, &c));
         return size;
     }
     conv dx = conv_of_dx(g, node);
@@ -1281,7 +1345,8 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 1) size = larger(size, sizes_of_packed(s, &dx).all);
     if (node->wants & 1) size = larger(size, (size_t)s->threads * columns_scratch(s, &c));
     if (node->wants & 1 && strided_pays(&c)) size = larger(size, strided_scratch(s, &c));
-    if (node->wants & 2) size = larger(size, sizes_of_weight(s, &c).all);
+    if (node->wants & 2)
+        size = larger(size, weights_by_winograd(g, node) ? winograd_weight_scratch(s, &c) : sizes_of_weight(s, &c).all);
     return size;
 }
 
@@ -1434,7 +1499,6 @@ static ddpm_result norm_backward(const ddpm_graph *g, const ddpm_node *node)
     const float *weight = node->in[1]->data, *bias = node->in[2]->data, *aux = node->aux->data;
     float *dx = gradient_of(node, 0), *dw = gradient_of(node, 1), *db = gradient_of(node, 2);
     double *sums = (double *)(void *)g->scratch;
-    start_gradients(node);
     int groups = node->attr.norm.groups, all = node->in[0]->shape[1], channels = all / groups;
     size_t plane = plane_of(node->in[0]), count = plane * (size_t)channels;
     size_t first, end;
@@ -1470,8 +1534,8 @@ static ddpm_result norm_backward(const ddpm_graph *g, const ddpm_node *node)
             sum_dy += own[0];
             sum_dyh += (double)aux[(2 * n + 1) * groups + c / channels] * own[1];
         }
-        if (dw) dw[c] += (float)sum_dyh;
-        if (db) db[c] += (float)sum_dy;
+        if (dw) dw[c] = (adds_to(node, 1) ? dw[c] : 0) + (float)sum_dyh;
+        if (db) db[c] = (adds_to(node, 2) ? db[c] : 0) + (float)sum_dy;
     }
     return DDPM_OK;
 }

@@ -319,7 +319,7 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
  *
  * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
  * patch are every fourth pixel: LANES tiles are read as four vectors and separated by two rounds of even and odd lanes.
- * */
+ * Pictures of 4x4 are a tile each: LANES of them are read whole and turned. */
 
 static const float CPU(zeros)[4 * LANES]; /* rows outside the picture */
 
@@ -397,6 +397,9 @@ typedef struct CPU(group) {
     int left, right;  /* is there a pixel to the left of the first tile, to the right of the last? */
     size_t plane;
     CPU(ivec) inner_left, inner_right; /* all bits where the lane's left, right neighbour is in the same row */
+    int whole;                         /* tiles are pictures: these, `picture` floats apart */
+    float *first;
+    size_t pictures, picture;
 } CPU(group);
 
 static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows, int first_row)
@@ -404,6 +407,13 @@ static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows,
     int across = p->w / 4, down = (p->h + 3) / 4, tiles = across < LANES ? across : LANES;
     CPU(group) g = {.parts = LANES / tiles, .plane = (size_t)p->h * (size_t)p->w};
     int32_t left[LANES], right[LANES];
+    if (p->w == 4 && p->h == 4) {
+        g.whole = 1;
+        g.picture = (size_t)p->channels * g.plane;
+        g.pictures = (size_t)p->n > first ? (size_t)p->n - first : 0;
+        g.first = p->data + first * g.picture;
+        return g;
+    }
     for (int s = 0; s < g.parts; s++) {
         size_t tile = first + (size_t)(s * tiles), n = tile / (size_t)(across * down);
         int tx = (int)(tile % (size_t)across), ty = (int)(tile / (size_t)across % (size_t)down);
@@ -464,24 +474,56 @@ INLINE void CPU(load_row)(const CPU(group) *g, int i, int c, VEC *column, int ne
     column[5] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
 }
 
+/* Channel c of whole pictures of 16 pixels: each pixel's vector, and back. */
+INLINE void CPU(load_pixels)(const CPU(group) *g, int c, VEC *pixel)
+{
+    for (int at = 0; at < 16; at += LANES) {
+        const float *from = g->first + (size_t)c * 16 + at;
+        EACH(k, LANES) pixel[at + k] = (size_t)k < g->pictures ? CPU(load)(from + (size_t)k * g->picture) : (VEC){0};
+        CPU(transpose)(pixel + at);
+    }
+}
+
+INLINE void CPU(store_pixels)(const CPU(group) *g, int c, VEC *pixel, int accumulate)
+{
+    for (int at = 0; at < 16; at += LANES) {
+        CPU(transpose)(pixel + at);
+        EACH(k, LANES) if ((size_t)k < g->pictures)
+        {
+            float *to = g->first + (size_t)c * 16 + at + (size_t)k * g->picture;
+            CPU(store)(to, accumulate ? CPU(load)(to) + pixel[at + k] : pixel[at + k]);
+        }
+    }
+}
+
 /* v = B^T X B of LANES tiles of one channel: 36 vectors at v + f step */
 INLINE void CPU(transform_x)(const CPU(group) *g, int c, VEC *v)
 {
-    VEC t[36], row[6];
-    for (int i = 0; i < 6; i++) {
-        CPU(load_row)(g, i, c, row, 1);
-        CPU(bt)(row, t + i, 6); /* t[column][row] */
-    }
+    VEC t[36], row[6], pixel[16];
+    if (g->whole) {
+        CPU(load_pixels)(g, c, pixel);
+        row[0] = row[5] = (VEC){0};
+        EACH(i, 6)
+        {
+            EACH(j, 4) row[1 + j] = i > 0 && i < 5 ? pixel[4 * i - 4 + j] : (VEC){0};
+            CPU(bt)(row, t + i, 6);
+        }
+    } else
+        for (int i = 0; i < 6; i++) {
+            CPU(load_row)(g, i, c, row, 1);
+            CPU(bt)(row, t + i, 6); /* t[column][row] */
+        }
     EACH(j, 6) CPU(bt)(t + 6 * j, v + j, 6);
 }
 
 /* v = A Y A^T */
 INLINE void CPU(transform_dy)(const CPU(group) *g, int c, VEC *v)
 {
-    VEC t[24], row[6];
+    VEC t[24], row[6], pixel[16];
+    if (g->whole) CPU(load_pixels)(g, c, pixel);
     for (int i = 0; i < 4; i++) {
-        CPU(load_row)(g, i, c, row, 0);
-        CPU(a)(row + 1, t + i, 4);
+        if (!g->whole) CPU(load_row)(g, i, c, row, 0);
+        CPU(a)(g->whole ? pixel + 4 * i : row + 1, t + i, 4);
     }
     EACH(j, 6) CPU(a)(t + 4 * j, v + j, 6);
 }
@@ -495,11 +537,11 @@ INLINE void CPU(prefetch)(const CPU(group) *g, int c)
             if (g->vector[v][i]) __builtin_prefetch(g->vector[v][i] + (size_t)c * g->plane);
 }
 
-/* V[f][channel][tile] of LANES tiles from `first` on: v + f plane + channel width, for all channels */
-static void CPU(input)(const cpu_pictures *p, size_t first, float *v, size_t plane, size_t width)
+/* V[f][channel][tile] of LANES tiles from `first` on and channels from ... to - 1: v + f plane + channel width */
+static void CPU(input)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane, size_t width)
 {
     CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
-    for (int c = 0; c < p->channels; c++) {
+    for (int c = from; c < to; c++) {
         VEC out[36];
         CPU(prefetch)(&g, c + 4 < p->channels ? c + 4 : c);
         CPU(transform_x)(&g, c, out);
@@ -524,6 +566,11 @@ static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, c
         }
         EACH(j, 4) CPU(at)(t[j], t[4 + j], t[8 + j], t[12 + j], t[16 + j], t[20 + j], y + j, 4);
         VEC b = BROADCAST(bias ? bias[c] : 0.0f);
+        if (g.whole) {
+            EACH(i, 16) y[i] += b;
+            CPU(store_pixels)(&g, c, y, accumulate);
+            continue;
+        }
         for (int i = 0; i < 4; i++) {
             VEC *q = y + 4 * i;
             VEC a0 = SHUFFLE(q[0], q[2], ZIP_LOW), a1 = SHUFFLE(q[0], q[2], ZIP_HIGH);
@@ -593,6 +640,10 @@ static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t
         VEC t[18], v[36], tap[9], block[LANES];
         float last[LANES];
         const float *at = nine + (size_t)i * w_in;
+        for (size_t line = 0; w_out < w_in && i + 4 < to && line < 9 * LANES + 15; line += 16) /* as far apart as rows */
+            __builtin_prefetch(at + 4 * w_in + line);
+        for (size_t k = 0; w_out > w_in && i + 16 < to && k < LANES; k++)
+            __builtin_prefetch(at + 16 * w_in + k * w_out);
 #if LANES == 16
         EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
         CPU(transpose)(block);
@@ -617,11 +668,11 @@ static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t
     }
 }
 
-/* dw += G^T dU G for one output and inputs i ... i + LANES - 1: dU[f] at du + f plane, dw (inputs,9) */
-static void CPU(weight_gradient)(const float *du, size_t plane, float *dw)
+/* dw (+)= G^T dU G for one output and inputs i ... i + LANES - 1: dU[f] at du + f plane, dw (inputs,9) */
+static void CPU(weight_gradient)(const float *du, size_t plane, float *dw, int accumulate)
 {
-    VEC t[18], g[9];
-    float tap[9][LANES];
+    VEC t[18], g[16];
+    float turned[9 * LANES + 16];
     EACH(i, 6)
     {
         const float *row = du + (size_t)(6 * i) * plane;
@@ -629,10 +680,23 @@ static void CPU(weight_gradient)(const float *du, size_t plane, float *dw)
                 CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 3 * i, 1);
     }
     EACH(j, 3) CPU(gt)(t[j], t[3 + j], t[6 + j], t[9 + j], t[12 + j], t[15 + j], g + j, 3);
-    EACH(s, 9) CPU(store)(tap[s], g[s]);
-    for (int k = 0; k < LANES; k++)
-        for (int s = 0; s < 9; s++)
-            dw[9 * k + s] += tap[s][k];
+    EACH(i, 7) g[9 + i] = (VEC){0};
+    for (int s = LANES == 16 ? 0 : 8 - LANES; s >= 0; s -= LANES) {
+        CPU(transpose)(g + s);
+        EACH(k, LANES) CPU(store)(turned + 9 * k + s, g[s + k]); /* a row's end beyond its 9 is the next one's */
+    }
+    if (LANES < 16) {
+        float last[LANES];
+        CPU(store)(last, g[8]);
+        for (int k = 0; k < LANES; k++)
+            turned[9 * k + 8] = last[k];
+    }
+    EACH(v, 9)
+    {
+        float *to = dw + v * LANES;
+        VEC own = CPU(load)(turned + v * LANES);
+        CPU(store)(to, accumulate ? CPU(load)(to) + own : own);
+    }
 }
 
 /* ---- 4. Elementwise ---------------------------------------------------------------------------------------------- */
