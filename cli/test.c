@@ -1,6 +1,6 @@
 /* cli/test.c - ddpm test: the lab's test. Draws a picture for every label set of test.json or new_test.json and writes
- * images/TYPE/I.png, the 8x4 grid TYPE_grid.png, strips/TYPE_I.png, and the lab's required figure twice: required_strip.png
- * and, under its labels, red_sphere+cyan_cylinder+cyan_cube.png.
+ * images/TYPE/I.png, the 8x4 grid TYPE_grid.png, strips/TYPE_I.png, and the lab's required figure twice: as
+ * required_strip.png and, under its labels, as red_sphere+cyan_cylinder+cyan_cube.png.
  * An evaluator scores the pictures as they come; results.json holds the figures.
  *
  * Contents: 1 options   2 label sets   3 pictures   4 figures   5 the command */

@@ -1,7 +1,8 @@
 #!/bin/sh
 # `make check-long`: the checks that take minutes. tests/planted.sh plants a wrong sign in every backward in turn and wants
-# the gradient tests to notice each; a run is killed ten times; then ThreadSanitizer on the threads of the data set,
-# valgrind, all tests under clang's sanitizers, and libFuzzer on every fuzz target. The last line is `N passed, N failed`.
+# the gradient tests to notice each; a run is killed ten times; the commands of docs/guide.md are typed; then ThreadSanitizer
+# on the threads of the data set, valgrind, all tests under clang's sanitizers, and libFuzzer on every fuzz target. The last
+# line is `N passed, N failed`.
 cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}" "${FUZZ_SECONDS:=60}" "${TEST_SECONDS:=3600}"
 . scripts/report.sh
@@ -25,6 +26,9 @@ fi
 heading "Runs that are killed"
 check "builds" build "$BUILD/$COMPILER/ddpm" "$BUILD/$COMPILER/tests/test_run"
 check "ten kills, and the same end" "$BUILD/$COMPILER/tests/test_run" 10
+
+heading "The guide"
+check "every command of docs/guide.md" env PROGRAM="$BUILD/$COMPILER/ddpm" scripts/guide.sh
 
 heading "Races (ThreadSanitizer)"
 if [ -f tests/test_dataset.c ]; then
