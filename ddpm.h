@@ -231,7 +231,7 @@ typedef struct ddpm_graph {
     int capacity, n;  /* n: pictures of the run in progress */
     int training;     /* dropout and batch statistics on; gradients of trainable parameters wanted */
     int recompute, share; /* of ddpm_graph_create */
-    int block;        /* what is built now is part of this block; 0: of none. DDPM_RECOMPUTE keeps only what leaves one */
+    int block;        /* what is built now is part of this block; 0: of none. DDPM_RECOMPUTE keeps what leaves one */
     ddpm_task *task;  /* what runs, in this order, known after ddpm_graph_plan */
     int tasks, forwards; /* all; those of forward */
     int again;        /* the forward row that runs now is a DDPM_AGAIN: its aux is still what it left there */
@@ -578,12 +578,12 @@ typedef struct ddpm_schedule_config { /* fields of scheduler_config.json, with i
     double beta_start, beta_end;      /* of all but squaredcos_cap_v2 and laplace */
     int clip_sample;                  /* x_0 to [-clip_sample_range, clip_sample_range]; not in DPM-Solver++ */
     double clip_sample_range;
-    const double *trained_betas;      /* (T) in place of beta_schedule; NULL: none. The caller's, for the schedule's life */
+    const double *trained_betas;      /* (T) in place of beta_schedule; NULL: none. The caller's, while s lives */
     int rescale_betas_zero_snr;       /* abar_(T-1) = 0 (Lin et al. 2023, algorithm 1); not for epsilon */
     ddpm_prediction_type prediction_type;
     /* From here on what only sampling reads: it may be changed in a ddpm_schedule that exists. */
     ddpm_sampler scheduler;           /* the file's class, which ddpm_sample_config need not follow */
-    int thresholding;                 /* x_0 to the quantile of its own |x_0|, and divided by it (Saharia et al. 2022) */
+    int thresholding;                 /* x_0 cut at a quantile of |x_0|, and divided by it (Saharia et al. 2022) */
     double dynamic_thresholding_ratio, sample_max_value;
     ddpm_spacing timestep_spacing;    /* Lin et al. 2023, table 2 */
     int steps_offset;                 /* of leading */

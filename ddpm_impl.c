@@ -954,7 +954,7 @@ static void host_adam(void *state, const ddpm_adam *s, size_t count, ddpm_real *
 
 /* Part II: the factors of this step; param->square, the squared norm of its gradient. */
 static ddpm_adam adam_factors(const ddpm_step *step);
-static void take_square(void *model, ddpm_tensor *param);
+static void take_square(void *of, ddpm_tensor *param);
 
 static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 {
@@ -1463,10 +1463,10 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
 
 /* Part II: linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++; guidance; from a picture. */
 static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
-static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double signal, double noise);
+static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double a, double b);
 static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
                                      double eta);
-static ddpm_result check_terms(const ddpm_step_terms *terms, int t);
+static ddpm_result check_terms(const ddpm_step_terms *c, int t);
 static ddpm_result threshold(ddpm_net *net, const ddpm_schedule_config *config);
 static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
 static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
@@ -3379,7 +3379,7 @@ ddpm_model_config ddpm_model_preset(const char *name, int classes)
     return c;
 }
 
-/* ---- Pictures that a network takes -------------------------------------------------------------------------------- */
+/* ---- Pictures that a network takes ------------------------------------------------------------------------------- */
 
 /* Size and channels of a picture for this model; 0 asks for the config's own. */
 static ddpm_result picture_size(const ddpm_model_config *c, int height, int width, ddpm_net *net)

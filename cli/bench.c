@@ -92,11 +92,10 @@ static void print_rows(const bench_row *row, int count, const bench_machine *mac
 /* Is the backend's choice of an algorithm right? Beside each 3x3 convolution of stride 1 the same without Winograd. */
 static void print_choices(const bench_row *row, int count, const bench_row *exact, int exact_count)
 {
-    printf(
-        "\n3x3 convolutions as the backend chooses, beside plain sums of products (--exact)\n"
-        "%-38s %10s %10s %7s %10s %10s"
-        " %7s\n",
-        "shape of one picture", "forward ms", "exact", "ratio", "backward", "exact", "ratio");
+    printf("\n3x3 convolutions as the backend chooses, beside plain sums of products (--exact)\n"
+           "%-38s %10s %10s %7s %10s %10s"
+           " %7s\n",
+           "shape of one picture", "forward ms", "exact", "ratio", "backward", "exact", "ratio");
     for (int i = 0; i < count; i++)
         for (int j = 0; j < exact_count; j++) {
             if (row[i].op != DDPM_OP_CONV2D || exact[j].op != DDPM_OP_CONV2D ||

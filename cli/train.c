@@ -238,8 +238,8 @@ static void note_signal(int number)
     signalled = number;
 }
 
-/* The first SIGINT or SIGTERM asks for a save and an end after the step in progress, a second one kills as usual. A file that
- * may not grow (ulimit -f) is an error like a full disk, not a signal. */
+/* The first SIGINT or SIGTERM asks for a save and an end after the step in progress, a second one kills as usual. A
+ * file that may not grow (ulimit -f) is an error like a full disk, not a signal. */
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};

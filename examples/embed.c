@@ -54,8 +54,6 @@ int main(void)
     how.steps = 20;
     check(ddpm_sample(net, &schedule, &how, labels, 4, pictures, NULL, NULL));
     printf("sampled 4 pictures of %dx%d; the first pixel is %.3f\n", SIZE, SIZE, (double)pictures[0]);
-    ddpm_net_free(net);
-    ddpm_schedule_free(&schedule);
-    ddpm_model_free(model);
+    ddpm_net_free(net), ddpm_schedule_free(&schedule), ddpm_model_free(model);
     return 0;
 }

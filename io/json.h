@@ -12,8 +12,8 @@ extern "C" {
 #endif
 
 /* Parses `size` bytes; text[size] must be a 0 byte (io_read_file puts one there). Nothing but white space may follow
- * the value. -Infinity, which Python writes, is understood. `name` is the file's for the error. cJSON_Delete() the result; NULL after DDPM_ERR_FORMAT (a lack of
- * memory too, which cJSON does not tell from bad text). */
+ * the value. -Infinity, which Python writes, is understood. `name` is the file's for the error. cJSON_Delete() the
+ * result; NULL after DDPM_ERR_FORMAT (a lack of memory too, which cJSON does not tell from bad text). */
 cJSON *io_json_parse(const char *text, size_t size, const char *name);
 /* io_read_file and io_json_parse in one. On failure *out is NULL. */
 ddpm_result io_json_read(const char *path, cJSON **out);

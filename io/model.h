@@ -37,8 +37,8 @@ ddpm_result io_model_write(const char *directory, const ddpm_model *model, ddpm_
 
 /* Reads the configs of a model directory: ours, a diffusers pipeline's, or a UNet2DModel's own (config.json in `path`).
  * What is absent gets its default: no label encoder, ddpm_schedule_default(), io_model_info_default() with the UNet's
- * size. schedule and info may be NULL; both are the caller's to free (io_schedule_config_free, io_model_info_free). DDPM_ERR_FILE: no model there; else as in
- * io/config.h. */
+ * size. schedule and info may be NULL; both are the caller's to free (io_schedule_config_free, io_model_info_free).
+ * DDPM_ERR_FILE: no model there; else as in io/config.h. */
 ddpm_result io_model_read_config(const char *path, ddpm_model_config *config, ddpm_schedule_config *schedule,
                                  io_model_info *info);
 

@@ -101,8 +101,8 @@ int lab_dataset_held_out(const lab_dataset *ds, int i);
 
 enum { LAB_RANDOM_FLIP = DDPM_RANDOM_USER + 4 };
 
-/* Begins an epoch: the order is ddpm_shuffle of the training pictures at {seed, 0, epoch, DDPM_RANDOM_SHUFFLE}. Starts decode threads if a
- * picture is not yet in memory; an epoch in progress is dropped. */
+/* Begins an epoch: the order is ddpm_shuffle of the training pictures at {seed, 0, epoch, DDPM_RANDOM_SHUFFLE}. Starts
+ * decode threads if a picture is not yet in memory; an epoch in progress is dropped. */
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch);
 /* The same from picture `position` of the epoch's order on, 0 to training: for a run that was stopped within it.
  * DDPM_ERR_RANGE beyond. */

@@ -81,9 +81,9 @@ void lab_scene_ids(const lab_scene *scene, int shown, int width, int height, sig
 /* ---- 3. Data sets on disk ---- */
 
 typedef enum lab_layout {
-    LAB_LAYOUT_LISTS, /* the lab's: all pictures in one folder, train.json and objects.json say what they show */
-    LAB_LAYOUT_FOLDERS, /* one folder a class, "red cube"/CLEVR_train_%06d_0.png: of each scene the picture of one object */
-    LAB_LAYOUT_PLAIN /* the pictures alone */
+    LAB_LAYOUT_LISTS,   /* the lab's: all pictures in one folder, train.json and objects.json say what they show */
+    LAB_LAYOUT_FOLDERS, /* a folder a class, "red cube"/CLEVR_train_%06d_0.png: of each scene the one-object picture */
+    LAB_LAYOUT_PLAIN    /* the pictures alone */
 } lab_layout;
 
 typedef struct lab_render_config {

@@ -260,7 +260,7 @@ static const char *text_of(const cJSON *object, const char *key)
 /* One strip with its labels, if it is there. */
 static ddpm_result add_strip(cJSON *strips, const char *directory, const char *name, const char *labels)
 {
-    int found;
+    int found = 0;
     cJSON *strip = cJSON_CreateObject();
     ddpm_result result = cJSON_AddStringToObject(strip, "labels", labels) != NULL ? DDPM_OK : no_memory(directory);
     if (result == DDPM_OK) result = add_picture(strip, "image", directory, name, &found);

@@ -1084,7 +1084,7 @@ static void test_weighted_loss(void **state)
 {
     enum { N = 3 };
     (void)state;
-    double losses[N], loss, sum = 0, weight[N];
+    double losses[N] = {0}, loss, sum = 0, weight[N];
     int t[N];
     record one[N] = {{NULL, 0}}, all = {NULL, 0};
     kit *k = open_kit(2, 1, 1); /* micro-batches of 2 and 1 */
@@ -1133,7 +1133,7 @@ static void test_evaluate(void **state)
 {
     enum { N = 3 };
     (void)state;
-    double at_once[N], each[N], trained[N];
+    double at_once[N], each[N], trained[N] = {0};
     int t[N];
     kit *k = open_kit(2, 1, 1);
     k->trainer.picture_loss = trained;
