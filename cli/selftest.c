@@ -71,7 +71,8 @@ const cli_command cli_selftest = {
     "selftest",
     "",
     "checks every operation of a backend against the reference",
-    "Forward and backward at many shapes, with random inputs; an error is given as a part of its bound, so that 1 is the "
+    "Forward and backward at many shapes, with random inputs; an error is given as a part of its bound, so that 1 is "
+    "the "
     "most that passes. --backend says which backend.",
     options,
     run};

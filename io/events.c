@@ -85,7 +85,7 @@ static void put_float(message *m, int field, float value)
     put_number(m, bits, 4);
 }
 
-/* ---- 3. Records: length, its checksum, the bytes, their checksum --------------------------------------------------- */
+/* ---- 3. Records: length, its checksum, the bytes, their checksum ------------------------------------------------ */
 
 static ddpm_result write_record(io_events *events, const message *m)
 {
@@ -101,7 +101,7 @@ static ddpm_result write_record(io_events *events, const message *m)
     return DDPM_OK;
 }
 
-/* ---- 4. The writer ------------------------------------------------------------------------------------------------ */
+/* ---- 4. The writer ---------------------------------------------------------------------------------------------- */
 
 /* Opens the first name that is free; two runs that begin in one second get two files. */
 static ddpm_result open_new(io_events *events, const char *directory, double now)

@@ -76,7 +76,7 @@ static ddpm_result read_json(const char *directory, const char *name, cJSON **ou
     return result;
 }
 
-/* ---- 2. Curves: metrics.csv, the mean of each of at most MAX_POINTS groups of rows -------------------------------- */
+/* ---- 2. Curves: metrics.csv, the mean of each of at most MAX_POINTS groups of rows ------------------------------ */
 
 typedef struct column {
     char *name;

@@ -1,5 +1,5 @@
-/* lab/source.h - which pictures a data set has and what they show, recognised from what lies in its folder. The first of
- * these that is there says it:
+/* lab/source.h - which pictures a data set has and what they show, recognised from what lies in its folder. The first
+ * of these that is there says it:
  *     train.json              {file name: [class name, ...]}, with objects.json or object.json: the lab's form
  *     metadata.jsonl, .csv    Hugging Face's `imagefolder`: file_name, and label (one name) or labels (several)
  *     folders of pictures     one folder a class

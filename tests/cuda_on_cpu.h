@@ -338,7 +338,8 @@ void report_precision(cuda_on_cpu::place where);
  * TF32 is a mistake: a GPU would drop its lower bits. */
 template <int K, class T, class LA, class LB>
 void mma_sync(fragment<accumulator, 16, 16, K, float> &d, const fragment<matrix_a, 16, 16, K, T, LA> &a,
-              const fragment<matrix_b, 16, 16, K, T, LB> &b, const fragment<accumulator, 16, 16, K, float> &c, CUDA_HERE)
+              const fragment<matrix_b, 16, 16, K, T, LB> &b,
+              const fragment<accumulator, 16, 16, K, float> &c, CUDA_HERE)
 {
     struct operands {
         fragment<accumulator, 16, 16, K, float> *d;

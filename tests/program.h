@@ -1,5 +1,5 @@
-/* tests/program.h - the program as its users meet it, for the tests of the command line: run as a process in a folder of
- * the test program's own. The program is $DDPM, else the `ddpm` two directories above this test's executable, else
+/* tests/program.h - the program as its users meet it, for the tests of the command line: run as a process in a folder
+ * of the test program's own. The program is $DDPM, else the `ddpm` two directories above this test's executable, else
  * ./ddpm. */
 #ifndef TESTS_PROGRAM_H
 #define TESTS_PROGRAM_H

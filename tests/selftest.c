@@ -1,14 +1,14 @@
 /* tests/selftest.c - see selftest.h.
  *
- * Every case is the graph  y = op(inputs) + op(inputs)  with random inputs: the second node's gradients are added to the
- * first's, so that both storing and adding are covered. It has room for one picture more than it is run with.
+ * Every case is the graph  y = op(inputs) + op(inputs)  with random inputs: the second node's gradients are added to
+ * the first's, so that both storing and adding are covered. It has room for one picture more than it is run with.
  *
- * Bounds. u = 2^-24. Most operations are sums of products of their inputs, and so are their gradients. Let A be the same
- * operation of the inputs' absolute values, computed by the reference. A float sum of T such terms errs, in any order, by
- * at most (T + 8) u A, and but for a probability below 1e-7 by at most (6 sqrt T + 8) u A (Higham & Mary 2019, lambda 6);
- * two are compared: twice the smaller. Operands that are rounded to a format of unit roundoff p first add independent
- * errors of at most sqrt 2 p |term| each: 6 standard deviations are below 6 p sqrt(S), S the sum of the terms' squares,
- * which is the operation of the inputs' squares.
+ * Bounds. u = 2^-24. Most operations are sums of products of their inputs, and so are their gradients. Let A be the
+ * same operation of the inputs' absolute values, computed by the reference. A float sum of T such terms errs, in any
+ * order, by at most (T + 8) u A, and but for a probability below 1e-7 by at most (6 sqrt T + 8) u A (Higham & Mary
+ * 2019, lambda 6); two are compared: twice the smaller. Operands that are rounded to a format of unit roundoff p
+ * first add independent errors of at most sqrt 2 p |term| each: 6 standard deviations are below 6 p sqrt(S), S the
+ * sum of the terms' squares, which is the operation of the inputs' squares.
  * A single term left out would be of size A / T, or sqrt(S / T): both bounds are below that up to T = 10^4.
  *
  * The others are compared with multiples of u times the tensor's largest value, given with each of them below.
@@ -55,7 +55,8 @@ static const test_case cases[] = {
     {DDPM_OP_GROUP_NORM, 0, 3, 24, 8, 8, 0, {8, 1e-5}},  {DDPM_OP_GROUP_NORM, 0, 1, 96, 2, 2, 0, {24, 1e-5}},
     {DDPM_OP_GROUP_NORM, 0, 3, 3, 7, 5, 0, {1, 1e-6}},   {DDPM_OP_GROUP_NORM, 0, 1, 96, 4, 4, 0, {1, 1e-5}},
     {DDPM_OP_GROUP_NORM, 0, 3, 24, 1, 1, 0, {3, 1e-5}},  {DDPM_OP_GROUP_NORM, 0, 1, 24, 16, 16, 0, {4, 1e-5}},
-    {DDPM_OP_GROUP_NORM, 0, 1, 8, 40, 40, 0, {2, 1e-5}}, {DDPM_OP_GROUP_NORM, 0, 1, 4, 64, 64, 0, {1, 1e-5}}, {DDPM_OP_GROUP_NORM, 0, 1, 16, 64, 64, 0, {1, 1e-5}},
+    {DDPM_OP_GROUP_NORM, 0, 1, 8, 40, 40, 0, {2, 1e-5}},
+    {DDPM_OP_GROUP_NORM, 0, 1, 4, 64, 64, 0, {1, 1e-5}}, {DDPM_OP_GROUP_NORM, 0, 1, 16, 64, 64, 0, {1, 1e-5}},
     {DDPM_OP_GROUP_NORM, 0, 1, 3, 64, 64, 0, {1, 1e-5}}, {DDPM_OP_GROUP_NORM, 0, 1, 8, 64, 64, 0, {1, 1e-5}},
     {DDPM_OP_GROUP_NORM, 1, 3, 96, 64, 64, 0, {24, 1e-5}},
     {DDPM_OP_GROUP_NORM, 1, 1, 3, 64, 64, 0, {3, 1e-5}}, {DDPM_OP_GROUP_NORM, 1, 3, 256, 64, 64, 0, {32, 1e-5}},
@@ -83,8 +84,10 @@ static const test_case cases[] = {
     /* first, count */
     {DDPM_OP_SLICE, 0, 3, 24, 3, 3, 0, {3, 5}},          {DDPM_OP_SLICE, 0, 1, 96, 2, 2, 0, {8, 16}},
     /* kind, kernel, stride, pad */
-    {DDPM_OP_POOL, 0, 3, 24, 8, 8, 0, {DDPM_POOL_MEAN, 2, 2, 0}}, {DDPM_OP_POOL, 0, 1, 3, 7, 9, 0, {DDPM_POOL_MAX, 3, 2, 1}},
-    {DDPM_OP_POOL, 0, 3, 3, 7, 7, 0, {DDPM_POOL_MEAN, 3, 1, 1}}, {DDPM_OP_POOL, 1, 3, 96, 64, 64, 0, {DDPM_POOL_MAX, 3, 2, 1}},
+    {DDPM_OP_POOL, 0, 3, 24, 8, 8, 0, {DDPM_POOL_MEAN, 2, 2, 0}},
+    {DDPM_OP_POOL, 0, 1, 3, 7, 9, 0, {DDPM_POOL_MAX, 3, 2, 1}},
+    {DDPM_OP_POOL, 0, 3, 3, 7, 7, 0, {DDPM_POOL_MEAN, 3, 1, 1}},
+    {DDPM_OP_POOL, 1, 3, 96, 64, 64, 0, {DDPM_POOL_MAX, 3, 2, 1}},
     {DDPM_OP_PIXEL_UNSHUFFLE, 0, 3, 3, 6, 4, 0, {2}},    {DDPM_OP_PIXEL_SHUFFLE, 0, 1, 24, 3, 2, 0, {2}},
     {DDPM_OP_DROPOUT, 0, 3, 3, 7, 5, 0, {0.3}},          {DDPM_OP_DROPOUT, 0, 1, 24, 4, 4, 0, {0.5}},
     /* scale, shift, with a divisor */
@@ -97,8 +100,8 @@ static const test_case cases[] = {
 };
 /* clang-format on */
 
-/* Multiples of u and of the tensor's largest value that an operation and its gradients may be off; 0: a sum of products,
- * see above.
+/* Multiples of u and of the tensor's largest value that an operation and its gradients may be off; 0: a sum of
+ * products, see above.
  *   activation   exp to 2 ulp, then three roundings, against another exp: below 16
  *   norms        a mean and a variance of T values in float, some 6 sqrt T u of themselves at worst and log T u in a
  *                tree, two subtractions that can cancel nothing (inputs are normal): 64

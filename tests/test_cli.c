@@ -454,7 +454,8 @@ static void test_schedules(void **state)
 {
     (void)state;
     static const char trained[] =
-        "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"num_train_timesteps\":4,\"trained_betas\":[0.1,0.2,0.4,0.8],"
+        "{\"_class_name\":\"DPMSolverMultistepScheduler\",\"num_train_timesteps\":4,"
+        "\"trained_betas\":[0.1,0.2,0.4,0.8],"
         "\"prediction_type\":\"sample\",\"timestep_spacing\":\"trailing\",\"lambda_min_clipped\":-Infinity}";
     assert_fails(1, "train @/data --out @/no --model @/run/best/unet/config.json --zero-snr",
                  "--prediction-type v_prediction");
@@ -820,7 +821,7 @@ static void test_guide(void **state)
     assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator", "--resolution 16");
 }
 
-/* The lab's fine-tuning: the evaluator's score is part of what is followed, so the weights differ from those without. */
+/* The lab's fine-tuning: the evaluator's score is part of what is followed, so the weights differ. */
 static void test_fine_tuning_on_a_score(void **state)
 {
     (void)state;

@@ -670,7 +670,8 @@ static ddpm_result keep_way(void *user, ddpm_net *net, int done, int steps)
 /* With 20 steps of which 18 are left out: x_t is the start picture with the noise of its address, and the first step is
  * what its coefficients say, of first order in DPM-Solver++ too (its order 1 gives them), the second one as always.
  * x_t: |start| <= 1 and |eps| < 5.8, two products and a sum in float: at most 3 roundings of 2^-24 (1 + 5.8).
- * A step: 5 products and sums of values below 16 in float, and x_0, one of them, is 1/sqrt(abar) < 1.1 times as wrong. */
+ * A step: 5 products and sums of values below 16 in float, and x_0, one of them, is 1/sqrt(abar) < 1.1 times as
+ * wrong. */
 static void test_starts_from_a_picture(void **state)
 {
     (void)state;

@@ -708,8 +708,8 @@ static void takes_sizes_later(void **state)
     lab_dataset_close(ds);
 }
 
-/* Every picture is trained on or held out, never both; the held-out ones come in runs of three from all over the list; an
- * epoch that is taken up in its middle goes on as if it had not been left. */
+/* Every picture is trained on or held out, never both; the held-out ones come in runs of three from all over the
+ * list; an epoch that is taken up in its middle goes on as if it had not been left. */
 static void divides_and_resumes(void **state)
 {
     (void)state;

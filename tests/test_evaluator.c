@@ -71,7 +71,8 @@ static double distance(size_t count, const float *value, const double *truth)
 }
 
 /* Bound of a float32 network: torch's own float32 distance from the truth is of the size that rounding makes (the sums
- * are the same, their order is not); 8 times that, plus 256 units in the last place for tensors where torch was lucky. */
+ * are the same, their order is not); 8 times that, plus 256 units in the last place for tensors where torch was
+ * lucky. */
 static double bound(vectors *truth, int which)
 {
     return 8 * vectors_doubles(truth, "float32")[which] + 256 * 0x1p-24;

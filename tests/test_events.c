@@ -33,8 +33,8 @@ static int tear_down(void **state)
  *     Event(wall_time=1700000000.25, file_version="brain.Event:2")
  *     Event(wall_time=1700000001.5, step=300, summary=Summary(value=[Value(tag="loss/train", simple_value=0.125)])) */
 static const char expected[] =
-    "1800000000000000a37f4b220900001040fc54d9411a0d627261696e2e4576656e743a32338d2fe92100000000000000017becf60900006040fc"
-    "54d94110ac022a130a110a0a6c6f73732f747261696e150000003e88aab1de";
+    "1800000000000000a37f4b220900001040fc54d9411a0d627261696e2e4576656e743a32338d2fe9"
+    "2100000000000000017becf60900006040fc54d94110ac022a130a110a0a6c6f73732f747261696e150000003e88aab1de";
 
 static void test_bytes(void **state)
 {

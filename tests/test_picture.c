@@ -2,7 +2,8 @@
  * grids, texts, and files that are broken in every way. The vectors in tests/vectors/picture/ are made by
  * tests/parity/make_picture_vectors.py. With "--write FILE.png" it writes the picture that this script lets PIL read.
  *
- * Contents:  1 helpers   2 decoding   3 broken files   4 writing and texts   5 resize   6 GIF   7 reals and grids   8 charts
+ * Contents:  1 helpers   2 decoding   3 broken files   4 writing and texts   5 resize   6 GIF   7 reals and grids   8
+ * charts
  *            9 main */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -467,8 +468,8 @@ static void expect_frame(const GifFileType *gif, int index, const io_picture *fr
     }
 }
 
-/* Few colours are exact. 4096 evenly spread ones are cut into 256 boxes of 8x8x4 cells of 6 bits at most: a colour is at
- * most 31 from its box's mean. Gray has 64 cells of 4 levels: at most 3 from the mean. */
+/* Few colours are exact. 4096 evenly spread ones are cut into 256 boxes of 8x8x4 cells of 6 bits at most: a colour is
+ * at most 31 from its box's mean. Gray has 64 cells of 4 levels: at most 3 from the mean. */
 static void test_gif(void **state)
 {
     (void)state;

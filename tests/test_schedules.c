@@ -91,7 +91,8 @@ static double beta_bound(const ddpm_schedule *plain, int t)
     return q / before * (q / before) * (2 * (error + error_before) + 10 * unit) + unit;
 }
 
-/* alpha_bar is what our betas give, to the bit; beside diffusers', each step adds its bound and a rounding of 1 - beta. */
+/* alpha_bar is what our betas give, to the bit; beside diffusers', each step adds its bound and a rounding of 1 -
+ * beta. */
 static void compare_table(const char *name, const ddpm_schedule *s, const ddpm_schedule *plain)
 {
     const float *beta = vectors_floats(&file, "%s/beta", name),

@@ -1,6 +1,7 @@
 /* tests/cuda/test_cuda.c - cuda_backend.cu on the emulated GPU (tests/cuda_on_cpu.h), plain and checked: every row
  * against the reference's, in several orders of threads, blocks and streams, in every precision; noise to the bit;
- * training, sampling and a checkpoint's way from one backend to the other. The vectors from PyTorch are test_vectors.c's.
+ * training, sampling and a checkpoint's way from one backend to the other. The vectors from PyTorch are
+ * test_vectors.c's.
  *
  * Contents: 1 help   2 rows   3 noise, combinations   4 a small network   5 devices   6 main */
 #include <math.h>
@@ -251,8 +252,8 @@ static double largest_difference(const float *a, const float *b, size_t count)
     return most;
 }
 
-/* A network's own float32 error is about 2^-20 of its values (test_vectors.c). Adam turns an error of a gradient that is
- * itself near zero into one of the step's size, so single weights may differ by the sum of all steps' rates; that is
+/* A network's own float32 error is about 2^-20 of its values (test_vectors.c). Adam turns an error of a gradient that
+ * is itself near zero into one of the step's size, so single weights may differ by the sum of all steps' rates; that is
  * the bound of each weight. Losses are means over all, hence the same to 1e-4 of themselves after 20 steps of 1e-3
  * (1e-5 at the first, before any update), and pictures drawn to 1e-2 of their range. */
 static void compare_training(const trained *a, const trained *b, int steps)
