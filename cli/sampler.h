@@ -21,14 +21,16 @@ typedef struct cli_sampler {
 #define CLI_SAMPLER_ROWS(set) \
     {"seed", NULL, CLI_SEED, "S", "529", "of the noise", &(set).seed, 0, 0, 0}, \
     {"rng", NULL, CLI_CHOICE, "philox|torch", "philox", \
-     "torch: noise as PyTorch's on the CPU, picture i with manual_seed(S + i): the pictures of diffusers", &(set).rng, 0, 0, 0}, \
+     "torch: noise as PyTorch's on the CPU, picture i with manual_seed(S + i): the pictures of diffusers", \
+     &(set).rng, 0, 0, 0}, \
     {"sampler", "algorithm_type", CLI_CHOICE, "ddpm|ddim|dpmsolver++", "(the model's, ddpm)", \
      "ancestral; DDIM; DPM-Solver++ (2M), good in 20 steps", &(set).sampler, 0, 0, 0}, \
     {"steps", "time_step num_inference_steps ddpm_num_inference_steps", CLI_INT, "N", \
      "(the model's; ddpm: all, 1000; ddim: 50; dpmsolver++: 20)", "steps of denoising", &(set).steps, 1, 100000, 0}, \
     {"eta", NULL, CLI_REAL, "R", "0", "of DDIM: 0 is deterministic, 1 as noisy as DDPM", &(set).eta, 0, 1, 0}, \
     {"guidance", "guidance_scale", CLI_REAL, "G", "(the model's, 1)", \
-     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", &(set).guidance, -100, 100, 0}, \
+     "eps_none + G (eps_label - eps_none): 1 is without, 3 draws the labels more clearly", \
+     &(set).guidance, -100, 100, 0}, \
     {"timestep-spacing", NULL, CLI_CHOICE, "leading|linspace|trailing", "(the model's, leading)", \
      "which of the model's T steps are taken", &(set).spacing, 0, 0, 0}, \
     {"steps-offset", NULL, CLI_INT, "N", "(the model's, 0)", "added to every t of leading spacing", \

@@ -31,8 +31,8 @@ static int kills = 3;
  * state could forget is switched on. */
 #define SETTINGS                                                                                                       \
     "train @/data --model @/config.json --batch-size 8 --micro-batch 3 --epochs 8 --lr 1e-2 --lr-schedule cosine "     \
-    "--warmup 4 --weight-decay 0.1 --cond-drop 0.3 --snr-gamma 5 --held-out 3 --eval-every 2 --save-every 3 "
-"--workers 1 "
+    "--warmup 4 --weight-decay 0.1 --cond-drop 0.3 --snr-gamma 5 --held-out 3 --eval-every 2 --save-every 3 "          \
+    "--workers 1 "
 
     static void
     sleep_ms(long ms)
