@@ -656,8 +656,9 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
     }
 }
 
-/* dw (Co,K) (+)= dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are more, to
- * itself, and goes through the pixels in blocks. Scratch for each thread: the block's columns both ways; packed dy. */
+/* dw (Co,K) (+)= dy (Co,pixels) columns^T. A thread has a range of input channels, or of outputs where these are
+ * more, to itself, and goes through the pixels in blocks. Scratch for each thread: the block's columns both ways;
+ * packed dy. */
 typedef struct weight_sizes {
     int depth, together;            /* pixels of a block; channels of a chunk */
     size_t row;                     /* floats from a pixel's columns of a chunk to the next pixel's */
@@ -894,10 +895,10 @@ static void strided_data(const cpu_state *s, const conv *c, const float *dy, flo
  * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
  *
  * The smaller of V and U lies whole in scratch, the other is made a piece at a time. Many tiles: all weights are
- * transformed, then a thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at 128
- * channels) and M of the outputs (0.2 MiB) stay in the second-level cache while U streams past them, a chunk's from end
- * to end. Fewer tiles than outputs: all tiles are transformed, then a thread transforms the weights of SLICE outputs (0.6
- * MiB at 256 inputs) and lets V stream past them; U, four times the weights, never leaves the cache.
+ * transformed, then a thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at
+ * 128 channels) and M of the outputs (0.2 MiB) stay in the second-level cache while U streams past them, a chunk's
+ * from end to end. Fewer tiles than outputs: all tiles are transformed, then a thread transforms the weights of SLICE
+ * outputs (0.6 MiB at 256 inputs) and lets V stream past them; U, four times the weights, never leaves the cache.
  * Inference keeps U of the first kind, until the model says that its weights have changed. */
 
 enum {
@@ -1042,8 +1043,8 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
     }
 }
 
-/* dw (+)= ..., summed over blocks of `deep` tiles, which all threads transform together. Where one block is all, a thread
- * goes through dU by outputs, SLICE at a time, and turns them into dw at once; else dU is summed whole.
+/* dw (+)= ..., summed over blocks of `deep` tiles, which all threads transform together. Where one block is all, a
+ * thread goes through dU by outputs, SLICE at a time, and turns them into dw at once; else dU is summed whole.
  * Scratch: V, D of a block; dU, or of SLICE outputs for each thread. */
 enum { DEEP = 96, DEEPEST = 128 };
 
@@ -1196,8 +1197,8 @@ static int strided_pays(const conv *c)
     return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
-/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors evenly, or
- * pictures of one tile. */
+/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors
+ * evenly, or pictures of one tile. */
 static int winograd_fits(const ddpm_graph *g, const ddpm_node *node)
 {
     const ddpm_tensor *w = node->in[1], *y = node->out;

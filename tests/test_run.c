@@ -34,8 +34,7 @@ static int kills = 3;
     "--warmup 4 --weight-decay 0.1 --cond-drop 0.3 --snr-gamma 5 --held-out 3 --eval-every 2 --save-every 3 "          \
     "--workers 1 "
 
-    static void
-    sleep_ms(long ms)
+static void sleep_ms(long ms)
 {
     nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 }
