@@ -1,7 +1,8 @@
 /* tests/test_vectors.c - ddpm.c against PyTorch and diffusers: every operation, tiny networks that use every field
  * of the config, samplers on a network, the optimiser, on every backend of the list below.
  * tests/parity/make_vectors.py made the vectors; it says how they are laid out and derives each operation's bound,
- * which is stored beside its value.
+ * which is stored beside its value. With "--distance PATHS.safetensors FILE.png" it draws how far sampling in PyTorch's
+ * random numbers is from diffusers after each step.
  *
  * Contents: 1 backends  2 operations  3 networks  4 samplers  5 the optimiser  6 main */
 #include <math.h>
@@ -20,6 +21,7 @@
 #include "cuda_backend.h"
 #include "ddpm.h"
 #include "io/config.h"
+#include "io/plot.h"
 #include "tests/shadow_backend.h"
 #include "tests/vectors.h"
 
@@ -793,6 +795,88 @@ static void test_torch_picture(void **state)
     vectors_close(&v);
 }
 
+/* No test, but a figure that `tests/parity/run.py --only distance` draws: how far x_t is from that of diffusers' loop
+ * after each step, in levels of 255, for the loops whose paths paths_file has. */
+static const char *paths_file, *figure_file;
+
+typedef struct follower {
+    const float *path; /* (steps + 1, PICTURES, C, H, W) */
+    float *x;
+    size_t count;
+    double *share, *distance; /* by steps done: percent of the way, largest distance */
+} follower;
+
+static ddpm_result follow(void *user, ddpm_net *net, int done, int steps)
+{
+    follower *f = user;
+    OK(ddpm_download(net->model->device, net->sample, DDPM_DATA, PICTURES, f->x));
+    for (size_t i = 0; i < f->count; i++)
+        f->distance[done] =
+            fmax(f->distance[done], 127.5 * fabs((double)f->x[i] - (double)f->path[(size_t)done * f->count + i]));
+    f->share[done] = 100.0 * done / steps;
+    return DDPM_OK;
+}
+
+static void follow_loop(vectors *v, vectors *paths, const char *loop, const ddpm_backend *backend, io_series *series)
+{
+    ddpm_device device;
+    ddpm_model *model;
+    ddpm_net *net;
+    ddpm_schedule schedule;
+    const io_tensor *path = vectors_find(paths, "%s/path", loop);
+    if (path == NULL) fail_msg("%s: no path of %s", paths_file, loop);
+    ddpm_sample_config config = ddpm_sample_default();
+    config.sampler = strcmp(loop, "ddim") == 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
+    config.steps = (int)path->shape[0] - 1;
+    config.torch_rng = 1;
+    size_t points = (size_t)config.steps + 1;
+    follower f = {.path = vectors_floats(paths, "%s/path", loop), .count = path->elements / points};
+    f.x = vectors_alloc(paths, f.count * sizeof *f.x);
+    f.share = vectors_alloc(paths, points * sizeof *f.share);
+    f.distance = vectors_alloc(paths, points * sizeof *f.distance);
+    OK(ddpm_device_open(&device, backend, 1, NULL));
+    make_model(v, &device, DDPM_FOR_INFERENCE, &model);
+    OK(ddpm_schedule_create(&schedule, NULL));
+    OK(ddpm_net_create(&net, model, 8, 8, PICTURES, 0));
+    OK(ddpm_sample(net, &schedule, &config, vectors_floats(paths, "labels"), PICTURES, f.x, follow, &f));
+    double worst = 0;
+    for (size_t i = 0; i < points; i++)
+        worst = fmax(worst, f.distance[i]);
+    char *name = vectors_alloc(paths, 64);
+    snprintf(name, 64, "%s, %d steps, %s", loop, config.steps, backend->name);
+    print_message("           %s: at most %.2g of 255 apart, %.2g at the end\n", name, worst, f.distance[points - 1]);
+    *series = (io_series){.name = name, .x = f.share, .y = f.distance, .count = (int)points};
+    ddpm_net_free(net);
+    ddpm_schedule_free(&schedule);
+    ddpm_model_free(model);
+    ddpm_device_close(&device);
+}
+
+static void draw_distances(void **state)
+{
+    (void)state;
+    vectors v, paths;
+    io_series series[4];
+    io_picture picture;
+    vectors_open(&v, VECTORS "unet_lab.safetensors");
+    vectors_open(&paths, paths_file);
+    for (int i = 0; i < 4; i++)
+        follow_loop(&v, &paths, i < 2 ? "ddpm" : "ddim", i % 2 ? ddpm_cpu() : ddpm_reference(), &series[i]);
+    io_plot plot = {"--rng torch beside diffusers' own loop",
+                    "steps done, percent",
+                    "largest distance, levels of 255",
+                    series,
+                    4,
+                    1,
+                    0,
+                    0};
+    OK(io_plot_draw(&plot, &picture));
+    OK(io_picture_write_png(figure_file, &picture, NULL, 0));
+    io_picture_free(&picture);
+    vectors_close(&paths);
+    vectors_close(&v);
+}
+
 /* ---- 5. The optimiser ---- */
 
 /* Step k, counted from 1; a: lr, beta1, beta2, eps, weight_decay, max_grad_norm, ema_decay. */
@@ -1055,8 +1139,14 @@ static void add_test(const char *group, const char *name, CMUnitTestFunction fun
     added++;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 4 && strcmp(argv[1], "--distance") == 0) {
+        paths_file = argv[2];
+        figure_file = argv[3];
+        add_test("torch", "distance by steps", draw_distances, NULL, 0);
+        return _cmocka_run_group_tests("vectors", tests, (size_t)added, NULL, NULL);
+    }
     for (int b = 0; b < BACKENDS; b++) {
         const ddpm_backend *backend = backends[b].backend();
         for (int op = 0; op < DDPM_OP_COUNT; op++)

@@ -1,7 +1,8 @@
 """`make parity`: ddpm.c against PyTorch and diffusers themselves. Run from the root of the repository:
 
-    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|pictures|example|run|lab] [DDPM]      (default $DDPM, else ./ddpm)
+    python tests/parity/run.py [--only vectors|tiny|saved|schedulers|pictures|distance|example|run|lab] [DDPM]
 
+DDPM: default $DDPM, else ./ddpm. `distance` is no check, and runs only where it is named: it draws docs/rng_torch.png.
 Prints a line for each check, with the measured figure and its bound; exit 1 if one failed.
 Contents: reporting; vectors made anew; networks through the command line; what ddpm saved, in diffusers; schedulers;
 TensorBoard and the report in a browser.
@@ -194,15 +195,20 @@ def check_saved(ddpm):
 
 # ---- Schedulers -----------------------------------------------------------------------------------------------------
 
+def build_test(name):
+    """A test program of the C side, made by the Makefile: its path."""
+    program = os.path.join(os.environ.get("BUILD", "build"), os.environ.get("COMPILER", "cc"), "tests", name)
+    made = subprocess.run([os.environ.get("MAKE", "make"), program], capture_output=True, text=True)
+    report(f"{name} is built", made.returncode, 0, made.stderr[-200:])
+    return program
+
+
 def check_schedulers(ddpm):
     """tests/test_schedules on tables of many T, on every number of steps, and on trajectories of all fields crossed;
     and a scheduler_config.json of each class, read and written again by `ddpm train --scheduler`, in diffusers."""
-    objects = os.path.join(os.environ.get("BUILD", "build"), os.environ.get("COMPILER", "cc"))
-    program = os.path.join(objects, "tests", "test_schedules")
+    program = build_test("test_schedules")
     with tempfile.TemporaryDirectory() as directory:
         cases = os.path.join(directory, "exhaustive.safetensors")
-        made = subprocess.run([os.environ.get("MAKE", "make"), program], capture_output=True, text=True)
-        report("schedulers: the test program is built", made.returncode, 0, made.stderr[-200:])
         subprocess.run([sys.executable, "-W", "ignore", os.path.join(HERE, "make_scheduler_vectors.py"), "--exhaustive",
                         cases], check=True)
         done = subprocess.run([program, cases], capture_output=True, text=True)
@@ -284,6 +290,17 @@ def check_pictures(ddpm):
                        f"{float((apart > 0).double().mean()):.2%} of the values differ")
 
 
+def draw_distance():
+    """docs/rng_torch.png: the largest distance between x of ddpm_sample and of diffusers' loop after each step, in the
+    same random numbers, on the reference rows and on the fast backend."""
+    program = build_test("test_vectors")
+    with tempfile.TemporaryDirectory() as directory:
+        paths = os.path.join(directory, "paths.safetensors")
+        subprocess.run([sys.executable, "-W", "ignore", os.path.join(HERE, "make_torch_vectors.py"), "--paths", paths],
+                       check=True)
+        print(run(program, "--distance", paths, os.path.join(ROOT, "docs", "rng_torch.png")), end="")
+
+
 def check_example(ddpm):
     """examples/from_diffusers.py, run as its reader would, on a model of pixel_unshuffle 2 that was exported with a
     sampler, steps and guidance of its own: the pictures of `ddpm sample --rng torch` that names none of them."""
@@ -311,7 +328,8 @@ def check_example(ddpm):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ddpm", nargs="?", default=os.environ.get("DDPM", "./ddpm"))
-    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "pictures", "example", "run", "lab"])
+    parser.add_argument("--only", choices=["vectors", "tiny", "saved", "schedulers", "pictures", "distance", "example", "run",
+                                           "lab"])
     arguments = parser.parse_args()
     if arguments.only in (None, "vectors"):
         check_vectors()
@@ -326,6 +344,8 @@ def main():
         check_run(arguments.ddpm)
     if arguments.only in (None, "pictures"):
         check_pictures(arguments.ddpm)
+    if arguments.only == "distance":
+        draw_distance()
     if arguments.only in (None, "example"):
         check_example(arguments.ddpm)
     if arguments.only in (None, "lab"):
