@@ -16,7 +16,7 @@
 
 extern const unsigned char lab_report_page[]; /* lab/report.html, ended by a 0 */
 
-enum { MAX_POINTS = 600, MAX_COLUMNS = 64, MAX_SAMPLES = 24, MAX_STRIPS = 12, FRAMES = 11 };
+enum { MAX_POINTS = 600, MAX_COLUMNS = 64, MAX_SAMPLES = 24, MAX_STRIPS = 12, MAX_SHOWN = 8, FRAMES = 11 };
 
 static ddpm_result no_memory(const char *path)
 {
@@ -284,7 +284,8 @@ static ddpm_result add_strips(cJSON *test, const char *directory, const char *ty
     return result;
 }
 
-/* results.json holds one object for each type that was tested: {"test": {...}, "new_test": {...}}. */
+/* Beyond MAX_SHOWN tests of a run the figures alone: a sweep has many.
+ * results.json holds one object for each type that was tested: {"test": {...}, "new_test": {...}}. */
 static ddpm_result add_test(cJSON *tests, const char *directory, const char *name, const cJSON *results)
 {
     const char *type = results->string;
@@ -297,6 +298,7 @@ static ddpm_result add_test(cJSON *tests, const char *directory, const char *nam
     if (!cJSON_AddItemToArray(tests, test) || copy == NULL || cJSON_AddStringToObject(test, "name", label) == NULL ||
         cJSON_AddNumberToObject(test, "frames", FRAMES) == NULL)
         return no_memory(directory);
+    if (cJSON_GetArraySize(tests) > MAX_SHOWN) return DDPM_OK;
     ddpm_result result = add_picture(test, "grid", directory, grid, &found);
     return result == DDPM_OK ? add_strips(test, directory, type, results) : result;
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make check-long`: the checks that take minutes. tests/planted.sh plants a wrong sign in every backward in turn and wants
-# the gradient tests to notice each; a run is killed ten times; the commands of docs/guide.md are typed; then ThreadSanitizer
+# the gradient tests to notice each; a run is killed ten times; the guide's and the lab's commands run; then ThreadSanitizer
 # on the threads of the data set, valgrind, all tests under clang's sanitizers, and libFuzzer on every fuzz target. The last
 # line is `N passed, N failed`.
 cd "$(dirname "$0")/.." || exit 1
@@ -29,6 +29,9 @@ check "ten kills, and the same end" "$BUILD/$COMPILER/tests/test_run" 10
 
 heading "The guide"
 check "every command of docs/guide.md" env PROGRAM="$BUILD/$COMPILER/ddpm" scripts/guide.sh
+
+heading "The lab's commands"
+check "make mini, sweep, experiment at small size" env PROGRAM="$BUILD/$COMPILER/ddpm" scripts/lab_small.sh
 
 heading "Races (ThreadSanitizer)"
 if [ -f tests/test_dataset.c ]; then

@@ -1,10 +1,12 @@
 # Read by the scripts that measure: figures of results.json (ddpm test), means and their standard errors.
 
-# figure FILE NAME: the number NAME, or the value of the accuracy NAME
+# figure FILE TYPE NAME: of TYPE (test, new_test) the number NAME, or the value of the accuracy NAME
 figure() {
-    awk -v name="\"$2\"" '
-        index($0, name) { found = 1 }
-        found && (index($0, name) ? $0 !~ /\{ *$/ : /"value"/) { gsub(/.*:|[ \t,]/, ""); print; exit }' "$1"
+    awk -v type="\"$2\":" -v name="\"$3\":" '
+        /^\t"/ { inside = index($0, type) == 2; found = 0 }
+        inside && index($0, name) { found = 1; if ($0 ~ /[{] *$/) next; value = $0 }
+        found && /"value":/ { value = $0 }
+        value { gsub(/.*:|[ \t,]/, "", value); print value; exit }' "$1"
 }
 
 # Numbers on the standard input, one a line -> their mean, the standard error of that, and how many they are.
@@ -21,5 +23,10 @@ weights_of() {
     { sha256sum "$file" 2> /dev/null || shasum -a 256 "$file"; } | cut -d ' ' -f 1
 }
 
-# scored FOLDER MODEL: whether FOLDER holds the results of these weights
-scored() { [ -f "$1/results.json" ] && grep -q "$(weights_of "$2")" "$1/results.json"; }
+# scored FOLDER TYPE MODEL: whether FOLDER holds the results of TYPE for these weights
+scored() {
+    [ -f "$1/results.json" ] && awk -v type="\"$2\":" -v hash="$(weights_of "$3")" '
+        /^\t"/ { inside = index($0, type) == 2 }
+        inside && index($0, hash) { found = 1 }
+        END { exit !found }' "$1/results.json"
+}

@@ -40,12 +40,13 @@ train() {
     fi
 }
 
+# The latest averaged weights: at a constant learning rate the lowest loss of an epoch is chance.
 pack() { # beside, then in its place: a stopped one leaves the old one whole
     fresh=$MINI.tmp-$$
     trap 'rm -rf "$fresh"' EXIT
     rm -rf "$fresh"
     mkdir -p "$(dirname "$MINI")"
-    run "$PROGRAM" export "$RUN" --out "$fresh" --dtype f16 $DRAW
+    run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 $DRAW
     for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
         set -- $pair
         mkdir "$fresh/$2"
@@ -69,7 +70,7 @@ score() {
     for type in test new_test; do
         for seed in $SEEDS; do
             out=$SCORE/$type-$seed
-            scored "$out" "$MINI" ||
+            scored "$out" $type "$MINI" ||
                 run "$PROGRAM" test data --test-type $type --model "$MINI" --seed "$seed" --out "$out"
         done
         [ -f "$SCORE/ceiling-$type/31.png" ] || run "$PROGRAM" render --labels-file data/$type.json --out "$SCORE/ceiling-$type" --seed 1
@@ -85,7 +86,7 @@ score() {
 # ---- the README, from what there is -------------------------------------------------------------------------------
 accuracy_row() { # type: the mean of the seeds, its 95% interval, the ceiling, the floor
     scores=$(for seed in $SEEDS; do
-        scored "$SCORE/$1-$seed" "$2" && figure "$SCORE/$1-$seed/results.json" accuracy_mean_of_pictures
+        scored "$SCORE/$1-$seed" "$1" "$2" && figure "$SCORE/$1-$seed/results.json" "$1" accuracy_mean_of_pictures
     done || true)
     if [ -z "$scores" ]; then return; fi
     set -- "$1" $(printf '%s\n' "$scores" | mean_and_error)
@@ -93,6 +94,7 @@ accuracy_row() { # type: the mean of the seeds, its 95% interval, the ceiling, t
     awk -v type="$1" -v m="$2" -v e="$3" -v n="$4" -v ceiling="$(beside ceiling "$1")" -v floor="$(beside floor "$1")" 'BEGIN {
         printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
 }
+value() { awk -F '"' -v name="$2" '$2 == name { sub(/^[^:]*:[ \t]*/, ""); gsub(/[",]/, ""); print; exit }' "$1"; } # of a JSON file
 evaluator_row() { # name, directory
     tail -n 1 "$2/metrics.csv" | awk -F, -v name="$1" '{ printf "| `%s` | %d | %s | %s |\n", name, $1 + 1, $4, $5 }'
 }
@@ -111,7 +113,7 @@ A diffusers directory (weights in F16) with two evaluators, made by \`make mini\
     ./ddpm sample "red sphere, cyan cube"
     ./ddpm test --test-type new_test
 
-Where no option says otherwise it draws with \`$DRAW\`.
+Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_config.json" _class_name), $(value "$1/model_index.json" num_inference_steps) steps, guidance $(value "$1/model_index.json" guidance_scale).
 
 ## How it was made
 
@@ -120,8 +122,7 @@ Where no option says otherwise it draws with \`$DRAW\`.
 END
         for name in version data pictures parameters pixel_unshuffle batch_size lr lr_schedule warmup cond_drop ema_decay \
             snr_gamma timesteps beta_schedule prediction_type seed; do
-            awk -F '"' -v name="$name" '$2 == name { value = $0; sub(/^[^:]*:[ \t]*/, "", value); sub(/,$/, "", value)
-                gsub(/"/, "", value); printf "| %s | %s |\n", name, value }' "$RUN/args.json"
+            echo "| $name | $(value "$RUN/args.json" "$name") |"
         done
         cat << END
 | steps | $steps |

@@ -177,6 +177,33 @@ static void test_long_run(void **state)
     cJSON_Delete(json);
 }
 
+/* A sweep of tests: the figures of all, the pictures of the first eight. */
+static void test_many_tests(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "sweep/ddim-%d", i);
+        assert_int_equal(io_make_directory(in_folder(name)), DDPM_OK);
+        snprintf(name, sizeof name, "sweep/ddim-%d/results.json", i);
+        write_text(name, "{\"test\": {\"accuracy_mean_of_pictures\": {\"value\": 0.5, \"interval\": [0.25, 0.75]}}}");
+        snprintf(name, sizeof name, "sweep/ddim-%d/test_grid.png", i);
+        write_png(name, 2, 1);
+    }
+    assert_int_equal(write_report((const char *const[]){"sweep"}, 1), DDPM_OK);
+    cJSON *json = read_report();
+    const cJSON *test = at(at(json, "runs")->child, "tests")->child;
+    for (int i = 0; i < 10; i++, test = test->next) {
+        char name[64];
+        snprintf(name, sizeof name, "ddim-%d, test", i);
+        assert_string_equal(at(test, "name")->valuestring, name);
+        at(test, "results");
+        assert_int_equal(cJSON_HasObjectItem(test, "grid"), i < 8);
+    }
+    assert_null(test);
+    cJSON_Delete(json);
+}
+
 static void expect_refused(const char *name, ddpm_result code, const char *part)
 {
     assert_int_equal(write_report((const char *const[]){name}, 1), code);
@@ -203,10 +230,8 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_run),
-        cmocka_unit_test(test_base64),
-        cmocka_unit_test(test_long_run),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_run),        cmocka_unit_test(test_base64),  cmocka_unit_test(test_long_run),
+        cmocka_unit_test(test_many_tests), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("report", tests, set_up, tear_down);
 }

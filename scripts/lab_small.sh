@@ -1,0 +1,43 @@
+#!/bin/sh
+# What `make mini`, `make sweep` and `make experiment` do, at a size of seconds: each stage runs, the tables have their rows,
+# and what is done is not done again. Part of `make check-long`.
+cd "$(dirname "$0")/.." || exit 1
+: "${PROGRAM:=./ddpm}"
+export PROGRAM
+set -e
+small=$(mktemp -d)
+trap 'rm -rf "$small"' EXIT
+expect() { # what, found, wanted
+    [ "$2" = "$3" ] || {
+        echo "lab_small.sh: $1: $2, not $3" >&2
+        exit 1
+    }
+}
+
+export DATA="$small/data" GUIDE="$small/guide" JUDGE="$small/judge" RUN="$small/run" SCORE="$small/score" MINI="$small/mini"
+export SWEEP="$small/sweep" SCENES=8 SIZE=64x48 EVALUATOR_EPOCHS=1 EPOCHS=1 SEEDS='1 2'
+export EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
+DRAW='--sampler ddim --steps 2 --guidance 2' scripts/mini.sh > "$small/log" 2>&1 || {
+    cat "$small/log" >&2
+    exit 1
+}
+expect "label sets in mini's table" "$(grep -c '^| `.*json` | [01]\.[0-9]* | .* | 2 | [01]\.[0-9]* | [01]\.[0-9]* |$' "$MINI/README.md")" 2
+expect "evaluators in mini's table" "$(grep -c '^| `evaluator' "$MINI/README.md")" 2
+for file in loss.png test_grid.png model_index.json evaluator/model.safetensors evaluator_judge/model.safetensors; do
+    expect "$file of mini" "$(ls "$MINI/$file")" "$MINI/$file"
+done
+cp "$MINI/README.md" "$small/before"
+scripts/mini.sh data guide judge score readme > "$small/log" 2>&1
+expect "commands of what was done" "$(grep -c '^\$' "$small/log")" 0
+cmp "$small/before" "$MINI/README.md"
+
+SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 scripts/sweep.sh "$MINI" "$JUDGE" "$SWEEP" > "$small/log" 2>&1
+expect "rows of the sweep" "$(grep -cE '^\| (ddim|dpmsolver\+\+) ' "$SWEEP/sweep.md")" 3
+$PROGRAM export "$MINI" --out "$small/again" $(cat "$SWEEP/default") > "$small/log" 2>&1
+
+TIMES='10 20' STEPS=6 MODEL='--model tiny --resolution 16 --batch-size 4' \
+    scripts/experiment.sh "$DATA" "$JUDGE" "$small/experiment" > "$small/log" 2>&1
+expect "rows of the experiment" "$(grep -cE '^\| (10|20) ' "$small/experiment/experiment.md")" 2
+expect "what it found" "$(grep -c 'has the highest accuracy' "$small/experiment/experiment.md")" 1
+for page in "$SWEEP/report.html" "$small/experiment/report.html"; do expect "$page" "$(ls "$page")" "$page"; done
+echo "mini, sweep and experiment run at small size"
