@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.." || exit 1
 guide=${1:-docs/guide.md}
 root=$(pwd)
 case $PROGRAM in /*) ;; *) PROGRAM=$root/$PROGRAM ;; esac
+case $guide in /*) ;; *) guide=$root/$guide ;; esac
 if [ -n "${GUIDE_DIR:-}" ]; then
     mkdir -p "$GUIDE_DIR" || exit 1
 else
@@ -43,7 +44,7 @@ status=$?
 [ $status = 0 ] || { echo "$guide: the last command above failed with status $status" >&2; exit 1; }
 
 missing=0
-for path in $(grep -o '`runs/[^` ]*`' "$root/$guide" | tr -d '`' | grep -vx 'runs/\.\.\.'); do
+for path in $(grep -o '`runs/[^` ]*`' "$guide" | tr -d '`' | grep -vx 'runs/\.\.\.'); do
     [ -e "$path" ] || { echo "$guide names $path, which its commands do not make" >&2; missing=1; }
 done
-[ $missing = 0 ] && echo "$count commands of $guide"
+[ $missing = 0 ] && echo "$count commands of $guide, and the files it names"
