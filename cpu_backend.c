@@ -439,12 +439,19 @@ typedef struct packed_sizes {
     size_t packed, columns, block, all; /* floats of each part; of all of them together */
 } packed_sizes;
 
+/* Columns of a 1x1 kernel are the picture itself; a small one's rows are near each other. */
+static int as_they_lie(const conv *c)
+{
+    int plane = c->oh * c->ow;
+    return c->kernel == 1 && c->stride == 1 && c->pad == 0 && plane >= 64 && plane <= 256 && plane % 16 == 0;
+}
+
 static packed_sizes sizes_of_packed(const cpu_state *s, const conv *c)
 {
     size_t rows = panels_of(s->kernels, c->co) * (size_t)s->kernels->rows, k = (size_t)(c->ci * c->kernel * c->kernel);
     packed_sizes z = {.width = BLOCK, .row = BLOCK, .packed = line(rows * k)};
-    if (c->kernel == 1 && c->oh * c->ow >= 4 * BLOCK) {
-        z.width = 4 * BLOCK;
+    if (c->kernel == 1 && (c->oh * c->ow >= 4 * BLOCK || as_they_lie(c))) {
+        z.width = as_they_lie(c) ? (size_t)(c->oh * c->ow) : 4 * BLOCK;
         z.row = z.width + 16; /* an odd number of cache lines */
     }
     z.columns = line(k * z.row);
@@ -494,8 +501,9 @@ static void packed_forward(const cpu_state *s, const conv *given, float *scratch
             run = end - job < panels - from ? end - job : panels - from;
             int count = (int)(stretch - inside < z.width ? stretch - inside : z.width), from_row = (int)(from * mr);
             int to_row = (int)((from + run) * mr) < c->co ? (int)((from + run) * mr) : c->co;
-            find_columns(c, at, count, &where);
-            for (int i = 0; i < c->ci; i++) {
+            const float *picture = c->x + at / plane * (size_t)c->ci * plane; /* of those as they lie */
+            if (!as_they_lie(c)) find_columns(c, at, count, &where);
+            for (int i = 0; i < c->ci && !as_they_lie(c); i++) {
                 for (int p = 0; p < count && taps == 1 && i + 4 < c->ci && stretch == plane; p += 16)
                     __builtin_prefetch(where.x + (size_t)(i + 4) * plane + inside + p); /* planes are far apart */
                 fill_columns(&where, i, column + (size_t)(i * taps) * z.row, z.row);
@@ -504,8 +512,8 @@ static void packed_forward(const cpu_state *s, const conv *given, float *scratch
                              .n = count,
                              .k = k,
                              .a = packed + from * mr * (size_t)k,
-                             .b = column,
-                             .ldb = z.row,
+                             .b = as_they_lie(c) ? picture + inside : column,
+                             .ldb = as_they_lie(c) ? plane : z.row,
                              .c = block + from * mr * z.row,
                              .ldc = z.row};
             if (stretch == plane) { /* of one picture: in place */
@@ -707,6 +715,7 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
         for (size_t at = 0, count; at < pixels && i0 < i1 && o0 < o1; at += count) {
             size_t n0 = at / plane, q0 = at % plane;
             count = pixels - at < (size_t)z.depth ? pixels - at : (size_t)z.depth;
+            if (plane >= 64 && count > plane - q0) count = plane - q0; /* within a picture dy is read as it lies */
             int as_it_lies = q0 + count <= plane && (o1 - o0) % (int)mr == 0;
             for (int o = o0; o < o1 && !as_it_lies; o += (int)mr)
                 for (size_t done = 0, run; done < count; done += run) { /* the pixels of one picture */
@@ -718,9 +727,14 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
             find_columns(c, at, (int)count, &where);
             for (int i = i0; i < i1; i += z.together) {
                 int some = i1 - i < z.together ? i1 - i : z.together;
-                for (int j = 0; j < some; j++)
-                    fill_columns(&where, i + j, turned + (size_t)(j * taps * z.depth), (size_t)z.depth);
-                kernels->turn(some * taps, (int)count, turned, (size_t)z.depth, row, z.row);
+                const float *from = turned;
+                size_t from_row = (size_t)z.depth;
+                if (c->kernel == 1 && c->stride == 1 && c->pad == 0 && q0 + count <= plane)
+                    from = c->x + (n0 * (size_t)c->ci + (size_t)i) * plane + q0, from_row = plane;
+                else
+                    for (int j = 0; j < some; j++)
+                        fill_columns(&where, i + j, turned + (size_t)(j * taps * z.depth), (size_t)z.depth);
+                kernels->turn(some * taps, (int)count, from, from_row, row, z.row);
                 cpu_product p = {.m = o1 - o0,
                                  .n = some * taps,
                                  .k = (int)count,
@@ -1187,6 +1201,7 @@ static int small_pays(const ddpm_graph *g, const ddpm_node *node)
     if (c.kernel > 3 || c.stride != 1 || c.pad != c.kernel / 2 || c.oh != c.h || c.ow != c.w || c.h * c.w > 64 ||
         c.co % 16 || c.ci % 16)
         return 0;
+    if (as_they_lie(&c) && c.n >= 2) return 0; /* nothing to turn */
     small_sizes z = sizes_of_small(state_of(g), &c);
     size_t computed = (size_t)(z.vectors * state_of(g)->kernels->lanes) * (size_t)(z.whole ? 1 : z.c.h);
     return 2 * (size_t)(c.n * c.h * c.w) >= computed && z.frame <= SMALL_FRAME;
