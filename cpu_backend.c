@@ -482,49 +482,46 @@ static void packed_forward(const cpu_state *s, const conv *given, float *scratch
     size_t stretch = plane < z.width ? pixels : plane; /* what blocks do not cross */
     size_t each = (stretch + z.width - 1) / z.width, blocks = pixels / stretch * each;
     float *packed = scratch;
-    {
-        size_t first, end;
-        share(panels * (size_t)c->ci, &first, &end);
-        for (size_t job = first; job < end; job++) { /* one input channel of one panel */
-            size_t panel = job / (size_t)c->ci, i = job % (size_t)c->ci;
-            kernels->pack(c->co - (int)(panel * mr), taps, c->weight + panel * mr * c->w_out + i * c->w_in, c->w_out,
-                          c->w_tap, packed + (panel * (size_t)k + i * (size_t)taps) * mr);
+    size_t first, end;
+    share(panels * (size_t)c->ci, &first, &end);
+    for (size_t job = first; job < end; job++) { /* one input channel of one panel */
+        size_t panel = job / (size_t)c->ci, i = job % (size_t)c->ci;
+        kernels->pack(c->co - (int)(panel * mr), taps, c->weight + panel * mr * c->w_out + i * c->w_in, c->w_out,
+                      c->w_tap, packed + (panel * (size_t)k + i * (size_t)taps) * mr);
+    }
+    cpu_team_barrier();
+    float *column = packed + z.packed + (size_t)cpu_team_index() * (z.columns + z.block), *block = column + z.columns;
+    columns where;
+    share(blocks * panels, &first, &end);
+    for (size_t job = first, run; job < end; job += run) {
+        size_t block_of = job / panels, from = job % panels, inside = block_of % each * z.width;
+        size_t at = block_of / each * stretch + inside;
+        run = end - job < panels - from ? end - job : panels - from;
+        int count = (int)(stretch - inside < z.width ? stretch - inside : z.width), from_row = (int)(from * mr);
+        int to_row = (int)((from + run) * mr) < c->co ? (int)((from + run) * mr) : c->co;
+        const float *picture = c->x + at / plane * (size_t)c->ci * plane; /* of those as they lie */
+        if (!as_they_lie(c)) find_columns(c, at, count, &where);
+        for (int i = 0; i < c->ci && !as_they_lie(c); i++) {
+            for (int p = 0; p < count && taps == 1 && i + 4 < c->ci && stretch == plane; p += 16)
+                __builtin_prefetch(where.x + (size_t)(i + 4) * plane + inside + p); /* planes are far apart */
+            fill_columns(&where, i, column + (size_t)(i * taps) * z.row, z.row);
         }
-        cpu_team_barrier();
-        float *column = packed + z.packed + (size_t)cpu_team_index() * (z.columns + z.block),
-              *block = column + z.columns;
-        columns where;
-        share(blocks * panels, &first, &end);
-        for (size_t job = first, run; job < end; job += run) {
-            size_t block_of = job / panels, from = job % panels, inside = block_of % each * z.width;
-            size_t at = block_of / each * stretch + inside;
-            run = end - job < panels - from ? end - job : panels - from;
-            int count = (int)(stretch - inside < z.width ? stretch - inside : z.width), from_row = (int)(from * mr);
-            int to_row = (int)((from + run) * mr) < c->co ? (int)((from + run) * mr) : c->co;
-            const float *picture = c->x + at / plane * (size_t)c->ci * plane; /* of those as they lie */
-            if (!as_they_lie(c)) find_columns(c, at, count, &where);
-            for (int i = 0; i < c->ci && !as_they_lie(c); i++) {
-                for (int p = 0; p < count && taps == 1 && i + 4 < c->ci && stretch == plane; p += 16)
-                    __builtin_prefetch(where.x + (size_t)(i + 4) * plane + inside + p); /* planes are far apart */
-                fill_columns(&where, i, column + (size_t)(i * taps) * z.row, z.row);
-            }
-            cpu_product p = {.m = to_row - from_row,
-                             .n = count,
-                             .k = k,
-                             .a = packed + from * mr * (size_t)k,
-                             .b = as_they_lie(c) ? picture + inside : column,
-                             .ldb = as_they_lie(c) ? plane : z.row,
-                             .c = block + from * mr * z.row,
-                             .ldc = z.row};
-            if (stretch == plane) { /* of one picture: in place */
-                p.c = c->y + (at / plane * (size_t)c->co + from * mr) * plane + inside;
-                p.ldc = plane;
-                p.bias = c->bias ? c->bias + from * mr : NULL;
-                p.accumulate = c->accumulate;
-            }
-            kernels->product(&p);
-            if (stretch != plane) store_pixels(c, at, count, from_row, to_row, block, z.row);
+        cpu_product p = {.m = to_row - from_row,
+                         .n = count,
+                         .k = k,
+                         .a = packed + from * mr * (size_t)k,
+                         .b = as_they_lie(c) ? picture + inside : column,
+                         .ldb = as_they_lie(c) ? plane : z.row,
+                         .c = block + from * mr * z.row,
+                         .ldc = z.row};
+        if (stretch == plane) { /* of one picture: in place */
+            p.c = c->y + (at / plane * (size_t)c->co + from * mr) * plane + inside;
+            p.ldc = plane;
+            p.bias = c->bias ? c->bias + from * mr : NULL;
+            p.accumulate = c->accumulate;
         }
+        kernels->product(&p);
+        if (stretch != plane) store_pixels(c, at, count, from_row, to_row, block, z.row);
     }
 }
 
@@ -641,26 +638,24 @@ static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 {
     int taps = c->kernel * c->kernel, k = c->ci * taps, plane = c->oh * c->ow, pixels = c->n * plane;
     float *row = scratch, *turned = scratch + line((size_t)k * FEW_PIXELS); /* (pixels,k); (k,pixels) */
-    {
-        float y[4 * FEW_PIXELS];
-        size_t first, end;
-        share((size_t)c->ci, &first, &end);
-        columns where;
-        find_columns(c, 0, pixels, &where);
-        for (size_t i = first; i < end; i++)
-            fill_columns(&where, (int)i, turned + i * (size_t)(taps * FEW_PIXELS), FEW_PIXELS);
-        s->kernels->turn((int)(end - first) * taps, pixels, turned + first * (size_t)(taps * FEW_PIXELS), FEW_PIXELS,
-                         row + first * (size_t)taps, (size_t)k);
-        cpu_team_barrier();
-        share((size_t)(c->co + 3) / 4, &first, &end);
-        for (int o = (int)first * 4; o < (int)end * 4 && o < c->co; o += 4) {
-            int rows = c->co - o < 4 ? c->co - o : 4;
-            s->kernels->dot(rows, pixels, k, c->weight + (size_t)o * c->w_out, c->w_out, row, (size_t)k, y, FEW_PIXELS);
-            for (int m = 0; m < rows; m++)
-                for (int p = 0; p < pixels; p++)
-                    c->y[((size_t)(p / plane) * (size_t)c->co + (size_t)(o + m)) * (size_t)plane +
-                         (size_t)(p % plane)] = y[m * FEW_PIXELS + p] + (c->bias ? c->bias[o + m] : 0);
-        }
+    float y[4 * FEW_PIXELS];
+    size_t first, end;
+    share((size_t)c->ci, &first, &end);
+    columns where;
+    find_columns(c, 0, pixels, &where);
+    for (size_t i = first; i < end; i++)
+        fill_columns(&where, (int)i, turned + i * (size_t)(taps * FEW_PIXELS), FEW_PIXELS);
+    s->kernels->turn((int)(end - first) * taps, pixels, turned + first * (size_t)(taps * FEW_PIXELS), FEW_PIXELS,
+                     row + first * (size_t)taps, (size_t)k);
+    cpu_team_barrier();
+    share((size_t)(c->co + 3) / 4, &first, &end);
+    for (int o = (int)first * 4; o < (int)end * 4 && o < c->co; o += 4) {
+        int rows = c->co - o < 4 ? c->co - o : 4;
+        s->kernels->dot(rows, pixels, k, c->weight + (size_t)o * c->w_out, c->w_out, row, (size_t)k, y, FEW_PIXELS);
+        for (int m = 0; m < rows; m++)
+            for (int p = 0; p < pixels; p++)
+                c->y[((size_t)(p / plane) * (size_t)c->co + (size_t)(o + m)) * (size_t)plane + (size_t)(p % plane)] =
+                    y[m * FEW_PIXELS + p] + (c->bias ? c->bias[o + m] : 0);
     }
 }
 
@@ -703,50 +698,48 @@ static void direct_weight(const cpu_state *s, const conv *c, const float *dy, fl
     const weight_sizes z = sizes_of_weight(s, c);
     size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane, mr = (size_t)kernels->rows,
            w_out = (size_t)(c->ci * taps);
-    {
-        int i0 = 0, i1 = c->ci, o0 = 0, o1 = c->co;
-        if (by_input)
-            range(c->ci, 16, &i0, &i1);
-        else
-            range(c->co, 16, &o0, &o1);
-        columns where;
-        float *turned = scratch + (size_t)cpu_team_index() * (z.turned + z.columns + z.packed),
-              *row = turned + z.turned, *packed = row + z.columns;
-        for (size_t at = 0, count; at < pixels && i0 < i1 && o0 < o1; at += count) {
-            size_t n0 = at / plane, q0 = at % plane;
-            count = pixels - at < (size_t)z.depth ? pixels - at : (size_t)z.depth;
-            if (plane >= 64 && count > plane - q0) count = plane - q0; /* within a picture dy is read as it lies */
-            int as_it_lies = q0 + count <= plane && (o1 - o0) % (int)mr == 0;
-            for (int o = o0; o < o1 && !as_it_lies; o += (int)mr)
-                for (size_t done = 0, run; done < count; done += run) { /* the pixels of one picture */
-                    size_t n = (at + done) / plane, q = (at + done) % plane;
-                    run = count - done < plane - q ? count - done : plane - q;
-                    kernels->pack(o1 - o, (int)run, dy + (n * (size_t)c->co + (size_t)o) * plane + q, plane, 1,
-                                  packed + (size_t)(o - o0) * count + done * mr);
-                }
-            find_columns(c, at, (int)count, &where);
-            for (int i = i0; i < i1; i += z.together) {
-                int some = i1 - i < z.together ? i1 - i : z.together;
-                const float *from = turned;
-                size_t from_row = (size_t)z.depth;
-                if (c->kernel == 1 && c->stride == 1 && c->pad == 0 && q0 + count <= plane)
-                    from = c->x + (n0 * (size_t)c->ci + (size_t)i) * plane + q0, from_row = plane;
-                else
-                    for (int j = 0; j < some; j++)
-                        fill_columns(&where, i + j, turned + (size_t)(j * taps * z.depth), (size_t)z.depth);
-                kernels->turn(some * taps, (int)count, from, from_row, row, z.row);
-                cpu_product p = {.m = o1 - o0,
-                                 .n = some * taps,
-                                 .k = (int)count,
-                                 .a = as_it_lies ? dy + (n0 * (size_t)c->co + (size_t)o0) * plane + q0 : packed,
-                                 .a_row = as_it_lies ? plane : 0,
-                                 .b = row,
-                                 .ldb = z.row,
-                                 .c = dw + (size_t)o0 * w_out + (size_t)(i * taps),
-                                 .ldc = w_out,
-                                 .accumulate = accumulate || at > 0};
-                kernels->product(&p);
+    int i0 = 0, i1 = c->ci, o0 = 0, o1 = c->co;
+    if (by_input)
+        range(c->ci, 16, &i0, &i1);
+    else
+        range(c->co, 16, &o0, &o1);
+    columns where;
+    float *turned = scratch + (size_t)cpu_team_index() * (z.turned + z.columns + z.packed), *row = turned + z.turned,
+          *packed = row + z.columns;
+    for (size_t at = 0, count; at < pixels && i0 < i1 && o0 < o1; at += count) {
+        size_t n0 = at / plane, q0 = at % plane;
+        count = pixels - at < (size_t)z.depth ? pixels - at : (size_t)z.depth;
+        if (plane >= 64 && count > plane - q0) count = plane - q0; /* within a picture dy is read as it lies */
+        int as_it_lies = q0 + count <= plane && (o1 - o0) % (int)mr == 0;
+        for (int o = o0; o < o1 && !as_it_lies; o += (int)mr)
+            for (size_t done = 0, run; done < count; done += run) { /* the pixels of one picture */
+                size_t n = (at + done) / plane, q = (at + done) % plane;
+                run = count - done < plane - q ? count - done : plane - q;
+                kernels->pack(o1 - o, (int)run, dy + (n * (size_t)c->co + (size_t)o) * plane + q, plane, 1,
+                              packed + (size_t)(o - o0) * count + done * mr);
             }
+        find_columns(c, at, (int)count, &where);
+        for (int i = i0; i < i1; i += z.together) {
+            int some = i1 - i < z.together ? i1 - i : z.together;
+            const float *from = turned;
+            size_t from_row = (size_t)z.depth;
+            if (c->kernel == 1 && c->stride == 1 && c->pad == 0 && q0 + count <= plane)
+                from = c->x + (n0 * (size_t)c->ci + (size_t)i) * plane + q0, from_row = plane;
+            else
+                for (int j = 0; j < some; j++)
+                    fill_columns(&where, i + j, turned + (size_t)(j * taps * z.depth), (size_t)z.depth);
+            kernels->turn(some * taps, (int)count, from, from_row, row, z.row);
+            cpu_product p = {.m = o1 - o0,
+                             .n = some * taps,
+                             .k = (int)count,
+                             .a = as_it_lies ? dy + (n0 * (size_t)c->co + (size_t)o0) * plane + q0 : packed,
+                             .a_row = as_it_lies ? plane : 0,
+                             .b = row,
+                             .ldb = z.row,
+                             .c = dw + (size_t)o0 * w_out + (size_t)(i * taps),
+                             .ldc = w_out,
+                             .accumulate = accumulate || at > 0};
+            kernels->product(&p);
         }
     }
 }
@@ -782,35 +775,33 @@ static void direct_data(const cpu_state *s, const conv *c, const float *dy, floa
     const cpu_kernels *kernels = s->kernels;
     int taps = c->kernel * c->kernel, mr = kernels->rows;
     size_t plane = (size_t)c->oh * (size_t)c->ow, pixels = (size_t)c->n * plane;
-    {
-        int i0, i1;
-        range(c->ci, 16, &i0, &i1);
-        int k = (i1 - i0) * taps;
-        float *packed = scratch + (size_t)cpu_team_index() * columns_scratch(s, c),
-              *block = packed + line((size_t)(DEPTH + mr) * (size_t)c->co);
-        for (int n = 0; n < c->n && !c->accumulate && i0 < i1; n++)
-            memset(dx + ((size_t)n * (size_t)c->ci + (size_t)i0) * (size_t)c->h * (size_t)c->w, 0,
-                   (size_t)(i1 - i0) * (size_t)c->h * (size_t)c->w * sizeof *dx);
-        for (size_t at = 0; at < pixels && i0 < i1; at += DEPTH) {
-            int count = (int)(pixels - at < DEPTH ? pixels - at : DEPTH);
-            for (int p = 0; p < count; p++) { /* A[p][o] = dy[o][p], in panels */
-                size_t n = (at + (size_t)p) / plane, q = (at + (size_t)p) % plane;
-                float *to = packed + (size_t)(p / mr * mr) * (size_t)c->co + (size_t)(p % mr);
-                for (int o = 0; o < c->co; o++)
-                    to[o * mr] = dy[(n * (size_t)c->co + (size_t)o) * plane + q];
-            }
-            cpu_product product = {.m = count,
-                                   .n = k,
-                                   .k = c->co,
-                                   .a = packed,
-                                   .b = c->weight + (size_t)(i0 * taps),
-                                   .ldb = (size_t)(c->ci * taps),
-                                   .c = block,
-                                   .ldc = (size_t)k,
-                                   .copy_b = 1};
-            kernels->product(&product);
-            scatter_columns(c, at, count, i0, i1, block, dx);
+    int i0, i1;
+    range(c->ci, 16, &i0, &i1);
+    int k = (i1 - i0) * taps;
+    float *packed = scratch + (size_t)cpu_team_index() * columns_scratch(s, c),
+          *block = packed + line((size_t)(DEPTH + mr) * (size_t)c->co);
+    for (int n = 0; n < c->n && !c->accumulate && i0 < i1; n++)
+        memset(dx + ((size_t)n * (size_t)c->ci + (size_t)i0) * (size_t)c->h * (size_t)c->w, 0,
+               (size_t)(i1 - i0) * (size_t)c->h * (size_t)c->w * sizeof *dx);
+    for (size_t at = 0; at < pixels && i0 < i1; at += DEPTH) {
+        int count = (int)(pixels - at < DEPTH ? pixels - at : DEPTH);
+        for (int p = 0; p < count; p++) { /* A[p][o] = dy[o][p], in panels */
+            size_t n = (at + (size_t)p) / plane, q = (at + (size_t)p) % plane;
+            float *to = packed + (size_t)(p / mr * mr) * (size_t)c->co + (size_t)(p % mr);
+            for (int o = 0; o < c->co; o++)
+                to[o * mr] = dy[(n * (size_t)c->co + (size_t)o) * plane + q];
         }
+        cpu_product product = {.m = count,
+                               .n = k,
+                               .k = c->co,
+                               .a = packed,
+                               .b = c->weight + (size_t)(i0 * taps),
+                               .ldb = (size_t)(c->ci * taps),
+                               .c = block,
+                               .ldc = (size_t)k,
+                               .copy_b = 1};
+        kernels->product(&product);
+        scatter_columns(c, at, count, i0, i1, block, dx);
     }
 }
 
