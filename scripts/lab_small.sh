@@ -22,6 +22,7 @@ DRAW='--sampler ddim --steps 2 --guidance 2' scripts/mini.sh > "$small/log" 2>&1
     exit 1
 }
 expect "label sets in mini's table" "$(grep -c '^| `.*json` | [01]\.[0-9]* | .* | 2 | [01]\.[0-9]* | [01]\.[0-9]* |$' "$MINI/README.md")" 2
+expect "label sets that were never trained on" "$(grep -c 'never occur in training; their' "$MINI/README.md")" 1
 expect "evaluators in mini's table" "$(grep -c '^| `evaluator' "$MINI/README.md")" 2
 for file in loss.png test_grid.png model_index.json evaluator/model.safetensors evaluator_judge/model.safetensors; do
     expect "$file of mini" "$(ls "$MINI/$file")" "$MINI/$file"

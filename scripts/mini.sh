@@ -94,6 +94,35 @@ accuracy_row() { # type: the mean of the seeds, its 95% interval, the ceiling, t
     awk -v type="$1" -v m="$2" -v e="$3" -v n="$4" -v ceiling="$(beside ceiling "$1")" -v floor="$(beside floor "$1")" 'BEGIN {
         printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
 }
+unseen() { # model: what is known of the label sets that no training picture has
+    [ -f "$DATA/train.json" ] || return 0
+    results=$(for type in test new_test; do for seed in $SEEDS; do
+        if scored "$SCORE/$type-$seed" $type "$1"; then echo "$SCORE/$type-$seed/results.json"; fi
+    done; done)
+    [ -n "$results" ] || return 0
+    tr -d '\n' < "$DATA/train.json" | sed 's/\]/]\
+/g' | awk '
+        function sorted(text,  n, part, i, k, held, out) {
+            n = split(text, part, /, */)
+            for (i = 2; i <= n; i++)
+                for (k = i; k > 1 && part[k] < part[k - 1]; k--) { held = part[k]; part[k] = part[k - 1]; part[k - 1] = held }
+            for (i = 1; i <= n; i++) out = out part[i] ","
+            return out
+        }
+        FILENAME == "-" {
+            if (sub(/.*\[ */, "")) { sub(/ *\].*/, ""); gsub(/"/, ""); trained[sorted($0)] = 1 }
+            next
+        }
+        FNR == 1 { sets = 0 }
+        /"sets":/ { sets = 1 }
+        sets && /"labels":/ { gsub(/.*:[ \t]*"|",?$/, ""); set = sorted($0) }
+        sets && /"objects":/ { gsub(/[^0-9]/, ""); objects = $0 }
+        sets && /"hits":/ { gsub(/[^0-9]/, ""); if (!(set in trained)) { n++; sum += $0 / objects; if (!known[set]++) different++ } }
+        END {
+            if (!n) print "Every label set of the two files occurs in training."
+            else printf "%d of the label sets never occur in training; their pictures alone: %.4f (%d pictures).\n", different, sum / n, n
+        }' - $results
+}
 value() { awk -F '"' -v name="$2" '$2 == name { sub(/^[^:]*:[ \t]*/, ""); gsub(/[",]/, ""); print; exit }' "$1"; } # of a JSON file
 evaluator_row() { # name, directory
     tail -n 1 "$2/metrics.csv" | awk -F, -v name="$1" '{ printf "| `%s` | %d | %s | %s |\n", name, $1 + 1, $4, $5 }'
@@ -153,6 +182,7 @@ The ceiling are pictures freshly rendered from the same labels; the floor, drawn
 | --- | --- | --- | --- | --- | --- |
 $rows
 
+$(unseen "$1")
 Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
 
 ![the 32 sets of test.json, what was missed framed in red](test_grid.png)
