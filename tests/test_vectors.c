@@ -823,14 +823,14 @@ static void follow_loop(vectors *v, vectors *paths, const char *loop, const ddpm
     ddpm_model *model;
     ddpm_net *net;
     ddpm_schedule schedule;
+    follower f = {.path = vectors_floats(paths, "%s/path", loop)};
     const io_tensor *path = vectors_find(paths, "%s/path", loop);
-    if (path == NULL) fail_msg("%s: no path of %s", paths_file, loop);
     ddpm_sample_config config = ddpm_sample_default();
     config.sampler = strcmp(loop, "ddim") == 0 ? DDPM_SAMPLER_DDIM : DDPM_SAMPLER_DDPM;
     config.steps = (int)path->shape[0] - 1;
     config.torch_rng = 1;
     size_t points = (size_t)config.steps + 1;
-    follower f = {.path = vectors_floats(paths, "%s/path", loop), .count = path->elements / points};
+    f.count = path->elements / points;
     f.x = vectors_alloc(paths, f.count * sizeof *f.x);
     f.share = vectors_alloc(paths, points * sizeof *f.share);
     f.distance = vectors_alloc(paths, points * sizeof *f.distance);
