@@ -17,10 +17,14 @@ expect() { # what, found, wanted
 export DATA="$small/data" GUIDE="$small/guide" JUDGE="$small/judge" RUN="$small/run" SCORE="$small/score" MINI="$small/mini"
 export SWEEP="$small/sweep" SCENES=8 SIZE=64x48 EVALUATOR_EPOCHS=1 EPOCHS=1 SEEDS='1 2'
 export EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
-DRAW='--sampler ddim --steps 2 --guidance 2' scripts/mini.sh > "$small/log" 2>&1 || {
+export SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2
+scripts/mini.sh > "$small/log" 2>&1 || {
     cat "$small/log" >&2
     exit 1
 }
+expect "rows of the sweep" "$(grep -cE '^\| (ddim|dpmsolver\+\+) ' "$SWEEP/sweep.md")" 3
+set -- $(cat "$SWEEP/default")
+expect "steps of $*" "$(grep -c "it draws with .*Scheduler, 2 steps, guidance $6\.$" "$MINI/README.md")" 1
 expect "label sets in mini's table" "$(grep -c '^| `.*json` | [01]\.[0-9]* | .* | 2 | [01]\.[0-9]* | [01]\.[0-9]* |$' "$MINI/README.md")" 2
 expect "label sets that were never trained on" "$(grep -c 'never occur in training; their' "$MINI/README.md")" 1
 expect "evaluators in mini's table" "$(grep -c '^| `evaluator' "$MINI/README.md")" 2
@@ -31,10 +35,6 @@ cp "$MINI/README.md" "$small/before"
 scripts/mini.sh data guide judge score readme > "$small/log" 2>&1
 expect "commands of what was done" "$(grep -c '^\$' "$small/log")" 0
 cmp "$small/before" "$MINI/README.md"
-
-SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 scripts/sweep.sh "$MINI" "$JUDGE" "$SWEEP" > "$small/log" 2>&1
-expect "rows of the sweep" "$(grep -cE '^\| (ddim|dpmsolver\+\+) ' "$SWEEP/sweep.md")" 3
-$PROGRAM export "$MINI" --out "$small/again" $(cat "$SWEEP/default") > "$small/log" 2>&1
 
 TIMES='10 20' STEPS=6 MODEL='--model tiny --resolution 16 --batch-size 4' \
     scripts/experiment.sh "$DATA" "$JUDGE" "$small/experiment" > "$small/log" 2>&1

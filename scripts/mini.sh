@@ -1,7 +1,7 @@
 #!/bin/sh
 # `make mini`: the bundled model, data/mini, made anew: renders the scenes, trains the two evaluators and the model, packs
-# them, scores what was packed, and writes data/mini/README.md from what it finds. Days on two cores.
-#   scripts/mini.sh [data|guide|judge|train|pack|score|readme]...      these stages alone; without a name all, in this order
+# them, finds how to draw with them (the sweep), scores what was packed, and writes data/mini/README.md from what it finds. Days on two cores.
+#   scripts/mini.sh [data|guide|judge|train|pack|sweep|score|readme]...      these stages alone; without a name all, in this order
 # What is done is passed over. Stopped, the same line goes on: the model from its last checkpoint, an evaluator from its
 # beginning. `pack` takes a run as it stands, also one that is being trained.
 cd "$(dirname "$0")/.." || exit 1
@@ -10,8 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 : "${SCENES:=6003}" "${SIZE:=320x240}"                            # the data
 : "${EVALUATOR_EPOCHS:=30}" "${EVALUATOR_OPTIONS:=}"              # the evaluators
 : "${EPOCHS:=200}" "${TRAIN_OPTIONS:=}"                           # the model
-: "${SWEEP:=runs/sweep}" # how it is drawn: what `make sweep` found, else this
-: "${DRAW:=$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2)}"
+: "${SWEEP:=runs/sweep}" "${DRAW:=}"                              # how it is drawn: DRAW, else what the sweep found
 : "${SEEDS:=1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20}"  # of its score
 : "${LIMIT:=14000000}"                                            # bytes of data/mini
 set -e
@@ -46,7 +45,8 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
     trap 'rm -rf "$fresh"' EXIT
     rm -rf "$fresh"
     mkdir -p "$(dirname "$MINI")"
-    run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 $DRAW
+    run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 \
+        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2)}
     for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
         set -- $pair
         mkdir "$fresh/$2"
@@ -63,6 +63,8 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
     trap - EXIT
     echo "$MINI: $bytes bytes"
 }
+
+sweep() { scripts/sweep.sh "$MINI" "$MINI/evaluator_judge" "$SWEEP"; }
 
 # Each seed and label file in a folder of its own; beside them the ceiling, pictures rendered from the same labels, and
 # the floor, the pictures of one seed judged against the next set's labels.
@@ -193,10 +195,10 @@ END
 }
 readme() { readme_of "$MINI"; }
 
-[ $# -gt 0 ] || set -- data guide judge train pack score readme
+[ $# -gt 0 ] || set -- data guide judge train pack sweep pack score readme
 for stage; do
     case $stage in
-    data | guide | judge | train | pack | score | readme) "$stage" ;;
+    data | guide | judge | train | pack | sweep | score | readme) "$stage" ;;
     *)
         sed -n '2,6s/^# *//p' "$0" >&2
         exit 2

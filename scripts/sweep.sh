@@ -5,7 +5,7 @@
 # best, as options of `ddpm export`: what scripts/mini.sh packs. Stopped, the same line goes on.
 #   scripts/sweep.sh [MODEL [JUDGE [OUT]]]
 cd "$(dirname "$0")/.." || exit 1
-: "${PROGRAM:=./ddpm}" "${SEEDS:=1 2 3}" "${TYPES:=test new_test}"
+: "${PROGRAM:=./ddpm}" "${SEEDS:=101 102 103}" "${TYPES:=test new_test}"
 : "${SAMPLERS:=ddpm:1000 ddim:250 ddim:100 ddim:50 ddim:25 ddim:10 dpmsolver++:25 dpmsolver++:15 dpmsolver++:10}"
 : "${GUIDANCE:=3}" "${SCALES:=1 2 3 4 5}" "${SCALED:=ddim:50}" # the guidance of the first, the sampler of the second rows
 set -e
