@@ -640,7 +640,8 @@ static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t
         VEC t[18], v[36], tap[9], block[LANES];
         float last[LANES];
         const float *at = nine + (size_t)i * w_in;
-        for (size_t line = 0; w_out < w_in && i + 4 < to && line < 9 * LANES + 15; line += 16) /* as far apart as rows */
+        /* as far apart as rows */
+        for (size_t line = 0; w_out < w_in && i + 4 < to && line < 9 * LANES + 15; line += 16)
             __builtin_prefetch(at + 4 * w_in + line);
         for (size_t k = 0; w_out > w_in && i + 16 < to && k < LANES; k++)
             __builtin_prefetch(at + 16 * w_in + k * w_out);
