@@ -1852,9 +1852,10 @@ static ddpm_result update_share(void *arg)
     return DDPM_OK;
 }
 
-/* NOLINTNEXTLINE(readability-non-const-parameter): clang-tidy 14 does not see them copied into the call */
+/* NOLINTBEGIN(readability-non-const-parameter): clang-tidy 14 does not see them copied into the call */
 static void cpu_adam(void *state, const ddpm_adam *s, size_t count, float *w, const float *grad, float *m, float *v,
                      float *ema)
+/* NOLINTEND(readability-non-const-parameter) */
 {
     cpu_state *cpu = state;
     adam_call call = {cpu->kernels, s, count, w, m, v, ema, grad};
