@@ -1458,21 +1458,6 @@ static int folded_silu(const ddpm_node *node)
     return node->plan != NULL;
 }
 
-static void fold_silu(ddpm_graph *g, int i)
-{
-    ddpm_node *norm = g->node[i], *silu = NULL;
-    int readers = norm->out->keep ? 2 : 0;
-    for (int k = 0; k < g->nodes; k++)
-        for (int j = 0; j < DDPM_MAX_INPUTS; j++)
-            if (g->node[k]->in[j] == norm->out) silu = g->node[k], readers++;
-    if (readers != 1 || silu->op != DDPM_OP_ACTIVATION || silu->attr.activation.kind != DDPM_SILU) return;
-    norm->out = silu->out;
-    norm->plan = silu;
-    silu->fused_into = norm;
-    silu->in[0] = norm->in[0]; /* what lay between needs no memory */
-    silu->wants = 0;
-}
-
 static ddpm_result norm_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     const cpu_state *s = state_of(g);
@@ -1871,7 +1856,7 @@ static ddpm_result cpu_plan(ddpm_graph *g)
         if (node->op == DDPM_OP_CONV2D || node->op == DDPM_OP_LINEAR) node->scratch_elements = conv_scratch(g, node);
         if (node->op == DDPM_OP_ATTENTION)
             node->scratch_elements = (size_t)state_of(g)->threads * attention_work(state_of(g), node);
-        if (node->op == DDPM_OP_GROUP_NORM) fold_silu(g, i);
+        if (node->op == DDPM_OP_GROUP_NORM) node->plan = ddpm_fold_silu(g, node);
         if (node->op == DDPM_OP_GROUP_NORM) /* (N,C,2) doubles */
             node->scratch_elements = 4 * (size_t)(g->capacity * node->out->shape[1]);
     }

@@ -1316,7 +1316,7 @@ static norm_job norm_job_of(const ddpm_node *node, norm_shape s)
     job.pixels = (int)pixels(node->in[0]), job.channels = channels(node->in[0]), job.groups = node->attr.norm.groups;
     job.lanes = s.lanes, job.used = s.used;
     job.eps = (float)node->attr.norm.eps;
-    job.silu = node->plan != NULL; /* see fold_silu */
+    job.silu = node->plan != NULL; /* see ddpm_fold_silu */
     return job;
 }
 
@@ -2391,22 +2391,6 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-/* A GroupNorm does the SiLU that follows it where nobody else reads what lies between. */
-static void fold_silu(ddpm_graph *g, int i)
-{
-    ddpm_node *norm = g->node[i], *silu = NULL;
-    int readers = norm->out->keep ? 2 : 0;
-    for (int k = 0; k < g->nodes; k++)
-        for (int j = 0; j < DDPM_MAX_INPUTS; j++)
-            if (g->node[k]->in[j] == norm->out) silu = g->node[k], readers++;
-    if (readers != 1 || silu->op != DDPM_OP_ACTIVATION || silu->attr.activation.kind != DDPM_SILU) return;
-    norm->out = silu->out;
-    norm->plan = silu;
-    silu->fused_into = norm;
-    silu->in[0] = norm->in[0]; /* what lay between needs no memory */
-    silu->wants = 0;
-}
-
 static size_t scratch_of(const ddpm_graph *g, const ddpm_node *node) /* in floats */
 {
     int c = channels(node->out);
@@ -2450,7 +2434,7 @@ static ddpm_result cuda_plan(ddpm_graph *g)
     for (int i = 0; i < g->nodes; i++) {
         ddpm_node *node = g->node[i];
         TRY(check_limits(node));
-        if (node->op == DDPM_OP_GROUP_NORM) fold_silu(g, i);
+        if (node->op == DDPM_OP_GROUP_NORM) node->plan = ddpm_fold_silu(g, node);
         node->scratch_elements = scratch_of(g, node);
     }
     return DDPM_OK;

@@ -404,6 +404,11 @@ typedef struct ddpm_backend {
     const char *(*isa)(const void *state);                     /* the instruction set in use, for people: "avx512" */
 } ddpm_backend;
 
+/* For a backend's plan(): where nobody but one SiLU reads a GroupNorm's output, and it is not to be kept, the norm's
+ * output becomes the SiLU's and the SiLU (fused_into the norm) runs no more. Returns the SiLU; NULL: nothing is changed.
+ * The norm's row must then do both. */
+DDPM_API ddpm_node *ddpm_fold_silu(ddpm_graph *g, ddpm_node *norm);
+
 DDPM_API const ddpm_backend *ddpm_reference(void);
 /* Opens a backend (NULL: reference). threads 0: all that OpenMP offers; becomes OpenMP's number for the calling thread.
  * isa: NULL, or a backend's name for an instruction set. */

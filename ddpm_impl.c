@@ -3910,6 +3910,23 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     return DDPM_OK;
 }
 
+/* ---- What a backend's plan may fold ------------------------------------------------------------------------------- */
+
+ddpm_node *ddpm_fold_silu(ddpm_graph *g, ddpm_node *norm)
+{
+    ddpm_node *silu = NULL;
+    int readers = norm->out->keep ? 2 : 0;
+    for (int k = 0; k < g->nodes; k++)
+        for (int j = 0; j < DDPM_MAX_INPUTS; j++)
+            if (g->node[k]->in[j] == norm->out) silu = g->node[k], readers++;
+    if (readers != 1 || silu->op != DDPM_OP_ACTIVATION || silu->attr.activation.kind != DDPM_SILU) return NULL;
+    norm->out = silu->out;
+    silu->fused_into = norm;
+    silu->in[0] = norm->in[0]; /* what lay between needs no memory */
+    silu->wants = 0;
+    return silu;
+}
+
 /* ---- Backends with memory of their own: whatever they leave out runs here, on copies ----------------------------- */
 
 /* A host copy of one tensor's data and gradient, with their present values; `to` is left as a plain NCHW tensor. */
