@@ -714,10 +714,10 @@ static void test_test(void **state)
 /* How many corners of the frame around picture `index` of a grid of pictures of 16x16 are red. */
 static int framed(const io_picture *grid, int index)
 {
-    int red = 0, top = index / 8 * 18, left = index % 8 * 18;
+    int red = 0, step = (grid->width - 2) / 8, top = index / 8 * step, left = index % 8 * step;
     for (int i = 0; i < 4; i++) {
         const unsigned char *p =
-            grid->pixel + 3 * ((top + (i / 2 ? 16 + 2 : 0)) * grid->width + left + (i % 2 ? 16 + 2 : 0));
+            grid->pixel + 3 * ((top + (i / 2 ? step : 0)) * grid->width + left + (i % 2 ? step : 0));
         red += p[0] == 255 && p[1] == 32 && p[2] == 32;
     }
     return red;
@@ -762,15 +762,26 @@ static void test_judged_test(void **state)
     assert_string_equal(member(settings, "sampler")->valuestring, "ddim");
     assert_string_equal(member(settings, "backend")->valuestring, "cpu");
 
+    /* eval finds the same in the folder, and frames the same pictures at the size that the judge sees. */
+    assert_runs("eval --images @/judged/images/new_test --labels-file data/new_test.json --evaluator @/evaluator "
+                "--grid @/judged/eval_grid.png");
+    assert_int_equal(strncmp(out, figures, strlen(figures)), 0);
+    free(figures);
+    assert_picture("judged/eval_grid.png", 8 * 34 + 2, 4 * 34 + 2);
+    assert_text("judged/eval_grid.png", "judge", in_folder("evaluator"));
+
     int hits = 0, objects = 0, missed = 0;
+    io_picture evaluated;
     assert_int_equal(io_picture_read(in_folder("judged/new_test_grid.png"), 3, &grid), DDPM_OK);
+    assert_int_equal(io_picture_read(in_folder("judged/eval_grid.png"), 3, &evaluated), DDPM_OK);
     assert_int_equal(cJSON_GetArraySize(sets), 32);
     for (int i = 0; i < 32; i++) {
         int h = member(cJSON_GetArrayItem(sets, i), "hits")->valueint;
         int all = member(cJSON_GetArrayItem(sets, i), "objects")->valueint;
         hits += h, objects += all, missed += h < all;
-        if (h < all) assert_int_equal(framed(&grid, i), 4);
+        if (h < all) assert_int_equal(framed(&grid, i) + framed(&evaluated, i), 8);
     }
+    io_picture_free(&evaluated);
     io_picture_free(&grid);
     assert_true(missed > 0);
     assert_int_equal(hits, member(one, "hits")->valueint);
@@ -786,9 +797,6 @@ static void test_judged_test(void **state)
     member(member(member(one, "model"), "sha256"), "unet/diffusion_pytorch_model.safetensors");
     cJSON_Delete(json);
 
-    assert_runs("eval --images @/judged/images/new_test --labels-file data/new_test.json --evaluator @/evaluator");
-    assert_int_equal(strncmp(out, figures, strlen(figures)), 0);
-    free(figures);
     assert_fails(1, "test --model @/run --steps 1 --out @/judged --evaluator @/nowhere", "train-evaluator makes one");
 }
 
