@@ -28,13 +28,14 @@ def read_json(*path):
 def settings_of(run):
     """args.json, and what the twin would silently do otherwise than the run is refused"""
     settings = read_json(run, "args.json")
-    usual = dict(weight_decay=0, beta=0, prediction_type="epsilon", beta_schedule="squaredcos_cap_v2", zero_snr=False,
+    usual = dict(weight_decay=0, beta=0, beta_schedule="squaredcos_cap_v2", zero_snr=False,
                  scheduler=None, random_flip=False, resize="squeeze", unconditional=False, overfit=0)
     for name, value in usual.items():
         if settings[name] != value:
             raise SystemExit(f"twin.py: {run}/args.json: {name} is {settings[name]!r}, only {value!r} is known here")
-    if settings["lr_schedule"] not in ("constant", "cosine"):
-        raise SystemExit(f"twin.py: {run}/args.json: lr_schedule {settings['lr_schedule']!r} is not known here")
+    for name, known in dict(lr_schedule=("constant", "cosine"), prediction_type=("epsilon", "v_prediction")).items():
+        if settings[name] not in known:
+            raise SystemExit(f"twin.py: {run}/args.json: {name} is {settings[name]!r}, {known} are known here")
     return settings
 
 
@@ -90,7 +91,10 @@ def train(settings, index, run, seconds):
     adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
     schedule = diffusers.DDPMScheduler(settings["timesteps"], beta_schedule=settings["beta_schedule"])
     snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    weight = snr.clamp(max=settings["snr_gamma"]) / snr if settings["snr_gamma"] else torch.ones_like(snr)
+    velocity = settings["prediction_type"] == "v_prediction"
+    weight = torch.ones_like(snr)
+    if settings["snr_gamma"]:
+        weight = snr.clamp(max=settings["snr_gamma"]) / (snr + 1 if velocity else snr)
     step, loss_sum, start = 0, 0.0, time.perf_counter()
     while True:
         for batch in torch.randperm(len(pictures)).split(settings["batch_size"]):
@@ -103,7 +107,8 @@ def train(settings, index, run, seconds):
             kept = (torch.rand(len(batch), 1) >= settings["cond_drop"]).float()
             noise, t = torch.randn_like(x), torch.randint(0, settings["timesteps"], (len(batch),))
             prediction = model(schedule.add_noise(x, noise, t), t, labels[batch] * kept)
-            loss = (weight[t] * (prediction - noise).square().mean((1, 2, 3))).mean()
+            target = schedule.get_velocity(x, noise, t) if velocity else noise
+            loss = (weight[t] * (prediction - target).square().mean((1, 2, 3))).mean()
             for group in adam.param_groups:
                 group["lr"] = rate(settings, step, share)
             adam.zero_grad()
@@ -148,7 +153,7 @@ def main():
     schedule.save_pretrained(os.path.join(a.out, "scheduler"))
     with open(os.path.join(a.out, "twin.json"), "w") as file:
         json.dump(dict(minutes=budget / 60, steps=steps, run_minutes=seconds / 60, run_steps=ours,
-                       threads=torch.get_num_threads(), torch=torch.__version__), file)
+                       threads=torch.get_num_threads(), torch=torch.__version__), file, indent=1)
     print(f"{a.out}: {steps} steps of PyTorch in {budget / 60:.1f} minutes; the run made {ours} in {seconds / 60:.1f}")
 
 
