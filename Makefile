@@ -38,7 +38,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo mini sweep experiment cuda cuda-tests cuda-report test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo readme mini sweep experiment cuda cuda-tests cuda-report test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -55,7 +55,7 @@ $(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif
 $(BUILD)/$(COMPILER)/test-dependencies.mk: scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif cmocka
-ifeq ($(OPENMP_FOUND)$(filter-out all program demo mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
+ifeq ($(OPENMP_FOUND)$(filter-out all program demo readme mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif
 
@@ -161,7 +161,10 @@ sweep: program ## accuracy and seconds a picture of every sampler, number of ste
 experiment: program ## trains with T = 500, 1000, 2000 from three seeds each: loss curves and accuracy (many hours)
 	@scripts/experiment.sh
 
-demo: program ## renders pictures, trains a tiny model, samples from it: the whole way in under five minutes
+readme: program ## the pictures, outputs and figures of README.md, made anew (minutes)
+	@MAKE='$(MAKE)' scripts/readme.sh
+
+demo: program ## draws with the bundled model, scores it, writes a report: in under two minutes
 	@scripts/demo.sh
 
 cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has one
