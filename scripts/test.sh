@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}"
 . scripts/report.sh
 # Threads that wait sleep: on a busy machine spinning ones make each other several times slower.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 build() { # goes on after an error so that the rest is tested too
     "$MAKE" --no-print-directory -k "$@"
 }
@@ -62,7 +62,7 @@ else
 fi
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2> /dev/null | head -n 1)
 if [ -n "$nvcc" ]; then
-    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings \
+    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings --threads 0 \
         $(scripts/cuda_arch.sh 80 89 90) -I. -c cuda_backend.cu -o "$scratch/cuda_backend.o"
 else
     skip "nvcc for sm_80, sm_89 and sm_90" "no nvcc"
