@@ -81,7 +81,8 @@ run_tests() {
     number=0
     for program in "$@"; do
         number=$((number + 1))
-        name="$label ${program##*/}"
+        name=${program##*/tests/}
+        name="$label ${name##*/cuda/}"
         until [ -e "$scratch/$number/ended" ] || [ -e "$scratch/over" ]; do sleep 1; done
         if [ -e "$scratch/$number/ended" ]; then report_program "$scratch/$number"
         else

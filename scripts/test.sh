@@ -57,8 +57,9 @@ if [ "$(uname -m)" != x86_64 ]; then skip "emulated GPU" "its fibers are for x86
 elif ! command -v "$CXX" > /dev/null; then skip "emulated GPU" "no C++ compiler $CXX"
 else
     check "builds" build cuda-tests
-    run_tests "emulated GPU," "$BUILD/$COMPILER/cuda/plain/test_cuda" "$BUILD/$COMPILER/cuda/plain/test_vectors"
-    run_tests "checked GPU," "$BUILD/$COMPILER/cuda/checked/planted" "$BUILD/$COMPILER/cuda/checked/test_cuda"
+    emulated=$BUILD/$COMPILER/cuda # the longest first
+    run_tests "emulated GPU," "$emulated/checked/test_cuda" "$emulated/plain/test_vectors" "$emulated/plain/test_cuda" \
+        "$emulated/checked/planted"
 fi
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2> /dev/null | head -n 1)
 if [ -n "$nvcc" ]; then
