@@ -67,9 +67,8 @@ if command -v clang > /dev/null; then
     printf 'leak:libomp.so\n' > "$scratch/leaks"
     export LSAN_OPTIONS="suppressions=$scratch/leaks:print_suppressions=0"
     check "builds with clang and sanitizers" build CC=clang VARIANT=sanitize tests
-    for source in $sources; do
-        run_tests "clang sanitized" "$BUILD/clang-sanitize/${source%.c}"
-    done
+    # shellcheck disable=SC2046
+    run_tests "clang sanitized" $(for source in $sources; do echo "$BUILD/clang-sanitize/${source%.c}"; done)
     check "builds with libFuzzer" build CC=clang VARIANT=fuzz fuzzers
     for source in $fuzzers; do
         name=$(basename "$source" .c)
