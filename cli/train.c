@@ -989,7 +989,7 @@ static ddpm_result try_to_save(training *t)
     return DDPM_OK;
 }
 
-/* RUN/loss.png from metrics.csv: every step pale, their running mean bold. */
+/* RUN/loss.png from metrics.csv: every step pale, the mean of those around it bold. */
 static ddpm_result draw_curve(const training *t)
 {
     unsigned char *text = NULL;
@@ -1006,8 +1006,7 @@ static ddpm_result draw_curve(const training *t)
         if (sscanf(line + 1, "%lf,%*d,%*f,%lf", &step, &y[points]) == 2)
             x[points++] = step * set.batch_size / t->data->training;
     }
-    double window = points < 1000 ? points / 20.0 : 50; /* steps */
-    io_series loss = {.x = x, .y = y, .count = points, .smooth = window / (1 + window)};
+    io_series loss = {.x = x, .y = y, .count = points, .reach = points < 2000 ? points / 40 : 50};
     io_plot plot = {.title = set.out, .x_label = "epochs", .y_label = "loss", .series = &loss, .count = 1, .log_y = 1};
     io_picture picture = {0};
     char *path = io_join(set.out, "loss.png");
