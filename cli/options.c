@@ -268,6 +268,13 @@ int cli_given(const cli_option *option)
     return index >= 0 && index < CLI_TABLE_MAX && given[0][index];
 }
 
+int cli_given_name(const cli_option *table, const char *name)
+{
+    while (table->name != NULL && strcmp(table->name, name) != 0)
+        table++;
+    return table->name != NULL && cli_given(table);
+}
+
 static int parse_named(const cli_command *command, const cli_option *global, char ***argument)
 {
     const char *name = **argument + 2;

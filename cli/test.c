@@ -269,7 +269,8 @@ static ddpm_result test(exhibition *e, cli_drawing *d, cli_model *model, lab_lab
         d->count = sets->count;
         d->sample = cli_sampler_config(options, &draw_with, model);
         double started = cli_seconds();
-        result = draw(e);
+        result = cli_sampler_check(options, &draw_with);
+        if (result == DDPM_OK) result = draw(e);
         if (result == DDPM_OK) result = write_figures(e, labels_file, cli_seconds() - started);
     }
     free(labels_file);

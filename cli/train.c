@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cli/judge.h"
 #include "cli/run.h"
@@ -159,9 +160,7 @@ static const cli_option options[] = {
 
 static int is_given(const char *name)
 {
-    for (const cli_option *o = options; o->name != NULL; o++)
-        if (strcmp(o->name, name) == 0) return cli_given(o);
-    return 0;
+    return cli_given_name(options, name);
 }
 
 /* ---- 2. The run's objects ------------------------------------------------------------------------------------ */
@@ -231,20 +230,42 @@ static void close_training(training *t)
     lab_dataset_close(t->data);
 }
 
-static volatile sig_atomic_t signalled;
+static volatile sig_atomic_t signalled, underway;
+static double signalled_at;
 
+/* The first signal asks for a save and an end after the step in progress. One that comes a second or more later kills as
+ * usual; one that comes at once is the same again, as `timeout` and batch systems send it to the process and to its
+ * group. Before the first step there is nothing to save. */
 static void note_signal(int number)
 {
-    signalled = number;
+    static const char early[] = "\nstopped before the first step: there is nothing to save\n";
+    if (!underway) {
+        if (write(STDERR_FILENO, early, sizeof early - 1) < 0) _exit(CLI_FAILED);
+        _exit(CLI_DONE);
+    }
+    if (signalled == 0) {
+        signalled_at = cli_seconds();
+        signalled = number;
+    } else if (cli_seconds() - signalled_at > 1) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
 }
 
-/* The first SIGINT or SIGTERM asks for a save and an end after the step in progress, a second one kills as usual. A
- * file that may not grow (ulimit -f) is an error like a full disk, not a signal. */
+static const char *signal_name(int number)
+{
+    return number == SIGINT ? "Ctrl-C" : number == SIGTERM ? "SIGTERM" : "SIGHUP (the terminal was closed)";
+}
+
+/* SIGHUP counts unless nohup has it ignored. A file that may not grow (ulimit -f) is an error like a full disk, not a
+ * signal. */
 static void catch_signals(void)
 {
-    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    struct sigaction action = {.sa_handler = note_signal, .sa_flags = SA_RESTART}, hangup;
+    sigfillset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
     signal(SIGXFSZ, SIG_IGN);
 }
 
@@ -409,6 +430,22 @@ static ddpm_result fit_pictures(training *t, ddpm_model_config *config)
     return lab_dataset_set_size(t->data, width, height, u->in_channels / (factor * factor));
 }
 
+/* Two ways to say one thing: they must not contradict each other, or the batch. */
+static ddpm_result check_parts(void)
+{
+    if (set.grad_accum > 1 && set.micro_batch > 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--grad-accum %d and --micro-batch %d both say how a batch is divided\n"
+                         "      hint: leave one of them out",
+                         set.grad_accum, set.micro_batch);
+    if (set.grad_accum > set.batch_size)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--grad-accum %d: a batch of %d pictures has no more than %d parts\n"
+                         "      hint: --batch-size is what a step learns from, all parts together",
+                         set.grad_accum, set.batch_size, set.batch_size);
+    return DDPM_OK;
+}
+
 static int micro_batch(void)
 {
     int part = (set.batch_size + set.grad_accum - 1) / set.grad_accum;
@@ -534,6 +571,15 @@ static ddpm_result measure_step(training *t, const ddpm_train_config *config)
     return result;
 }
 
+static ddpm_result divide_data(const training *t)
+{
+    ddpm_result result = lab_dataset_divide(t->data, set.held_out, set.overfit);
+    int all = t->data->count, training = t->data->training, held_out = t->data->held_out;
+    if (result == DDPM_OK && training < all)
+        cli_note("data    %d of the %d pictures are trained on, %d are held out", training, all, held_out);
+    return result;
+}
+
 static ddpm_result start_training(training *t)
 {
     ddpm_train_config config = ddpm_train_default();
@@ -583,26 +629,26 @@ static uint64_t planned_steps(const training *t)
 
 /* ---- 5. The data's troubles, memory -------------------------------------------------------------------------- */
 
-enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of each trouble */
+enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of a trouble */
 
 static void list_troubles(const lab_survey *survey)
 {
-    static const char *const what[] = {"cannot be read and %s left out", "%s smaller than asked for and enlarged",
-                                       "%s of the same pixels as another one"};
+    static const char *const what[][2] = {
+        {"picture cannot be read and is left out", "pictures cannot be read and are left out"},
+        {"picture is smaller than asked for and enlarged", "pictures are smaller than asked for and enlarged"},
+        {"picture has the same pixels as another one", "pictures have the same pixels as another one"}};
     int next = 0;
     for (int k = 0; k < LAB_TROUBLES; k++) {
-        int count = survey->count[k];
-        char text[80];
-        snprintf(text, sizeof text, what[k], count == 1 ? "is" : "are");
-        if (count > 0) cli_note("warning %d picture%s %s:", count, count == 1 ? "" : "s", text);
-        for (int i = 0; i < count && i < SHOWN; i++) {
+        int count = survey->count[k], shown = count > SHOWN + 1 && !set.dry_run ? SHOWN : count;
+        if (count > 0) cli_note("warning %d %s:", count, what[k][count > 1]);
+        for (int i = 0; i < shown; i++) {
             const lab_finding *f = &survey->finding[next + i];
             if (k == LAB_UNREADABLE)
                 cli_note("          %s", f->about); /* begins with the path */
             else
                 cli_note("          %s (%s)", f->path, f->about);
         }
-        if (count > SHOWN) cli_note("          and %d more", count - SHOWN);
+        if (count > shown) cli_note("          and %d more: --dry-run lists all", count - shown);
         next += count;
     }
 }
@@ -626,10 +672,11 @@ static ddpm_result survey_data(const training *t)
     list_troubles(&survey);
     if (survey.count[LAB_UNREADABLE] > 0) cli_note("data    %s", lab_dataset_describe(t->data));
     lab_survey_free(&survey);
+    cli_short few;
     if (t->data->count < FEW)
         cli_note(
-            "warning fewer than %d pictures: the model may learn them by heart instead of what they have in common",
-            FEW);
+            "warning fewer than %s pictures: the model may learn them by heart instead of what they have in common",
+            cli_count(FEW, few));
     return DDPM_OK;
 }
 
@@ -1170,26 +1217,34 @@ static double average_loss(const training *t)
 
 static void show_progress(training *t)
 {
-    double now = cli_seconds(), epochs = t->epoch + (double)t->position / t->data->training;
+    double now = cli_seconds();
     double pictures = (double)t->trainer.picture - t->first_picture;
-    cli_progress_show(&t->bar, set.max_steps > 0 ? (double)t->trainer.step : epochs,
-                      "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", t->epoch, set.epochs,
-                      (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
+    cli_progress_show(&t->bar, (double)t->trainer.step, "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s",
+                      t->epoch, set.epochs, (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
                       pictures / (now - t->started));
 }
 
-/* RUN/samples/step-N.png. A picture is not worth a run: one that cannot be written costs a message. */
-static ddpm_result draw_samples(training *t)
+static ddpm_result stop_if_signalled(void *user, ddpm_net *net, int done, int steps)
 {
+    (void)user, (void)net, (void)done, (void)steps;
+    return signalled ? DDPM_STOPPED : DDPM_OK;
+}
+
+/* RUN/samples/step-N.png, if it is due. A picture is not worth a run: one that cannot be written costs a message. Nor is
+ * it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
+static ddpm_result draw_samples(training *t, int missing)
+{
+    uint64_t step = t->trainer.step;
+    if (set.sample_every == 0 || step == 0 || step % (uint64_t)set.sample_every != 0 || t->bad_steps > 0)
+        return DDPM_OK;
     char *directory = io_join(set.out, "samples");
-    char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)t->trainer.step);
+    char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)step);
     ddpm_result result = directory != NULL && path != NULL ? io_make_directory(directory) : DDPM_ERR_MEMORY;
     cli_progress_clear(&t->bar);
-    if (result == DDPM_OK) result = cli_samples_draw(&t->samples, &t->schedule, set.seed, path, set.show);
-    if (result == DDPM_ERR_FILE) {
-        cli_note("ddpm: %s", ddpm_error());
-        result = DDPM_OK;
-    }
+    if (result == DDPM_OK && !(missing && io_is_file(path)))
+        result = cli_samples_draw(&t->samples, &t->schedule, set.seed, stop_if_signalled, path, set.show);
+    if (result == DDPM_ERR_FILE) cli_note("ddpm: %s", ddpm_error());
+    if (result == DDPM_ERR_FILE || result == DDPM_STOPPED) result = DDPM_OK;
     free(directory);
     free(path);
     return result;
@@ -1215,7 +1270,7 @@ static ddpm_result choose_samples(training *t)
 /* Why the run ends before its last epoch; NULL: it does not. */
 static const char *reason_to_stop(const training *t)
 {
-    if (signalled) return signalled == SIGINT ? "Ctrl-C" : "SIGTERM";
+    if (signalled) return signal_name(signalled);
     if (set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps) return "--max-steps";
     if (set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time) return "--max-time";
     return NULL;
@@ -1260,11 +1315,10 @@ static ddpm_result train_epoch(training *t)
         int got;
         result = train_step(t, &got);
         if (result != DDPM_OK) break;
-        stop = reason_to_stop(t) != NULL;
         show_progress(t);
-        if (set.sample_every > 0 && t->bad_steps == 0 && t->trainer.step % (uint64_t)set.sample_every == 0)
-            result = draw_samples(t);
+        result = draw_samples(t, 0);
         if (result != DDPM_OK) break;
+        stop = reason_to_stop(t) != NULL;
         if (t->position < t->data->training && !stop && save_is_due(t)) result = try_to_save(t);
     }
     return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin) : result;
@@ -1272,10 +1326,11 @@ static ddpm_result train_epoch(training *t)
 
 static ddpm_result train_epochs(training *t)
 {
-    ddpm_result result = DDPM_OK;
+    underway = 1;
     t->started = t->last_save = cli_seconds();
     t->first_picture = (double)t->trainer.picture;
-    cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
+    cli_progress_start(&t->bar, "train", (double)planned_steps(t));
+    ddpm_result result = draw_samples(t, 1);
     while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
         result = train_epoch(t);
         if (result == DDPM_OK && t->tried_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
@@ -1313,9 +1368,16 @@ static void report_end(const training *t)
     unsigned long long step = t->trainer.step;
     cli_short duration;
     cli_duration(cli_seconds() - t->started, duration);
-    if (reason != NULL && strcmp(reason, "--max-steps") != 0)
+    int idle = (double)t->trainer.picture == t->first_picture,
+        stopped = reason != NULL && strcmp(reason, "--max-steps") != 0;
+    if (stopped && step == 0)
+        cli_note("stopped by %s before the first step", reason);
+    else if (stopped)
         cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s", reason, step,
                  duration, set.out);
+    else if (idle)
+        cli_note("all %llu steps were done already; a larger --%s goes on from there", step,
+                 reason != NULL ? "max-steps" : "epochs");
     else if (t->best_step > 0)
         cli_note("%llu steps in %s, lowest average loss %.5f (step-%llu)", step, duration, t->best,
                  (unsigned long long)t->best_step);
@@ -1326,17 +1388,18 @@ static void report_end(const training *t)
 
 static ddpm_result train(const cli_context *context, training *t)
 {
-    catch_signals();
+    if (!set.dry_run) catch_signals();
     ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
     if (set.model == NULL) set.model = strcmp(context->device.backend->name, "cuda") == 0 ? "lab" : "small";
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
+    if (result == DDPM_OK && t->saved == NULL) result = check_parts();
     if (result == DDPM_OK) result = plan_training(context, t);
     if (result == DDPM_OK) result = open_teacher(context, t);
     if (result == DDPM_OK) result = report_plan(t);
     if (result == DDPM_OK) result = survey_data(t);
     if (result == DDPM_OK && t->saved != NULL) result = read_state(t);
-    if (result == DDPM_OK) result = lab_dataset_divide(t->data, set.held_out, set.overfit);
+    if (result == DDPM_OK) result = divide_data(t);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = choose_samples(t);
     if (result == DDPM_OK) report_time(t);

@@ -363,8 +363,8 @@ static void test_folders(void **state)
     assert_has(err, ", 3 classes, single-label, from its folders");
     assert_has(err, "warning 1 picture cannot be read and is left out:\n          ");
     assert_has(err, "x.jpg: ");
-    assert_has(err, " of the same pixels as another one");
-    assert_has(err, "fewer than 1000 pictures");
+    assert_has(err, " the same pixels as another one");
+    assert_has(err, "fewer than 1,000 pictures");
     assert_runs("train --resume --out @/class --epochs 3");
     assert_has(err, "epoch 2: loss");
     shell("mkdir @/two; mv @/few/'red cube' @/few/'cyan sphere' @/two");
@@ -393,10 +393,14 @@ static void test_plain_pictures(void **state)
     assert_has(err, "12 pictures, unconditional, from a folder of pictures");
     assert_has(err, "warning 12 pictures are smaller than asked for and enlarged:");
     assert_has(err, "CLEVR_train_000000_0.png (32x24)\n");
-    assert_has(err, "          and 9 more\n");
+    assert_has(err, "          and 9 more: --dry-run lists all\n");
+    assert_runs("train @/plain --model tiny --resolution 40x24 --channels 1 --batch-size 12 --dry-run");
+    assert_has(err, "CLEVR_train_000003_2.png (32x24)\n");
+    assert_null(strstr(err, " more"));
     assert_runs("sample --model @/gray --steps 2 --out @/gray.png");
     assert_picture("gray.png", 40, 24);
     assert_fails(1, "sample 'red cube' --model @/gray --out @/none.png", "labels mean nothing to this model");
+    assert_fails(1, "sample --model @/gray --guidance 2 --out @/none.png", "takes no labels, so guidance 2");
     assert_runs("train @/data --out @/no_labels --model tiny --resolution 16 --unconditional --epochs 1");
     assert_has(err, "24 pictures, unconditional, from train.json");
     assert_fails(1, "train @/plain --out @/none --model tiny --channels 2", "2 channels");
@@ -434,7 +438,7 @@ static void test_sample(void **state)
     assert_text("a.png", "seed", "7");
     assert_text("a.png", "labels", "cyan cube");
     assert_text("a.png", "command", "ddpm sample \"red sphere, cyan cube\"");
-    assert_text("a.png", "model", "/run/best");
+    assert_text("a.png", "model", "/run/step-6"); /* what the link best points at */
     assert_has(out, "a.png\n");
     assert_has(out, "a_strip.png\n");
     assert_runs("sample 'red sphere, cyan cube' --model @/run/step-6 --sampler ddim --steps 3 --n 3 --seed 7 "
@@ -667,7 +671,9 @@ static void test_explain(void **state)
     assert_runs("explain @/gray.png --model @/gray --sampler ddim --steps 4 --at 50 --out @/explain.png");
     assert_fails(1, "explain @/data/CLEVR_train_000003_2.png 'pink' --model @/run --out @/none.png", "unknown label");
     assert_fails(1, "explain @/gray.png 'red sphere' --model @/gray --out @/none.png", "knows no class names");
-    assert_fails(1, "explain @/nothing.png --model @/run --out @/none.png", "nothing.png");
+    assert_fails(1, "explain @/nothing.png 'red sphere' --model @/run --out @/none.png", "nothing.png");
+    assert_fails(1, "explain @/data/CLEVR_train_000003_2.png --model @/run --out @/none.png",
+                 "knows no picture without labels\n      hint: ddpm explain ");
     assert_fails(2, "explain --model @/run", "FILE is missing");
 }
 
@@ -1043,11 +1049,17 @@ static void test_bad_labels(void **state)
     (void)state;
     assert_fails(1, "sample 'red sphere, purple elephant' --model @/run --out @/none.png",
                  "unknown label 'purple elephant'");
-    assert_fails(1, "sample --model @/run --out @/none.png", "draws label sets, none is given");
+    assert_fails(1, "sample --model @/run --out @/none.png", "draws what labels name, and none is given");
     shell("echo '[[\"red cube\"], [\"red cupe\"]]' > @/labels.json");
     assert_fails(1, "sample --labels-file @/labels.json --model @/run --out @/none.png", "red cupe");
     assert_fails(1, "test @/nothing --model @/run --out @/none", "test.json");
     assert_fails(1, "sample 'red cube' --model @/run --steps 2000 --out @/none.png", "2000 sampling steps");
+    assert_fails(1, "sample 'red cube' --model @/run --eta 1 --out @/none.png",
+                 "--eta is of ddim, and this draws with ddpm\n      hint: --sampler ddim");
+    assert_fails(1, "test --model @/run --sampler ddim --solver-order 1 --out @/none",
+                 "--solver-order is of dpmsolver++");
+    assert_fails(2, "sample 'red cube' --model @/run --strength 0.5 --out @/none.png", "--strength is of --image");
+    assert_fails(2, "sample 'red cube' --model @/run --out-dir @/none --out @/none.png", "exclude each other");
     assert_false(io_is_file(in_folder("none.png")));
 }
 
