@@ -1282,8 +1282,9 @@ static int save_is_due(const training *t)
            (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
 }
 
-/* Counts the epoch as done. Saves it if it is due, the last, or the best so far. */
-static ddpm_result end_epoch(training *t, double begin)
+/* Counts the epoch as done, of which this process did what came after `begin` and the first `before` pictures. Saves it
+ * if it is due, the last, or the best so far. */
+static ddpm_result end_epoch(training *t, double begin, int before)
 {
     double loss = average_loss(t), seconds = cli_seconds() - begin;
     int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best), due = due_epoch(t->epoch);
@@ -1294,7 +1295,7 @@ static ddpm_result end_epoch(training *t, double begin)
         snprintf(score, sizeof score, ", -log p %.4f", -t->teacher->log_p / t->teacher->pictures);
     if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
     cli_note("epoch %d: loss %.5f%s, lr %g, %.1f pictures/s, %s", t->epoch, loss, score, learning_rate(t),
-             t->loss_pictures / seconds, cli_duration(seconds, duration));
+             (t->loss_pictures - before) / seconds, cli_duration(seconds, duration));
     t->epoch++;
     t->position = t->loss_pictures = 0;
     t->loss_sum = 0;
@@ -1310,7 +1311,7 @@ static ddpm_result train_epoch(training *t)
 {
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
-    int stop = 0;
+    int stop = 0, before = t->loss_pictures;
     while (result == DDPM_OK && t->position < t->data->training && !stop) {
         int got;
         result = train_step(t, &got);
@@ -1321,7 +1322,7 @@ static ddpm_result train_epoch(training *t)
         stop = reason_to_stop(t) != NULL;
         if (t->position < t->data->training && !stop && save_is_due(t)) result = try_to_save(t);
     }
-    return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin) : result;
+    return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin, before) : result;
 }
 
 static ddpm_result train_epochs(training *t)
@@ -1430,7 +1431,7 @@ const cli_command cli_train = {
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
     "loss.png and args.json. The defaults are the lab's recipe, but for the model\n"
-    "where there is no GPU: --model lab. Ctrl-C or SIGTERM saves and ends;\n"
+    "where there is no GPU: --model lab. Ctrl-C, SIGTERM or a closed terminal saves and ends;\n"
     "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
     run};

@@ -192,8 +192,9 @@ static void test_signals(void **state)
 static void test_early_signal(void **state)
 {
     (void)state;
+    shell("rm -f @/stderr"); /* of the run before: what is read below must be this one's */
     pid_t child = start(SETTINGS "--out @/early --model small --resolution 32 --batch-size 16 --micro-batch 16");
-    for (int i = 0; i < 6000; i++) { /* until it has begun to measure a step, which takes seconds */
+    for (int i = 0; i < 6000; i++) { /* until it is about to measure a step, which takes a while */
         unsigned char *text;
         size_t size;
         sleep_ms(10);
