@@ -233,8 +233,8 @@ static void close_training(training *t)
 static volatile sig_atomic_t signalled, underway;
 static double signalled_at;
 
-/* The first signal asks for a save and an end after the step in progress. One that comes a second or more later kills as
- * usual; one that comes at once is the same again, as `timeout` and batch systems send it to the process and to its
+/* The first signal asks for a save and an end after the step in progress. One that comes a second or more later kills
+ * as usual; one that comes at once is the same again, as `timeout` and batch systems send it to the process and to its
  * group. Before the first step there is nothing to save. */
 static void note_signal(int number)
 {
@@ -258,7 +258,7 @@ static const char *signal_name(int number)
 }
 
 /* SIGHUP counts unless nohup has it ignored. A file that may not grow (ulimit -f) is an error like a full disk, not a
- * signal. */
+ * signal; and that nobody reads the output any longer (a pipe to a tee that has ended) is no reason to stop. */
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = note_signal, .sa_flags = SA_RESTART}, hangup;
@@ -267,6 +267,7 @@ static void catch_signals(void)
     sigaction(SIGTERM, &action, NULL);
     if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
     signal(SIGXFSZ, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
 }
 
 /* ---- 3. The model -------------------------------------------------------------------------------------------- */
@@ -629,7 +630,7 @@ static uint64_t planned_steps(const training *t)
 
 /* ---- 5. The data's troubles, memory -------------------------------------------------------------------------- */
 
-enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of a trouble */
+enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of each trouble */
 
 static void list_troubles(const lab_survey *survey)
 {
@@ -1230,8 +1231,8 @@ static ddpm_result stop_if_signalled(void *user, ddpm_net *net, int done, int st
     return signalled ? DDPM_STOPPED : DDPM_OK;
 }
 
-/* RUN/samples/step-N.png, if it is due. A picture is not worth a run: one that cannot be written costs a message. Nor is
- * it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
+/* RUN/samples/step-N.png, if it is due. A picture is not worth a run: one that cannot be written costs a message. Nor
+ * is it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
 static ddpm_result draw_samples(training *t, int missing)
 {
     uint64_t step = t->trainer.step;

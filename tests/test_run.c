@@ -209,6 +209,16 @@ static void test_early_signal(void **state)
     assert_false(io_is_directory(in_folder("early")));
 }
 
+/* The reader of a pipe may end before the run does, as tee when a terminal is closed. */
+static void test_nobody_reads(void **state)
+{
+    (void)state;
+    char command[1400];
+    snprintf(command, sizeof command, "\"%s\" " SETTINGS "--out @/piped 2>&1 | true", program);
+    shell(command);
+    assert_same_run("straight", "piped");
+}
+
 /* ---- 3. Killed ----------------------------------------------------------------------------------------------- */
 
 /* Every second step is saved, so that a kill often meets a save. */
@@ -477,6 +487,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_max_steps),
         cmocka_unit_test(test_signals),
         cmocka_unit_test(test_early_signal),
+        cmocka_unit_test(test_nobody_reads),
         cmocka_unit_test(test_kill),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_lock),
