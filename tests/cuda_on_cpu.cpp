@@ -884,6 +884,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     bool is_pinned = !host || inside(pinned, host, bytes);
     if (host && in_arena(host)) report("a copy takes device memory for the host's");
     if (!is_pinned && stream && stream->capture) report("a captured copy of host memory that is not pinned");
+    if (!is_pinned) stalls++; /* at least until it is in pinned memory of CUDA's own */
     if (kind == cudaMemcpyHostToDevice && !is_pinned) {
         auto held = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
         add_job(stream, [=] { copy_now(to, held->data(), bytes, kind); });
@@ -924,6 +925,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     if (stalls_host("cudaStreamSynchronize")) return fail(cudaErrorStreamCaptureUnsupported);
+    for (size_t i = 0; order_of_things == 1 && i < streams.size(); i++) /* the others were quicker */
+        drain(streams[i]);
     drain(stream ? stream : &default_stream);
     return last_error;
 }
