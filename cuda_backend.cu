@@ -71,7 +71,7 @@ constexpr int MOST_LETTERS = 64, MOST_RECORDINGS = 16;
 
 typedef struct cuda_state {
     precision how;
-    char isa[160]; /* "tf32 on NVIDIA ..." */
+    char isa[160];                 /* "tf32 on NVIDIA ..." */
     cudaStream_t stream, arrivals; /* what computes; what brings batches */
     float *stage;                  /* of a tensor in the host's form */
     size_t stage_bytes;
@@ -80,13 +80,13 @@ typedef struct cuda_state {
     letter letter_of[MOST_LETTERS];
     int letters;
     report *news, *told; /* on the device; the host's copy, pinned */
-    ddpm_step *step;   /* on the device: what rows read of ddpm_graph.step, */
-    ddpm_step sent;    /* and what it holds */
-    double *squares;   /* on the device: partial sums of the norm */
+    ddpm_step *step;     /* on the device: what rows read of ddpm_graph.step, */
+    ddpm_step sent;      /* and what it holds */
+    double *squares;     /* on the device: partial sums of the norm */
     size_t square_room;
     recording *recorded; /* the one used last first */
     int is_recording;
-    int step_by_step;    /* nothing is recorded: CUDA_LAUNCH_BLOCKING is set, and then an error names its operation */
+    int step_by_step; /* nothing is recorded: CUDA_LAUNCH_BLOCKING is set, and then an error names its operation */
     const ddpm_graph *last; /* that was run: whose node the news are of */
 } cuda_state;
 
@@ -198,10 +198,11 @@ static ddpm_result tell_trouble(cuda_state *s)
     memset(&s->told->found, 0, sizeof t);
     TRY(cuda_zero(s, &s->news->found, sizeof t));
     const char *name = s->last && t.node < s->last->nodes ? s->last->node[t.node]->name : "";
-    return ddpm_fail((ddpm_result)t.code,
-                     "node %d, '%s': picture %d has a value outside the operation's range (an index, or a probability)\n"
-                     "      hint: class labels count from 0; --backend reference names the value",
-                     t.node, name, t.picture);
+    return ddpm_fail(
+        (ddpm_result)t.code,
+        "node %d, '%s': picture %d has a value outside the operation's range (an index, or a probability)\n"
+        "      hint: class labels count from 0; --backend reference names the value",
+        t.node, name, t.picture);
 }
 
 static ddpm_result cuda_sync(void *state)
@@ -415,24 +416,31 @@ static ddpm_result send_step(cuda_state *s, const ddpm_step *step)
     return send(s, s->step, step, sizeof *step);
 }
 
+static void free_recording(cuda_state *s, recording *r)
+{
+    if (!r) return;
+    if (r->exec) (void)cudaStreamSynchronize(s->stream); /* it may be running */
+    if (r->exec) (void)cudaGraphExecDestroy(r->exec);
+    free(r);
+}
+
 /* Those of one graph; NULL: all. */
 static void forget_recordings(cuda_state *s, const ddpm_graph *g)
 {
-    for (recording **at = &s->recorded, *r; (r = *at);) {
+    for (recording **at = &s->recorded, *r; (r = *at) != NULL;) {
         if (g && r->g != g) {
             at = &r->next;
             continue;
         }
         *at = r->next;
-        if (r->exec) (void)cudaGraphExecDestroy(r->exec);
-        free(r);
+        free_recording(s, r);
     }
 }
 
 /* Brought to the front; NULL: there is none. */
 static recording *find_recording(cuda_state *s, const ddpm_graph *g, const char *key)
 {
-    for (recording **at = &s->recorded, *r; (r = *at); at = &r->next)
+    for (recording **at = &s->recorded, *r; (r = *at) != NULL; at = &r->next)
         if (r->g == g && !strcmp(r->key, key)) {
             *at = r->next, r->next = s->recorded, s->recorded = r;
             return r;
@@ -452,8 +460,7 @@ static ddpm_result add_recording(cuda_state *s, const ddpm_graph *g, const char 
         last = &(*last)->next;
     recording *old = *last;
     *last = NULL;
-    if (old && old->exec) (void)cudaGraphExecDestroy(old->exec);
-    free(old);
+    free_recording(s, old);
     return DDPM_OK;
 }
 
@@ -1355,9 +1362,9 @@ constexpr int MOST_THREADS = 512; /* 128 registers a thread: x and dy of backwar
 
 /* This thread's V channels of pixel i of its share; NULL beyond. */
 template <int V> struct norm_part {
-    size_t offset; /* of the first pixel's, in elements */
-    unsigned step; /* between two */
-    int count, channel;  /* of its pixels; its first channel */
+    size_t offset;      /* of the first pixel's, in elements */
+    unsigned step;      /* between two */
+    int count, channel; /* of its pixels; its first channel */
     __device__ norm_part(const norm_job &p)
     {
         int per_group = p.channels / p.groups, picture = (int)blockIdx.x / p.groups, group = (int)blockIdx.x % p.groups;
@@ -2373,7 +2380,8 @@ static __device__ __forceinline__ size_t place_of_element(size_t i, size_t plane
     return i % plane * columns + i / plane;
 }
 
-static __global__ void fill_normals(const ddpm_step *step, unsigned purpose, int n, size_t columns, size_t plane, float *x)
+static __global__ void fill_normals(const ddpm_step *step, unsigned purpose, int n, size_t columns, size_t plane,
+                                    float *x)
 {
     size_t picture = columns * plane, each = (picture + 3) / 4, count = (size_t)n * each;
     for (size_t k = first_item(); k < count; k += item_step()) {
@@ -2403,8 +2411,8 @@ static ddpm_result cuda_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpo
     return DDPM_OK;
 }
 
-static __global__ void drop(const ddpm_step *step, unsigned node, double p, int n, size_t columns, size_t plane, const float *from,
-                            float *to, int add)
+static __global__ void drop(const ddpm_step *step, unsigned node, double p, int n, size_t columns, size_t plane,
+                            const float *from, float *to, int add)
 {
     size_t picture = columns * plane, each = (picture + 3) / 4, count = (size_t)n * each;
     float scale = p < 1 ? (float)(1 / (1 - p)) : 0;
@@ -2606,8 +2614,7 @@ static ddpm_result cuda_update(ddpm_model *model, ddpm_step *step)
                s->squares + at);
         at += blocks_of_run(&r);
     }
-    LAUNCH(decide, 1, THREADS, 32 * sizeof(double), s->stream, blocks, s->squares, s->step,
-           &s->news->update);
+    LAUNCH(decide, 1, THREADS, 32 * sizeof(double), s->stream, blocks, s->squares, s->step, &s->news->update);
     adam_job job = {(float *)model->array[DDPM_WEIGHT],
                     (float *)model->array[DDPM_MOMENT1],
                     (float *)model->array[DDPM_MOMENT2],
@@ -2617,8 +2624,7 @@ static ddpm_result cuda_update(ddpm_model *model, ddpm_step *step)
     for (int p = 0; p < model->params;) {
         p = run_from(model, p, &r);
         job.trainable = r.trainable;
-        LAUNCH(update_run, blocks_for(r.count / 4), THREADS, 0, s->stream, job, r.first, r.count,
-               &s->news->update);
+        LAUNCH(update_run, blocks_for(r.count / 4), THREADS, 0, s->stream, job, r.first, r.count, &s->news->update);
     }
     CUDA(cudaGetLastError(), "update");
     return receive_news(s);
@@ -2810,10 +2816,9 @@ static_assert(sizeof cuda_rows / sizeof *cuda_rows == DDPM_OP_COUNT, "a row for 
 
 extern "C" const ddpm_backend *ddpm_cuda(void)
 {
-    static const ddpm_backend cuda = {
-        "cuda",       cuda_rows,   cuda_open,     cuda_close, cuda_plan,    cuda_unplan, cuda_alloc,
-        cuda_free,    cuda_zero,   cuda_upload,   cuda_download, cuda_sync, cuda_lincomb, cuda_normal,
-        NULL,         NULL,        cuda_isa,      cuda_update, cuda_outcome, cuda_fetch, cuda_stage,
-        cuda_unstage, cuda_repeat, cuda_room};
+    static const ddpm_backend cuda = {"cuda",       cuda_rows,   cuda_open,  cuda_close,   cuda_plan,     cuda_unplan,
+                                      cuda_alloc,   cuda_free,   cuda_zero,  cuda_upload,  cuda_download, cuda_sync,
+                                      cuda_lincomb, cuda_normal, NULL,       NULL,         cuda_isa,      cuda_update,
+                                      cuda_outcome, cuda_fetch,  cuda_stage, cuda_unstage, cuda_repeat,   cuda_room};
     return &cuda;
 }

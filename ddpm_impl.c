@@ -1248,7 +1248,8 @@ ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int w
         net->host_steps = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_steps);
         net->host_terms = ddpm_arena_alloc(arena, 2 * (size_t)capacity * sizeof *net->host_terms);
         net->host_values = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_values);
-        net->host_coefficients = ddpm_arena_alloc(arena, ddpm_elements(net->coefficients, capacity) * sizeof(ddpm_real));
+        net->host_coefficients =
+            ddpm_arena_alloc(arena, ddpm_elements(net->coefficients, capacity) * sizeof(ddpm_real));
         if (!net->host_steps || !net->host_terms || !net->host_values || !net->host_coefficients)
             result = DDPM_ERR_MEMORY;
     }
@@ -3986,8 +3987,7 @@ double ddpm_snr_weight(const ddpm_schedule *s, int t, double gamma)
 
 static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square)
 {
-    if (trainer->picture_loss)
-        trainer->picture_loss[i] = square / (double)ddpm_elements(trainer->net->prediction, 1);
+    if (trainer->picture_loss) trainer->picture_loss[i] = square / (double)ddpm_elements(trainer->net->prediction, 1);
     if (trainer->picture_t) trainer->picture_t[i] = t;
     return ddpm_snr_weight(trainer->schedule, t, trainer->config.snr_gamma);
 }

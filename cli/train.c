@@ -184,9 +184,9 @@ typedef struct training {
     cli_samples samples;
     double *losses; /* of the pictures of a step, and their t */
     int *timesteps;
-    double held_out[2];           /* its loss with the live weights and with the averaged ones; NaN: not taken */
-    double step_seconds;          /* measured before the first step */
-    ddpm_real *pictures, *labels; /* the batch that is read, */
+    double held_out[2];               /* its loss with the live weights and with the averaged ones; NaN: not taken */
+    double step_seconds;              /* measured before the first step */
+    ddpm_real *pictures, *labels;     /* the batch that is read, */
     ddpm_real *others, *other_labels; /* and the one that is trained on meanwhile: they change places */
     int lock;
     cli_csv metrics, timing;

@@ -82,8 +82,9 @@ static ddpm_result product_forward(const ddpm_graph *g, const ddpm_node *node)
     TRY(ddpm_upload(p->cpu, p->x, DDPM_DATA, g->n, p->held));
     TRY(ddpm_graph_forward(p->g, g->n));
     TRY(ddpm_download(p->cpu, p->y, DDPM_DATA, g->n, node->out->data));
-    for (size_t i = 0; node->in[2] && i < count; i++)
-        node->out->data[i] += node->in[2]->data[i / plane % (size_t)node->out->shape[1]];
+    for (size_t i = 0; node->in[2] && i < count / plane; i++)
+        for (size_t k = 0; k < plane; k++)
+            node->out->data[i * plane + k] += node->in[2]->data[i % (size_t)node->out->shape[1]];
     return DDPM_OK;
 }
 
@@ -99,8 +100,9 @@ static ddpm_result product_backward(const ddpm_graph *g, const ddpm_node *node)
         node->in[1]->grad[i] += p->w.grad[i];
     for (size_t c = 0; c < channels && node->wants & 4; c++) {
         double total = 0;
-        for (size_t i = 0; i < count; i++)
-            if (i / plane % channels == c) total += (double)node->out->grad[i];
+        for (size_t n = 0; n < (size_t)g->n; n++)
+            for (size_t i = 0; i < plane; i++)
+                total += (double)node->out->grad[(n * channels + c) * plane + i];
         node->in[2]->grad[c] += (float)total;
     }
     if (!(node->wants & 1)) return DDPM_OK;
