@@ -1949,7 +1949,7 @@ typedef struct tensor_call {
     const ddpm_tensor *c;
     int terms;
     double clamp;
-    ddpm_address first;
+    ddpm_purpose purpose;
 } tensor_call;
 
 static ddpm_result combine_share(void *arg)
@@ -1961,7 +1961,7 @@ static ddpm_result combine_share(void *arg)
         for (size_t i = n * picture + at; i < n * picture + at + length; i++) {
             double value = 0;
             for (int j = 0; j < t->terms; j++)
-                value += (double)t->c->data[(size_t)j * capacity + n] * (double)t->x[j]->data[i];
+                value += (double)t->c->data[(size_t)j * capacity + n] * (t->x[j] ? (double)t->x[j]->data[i] : 1);
             if (t->clamp > 0 && value > t->clamp) value = t->clamp;
             if (t->clamp > 0 && value < -t->clamp) value = -t->clamp;
             t->y->data[i] = (float)value;
@@ -1982,16 +1982,16 @@ static ddpm_result normal_share(void *arg)
     size_t picture = ddpm_elements(t->y, 1), first, end;
     share((size_t)t->g->n, &first, &end);
     for (size_t n = first; n < end; n++) {
-        ddpm_address address = t->first;
-        address.picture += n;
+        const ddpm_step *step = &t->g->step;
+        ddpm_address address = {step->seed, step->first_picture + n, step->index, t->purpose};
         ddpm_normals(address, picture, t->y->data + n * picture);
     }
     return DDPM_OK;
 }
 
-static ddpm_result cpu_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result cpu_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
-    tensor_call t = {.g = g, .y = x, .first = first};
+    tensor_call t = {.g = g, .y = x, .purpose = purpose};
     return cpu_team_run(state_of(g)->team, normal_share, &t);
 }
 

@@ -183,9 +183,10 @@ typedef struct training {
     cli_samples samples;
     double *losses; /* of the pictures of a step, and their t */
     int *timesteps;
-    double held_out[2];           /* its loss with the live weights and with the averaged ones; NaN: not taken */
-    double step_seconds;          /* measured before the first step */
-    ddpm_real *pictures, *labels; /* one batch */
+    double held_out[2];               /* its loss with the live weights and with the averaged ones; NaN: not taken */
+    double step_seconds;              /* measured before the first step */
+    ddpm_real *pictures, *labels;     /* the batch that is read, */
+    ddpm_real *others, *other_labels; /* and the one that is trained on meanwhile: they change places */
     int lock;
     cli_csv metrics, timing;
     io_events events; /* --log-dir */
@@ -216,6 +217,8 @@ static void close_training(training *t)
     free(t->timesteps);
     free(t->pictures);
     free(t->labels);
+    free(t->others);
+    free(t->other_labels);
     free(t->source);
     free(t->guide_path);
     cJSON_Delete(t->args);
@@ -590,9 +593,11 @@ static ddpm_result start_training(training *t)
     config.ema_decay = set.ema_decay;
     config.seed = set.seed;
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
-    if ((t->pictures = cli_alloc((size_t)set.batch_size * picture, sizeof *t->pictures)) == NULL ||
-        (t->labels = cli_alloc((size_t)set.batch_size * ((size_t)t->data->classes.count + 1), sizeof *t->labels)) ==
-            NULL)
+    size_t batch = (size_t)set.batch_size, width = (size_t)t->data->classes.count + 1;
+    if ((t->pictures = cli_alloc(batch * picture, sizeof *t->pictures)) == NULL ||
+        (t->others = cli_alloc(batch * picture, sizeof *t->others)) == NULL ||
+        (t->labels = cli_alloc(batch * width, sizeof *t->labels)) == NULL ||
+        (t->other_labels = cli_alloc(batch * width, sizeof *t->other_labels)) == NULL)
         return DDPM_ERR_MEMORY;
     if ((t->losses = cli_alloc((size_t)set.batch_size, sizeof *t->losses)) == NULL ||
         (t->timesteps = cli_alloc((size_t)set.batch_size, sizeof *t->timesteps)) == NULL)
@@ -681,6 +686,34 @@ static ddpm_result survey_data(const training *t)
     return DDPM_OK;
 }
 
+/* The largest micro-batch whose network takes no more than `bytes`, below the one that was asked for; 0: none. */
+static int largest_micro_batch(const training *t, double bytes)
+{
+    int fits = 0, too_large = micro_batch();
+    while (too_large - fits > 1) {
+        ddpm_net *net = NULL;
+        int n = fits + (too_large - fits) / 2, mode = training_mode() & ~DDPM_SHARE_GRADIENTS;
+        ddpm_result result = ddpm_net_create(&net, t->model, t->net->height, t->net->width, n, mode);
+        if (result == DDPM_OK && (double)net->graph->bytes <= bytes)
+            fits = n;
+        else
+            too_large = n;
+        ddpm_net_free(net);
+    }
+    return fits;
+}
+
+/* A device's own memory, or the machine's; 0: unknown. */
+static ddpm_result memory_available(const ddpm_device *device, double *bytes)
+{
+    size_t room;
+    *bytes = cli_memory_available();
+    if (device->backend->room == NULL) return DDPM_OK;
+    ddpm_result result = device->backend->room(device->state, &room);
+    if (result == DDPM_OK) *bytes = (double)room;
+    return result;
+}
+
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
 static ddpm_result report_plan(const training *t)
 {
@@ -689,24 +722,28 @@ static ddpm_result report_plan(const training *t)
     double arrays = parameters * sizeof(ddpm_real) * DDPM_ARRAYS, graph = (double)t->net->graph->bytes;
     double picture = (double)data->width * data->height * data->channels, cache = picture * t->data->count;
     if (cache > (double)data->cache_bytes) cache = (double)data->cache_bytes;
-    double batch = set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real);
+    double batch = 2.0 * set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real); /* two */
     double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
-    double total = arrays + graph + drawing + cache + batch, available = cli_memory_available();
+    int apart = t->model->device->backend->room != NULL; /* from the pictures */
+    double total = arrays + graph + drawing + (apart ? batch / 2 : cache + batch), available;
+    ddpm_result result = memory_available(t->model->device, &available);
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
     if (t->saved == NULL && t->source != NULL)
         cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
                  t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
-    cli_note("memory  %s: weights, gradients, moments and average %s, network for %d pictures %s, data %s",
-             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(), cli_bytes(graph, c),
-             cli_bytes(cache + batch, d));
-    if (available > 0 && total > available)
-        return ddpm_fail(DDPM_ERR_MEMORY,
-                         "the run needs %s of memory, %s are available\n"
-                         "      hint: --recompute, a smaller --micro-batch (now %d: %s), --resolution or --model",
-                         cli_bytes(total, a), cli_bytes(available, e), micro_batch(), cli_bytes(graph, c));
-    return DDPM_OK;
+    cli_note("memory  %s%s: weights, gradients, moments and average %s, network for %d pictures %s, data %s%s",
+             cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(),
+             cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d), apart ? " at a time" : "");
+    if (result != DDPM_OK || available <= 0 || total <= available) return result;
+    int fits = largest_micro_batch(t, available - (total - graph));
+    cli_short largest;
+    snprintf(largest, sizeof largest, fits > 0 ? "--micro-batch %d fits" : "no --micro-batch fits", fits);
+    return ddpm_fail(DDPM_ERR_MEMORY,
+                     "the run needs %s of memory, %s are available\n"
+                     "      hint: %s (now %d: %s); --recompute, a smaller --resolution or --model need less",
+                     cli_bytes(total, a), cli_bytes(available, e), largest, micro_batch(), cli_bytes(graph, c));
 }
 
 /* What the run will take, from the step that was measured. */
@@ -1189,26 +1226,38 @@ static ddpm_result take_held_out(training *t)
     return result;
 }
 
-/* The next pictures of the epoch; *got is 0 when it is at its end. */
-static ddpm_result train_step(training *t, int *got)
+/* Reads the next batch of the epoch, whose first picture is the run's `first`-th, and hands it over: *n pictures, none
+ * at its end. The batch before, which may be in the works, keeps its place. */
+static ddpm_result read_batch(training *t, uint64_t first, int *n)
+{
+    ddpm_real *pictures = t->others, *labels = t->other_labels;
+    t->others = t->pictures, t->other_labels = t->labels;
+    t->pictures = pictures, t->labels = labels;
+    ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, n);
+    if (result != DDPM_OK || *n == 0) return result;
+    ddpm_address address = {.seed = set.seed, .picture = first};
+    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, *n, t->data->classes.count, t->labels);
+    if ((result = fit_labels(t, *n)) != DDPM_OK) return result;
+    return ddpm_train_batch(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *n);
+}
+
+/* A step on the *n pictures that have been read; while the device is at it, the next ones are. */
+static ddpm_result train_step(training *t, int *n)
 {
     double loss, lr = learning_rate(t), begin = cli_seconds();
-    ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, got);
-    if (result != DDPM_OK || *got == 0) return result;
-    ddpm_address first = {.seed = set.seed, .picture = t->trainer.picture};
-    int classes = t->data->classes.count;
-    if (set.cond_drop > 0) ddpm_drop_labels(first, set.cond_drop, 0, *got, classes, t->labels);
-    if ((result = fit_labels(t, *got)) != DDPM_OK) return result;
-    result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *got, lr, &loss);
-    t->position += *got;
-    if (result == DDPM_ERR_NONFINITE) return skip_step(t, *got);
+    int pictures = *n;
+    ddpm_result result = ddpm_train_start(&t->trainer, lr);
+    if (result == DDPM_OK) result = read_batch(t, t->trainer.picture + (uint64_t)pictures, n);
+    if (result == DDPM_OK) result = ddpm_train_wait(&t->trainer, &loss);
+    t->position += pictures;
+    if (result == DDPM_ERR_NONFINITE) return skip_step(t, pictures);
     if (result != DDPM_OK) return result;
     t->bad_steps = 0;
-    t->loss_sum += loss * *got;
-    t->loss_pictures += *got;
+    t->loss_sum += loss * pictures;
+    t->loss_pictures += pictures;
     double seconds = cli_seconds() - begin;
     result = take_held_out(t);
-    return result == DDPM_OK ? write_metrics(t, lr, loss, *got, seconds) : result;
+    return result == DDPM_OK ? write_metrics(t, lr, loss, pictures, seconds) : result;
 }
 
 static double average_loss(const training *t)
@@ -1312,10 +1361,10 @@ static ddpm_result train_epoch(training *t)
 {
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
-    int stop = 0, before = t->loss_pictures;
+    int stop = 0, pictures = 0, before = t->loss_pictures;
+    if (result == DDPM_OK) result = read_batch(t, t->trainer.picture, &pictures);
     while (result == DDPM_OK && t->position < t->data->training && !stop) {
-        int got;
-        result = train_step(t, &got);
+        result = train_step(t, &pictures);
         if (result != DDPM_OK) break;
         show_progress(t);
         result = draw_samples(t, 0);

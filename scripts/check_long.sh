@@ -48,6 +48,8 @@ if [ "$(uname -m)" = x86_64 ] && command -v "${CXX:=c++}" > /dev/null; then
     export DDPM_TEST_FULL=1 # the checks would take an hour at these sizes
     run_tests "emulated GPU, all shapes," "$BUILD/$COMPILER/cuda/plain/test_cuda"
     unset DDPM_TEST_FULL
+    check "every mistake planted in cuda_backend.cu is caught" tests/cuda/planted.sh
+    sed -n '$s/^/  /p' "$scratch/log"
 else skip "emulated GPU" "it needs x86-64 and a C++ compiler"
 fi
 

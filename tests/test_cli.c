@@ -1017,11 +1017,21 @@ static void test_memory_is_refused(void **state)
                      1);
     assert_has(err, "the run needs ");
     assert_has(err, "48 MiB are available");
-    assert_has(err, "--micro-batch");
+    const char *fits = strstr(err, "--micro-batch ");
+    assert_non_null(fits);
+    int most = atoi(fits + strlen("--micro-batch "));
+    assert_in_range(most, 1, 31);
+    char command[100];
+    for (int more = 0; more < 2; more++) { /* so many fit, one more does not */
+        snprintf(command, sizeof command, "train @/data --dry-run --model tiny --batch-size 32 --micro-batch %d",
+                 most + more);
+        assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000", command), more);
+    }
     assert_false(io_is_directory(in_folder("new")));
     assert_int_equal(
         run_with("DDPM_MEMORY_LIMIT=50000000000", "train @/data --out @/new --model lab --batch-size 4096"), 1);
     assert_has(err, "the run needs ");
+    assert_has(err, "--micro-batch ");
     assert_false(io_is_directory(in_folder("new")));
 }
 
