@@ -1248,8 +1248,7 @@ ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int w
         net->host_steps = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_steps);
         net->host_terms = ddpm_arena_alloc(arena, 2 * (size_t)capacity * sizeof *net->host_terms);
         net->host_values = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_values);
-        net->host_coefficients =
-            ddpm_arena_alloc(arena, ddpm_elements(net->coefficients, capacity) * sizeof(ddpm_real));
+        net->host_coefficients = ddpm_arena_alloc(arena, 4 * COMBINATIONS * (size_t)capacity * sizeof(ddpm_real));
         if (!net->host_steps || !net->host_terms || !net->host_values || !net->host_coefficients)
             result = DDPM_ERR_MEMORY;
     }
