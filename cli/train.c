@@ -896,8 +896,8 @@ static void compare_backend(const training *t)
     if (!cJSON_IsString(name) || !cJSON_IsString(isa)) return;
     if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0)
         return;
-    cli_note("note    the run was computed by backend %s, %s: it goes on, but not to the same bits", name->valuestring,
-             isa->valuestring);
+    cli_note("note    the run was computed by backend %s, %s: it goes on, but perhaps not to the same bits",
+             name->valuestring, isa->valuestring);
 }
 
 static int take_integer(const cJSON *object, const char *name, double high, int64_t *out)

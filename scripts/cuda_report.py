@@ -146,10 +146,11 @@ not use that kernel.
     print(f'''
 ## Lower bounds of a training step: the lab's UNet, {pictures} pictures of 64x64
 Of every row: what its kernels compute, and the least they can move, each tensor that they need once, in GB. Time is at least
-either over the device's peak. The whole step is {launches} launches, which the host makes once: from the third step on it is one
+either over the device's peak, but for what a cache still holds of the row before. Some forward rows run again in backward. The
+rows and the update are {launches} launches, which the host makes twice: from the third step on they are one
 CUDA graph, and the host waits once, at its end, for {4 * pictures} bytes of losses and a report. SiLU after a norm runs inside it.
 
-| row | nodes | kernels, launches | TFLOP | GB | {' | '.join(f'{d}, ms in fp32, TF32, bf16' for d in DEVICE)} |
+| row | runs | kernels, launches | TFLOP | GB | {' | '.join(f'{d}, ms in fp32, TF32, bf16' for d in DEVICE)} |
 | --- | ---: | --- | ---: | ---: |{' ---: |' * len(DEVICE)}''')
     total = {d: [0, 0, 0] for d in DEVICE}
     for (op, way), (nodes, flop, size, kernels) in sorted(rows.items(), key=lambda r: -r[1][2]):
