@@ -25,12 +25,11 @@ one pinned place for two batches ~ cuda_stage ~ b->turn ^= 1, ~
 letters lie on each other ~ mail_room ~ s->mail_used += .*; ~ ;
 what was fetched is not handed over ~ cuda_sync ~ memcpy(.*; ~ ;
 an update that is not finite is made ~ decide ~ isfinite(total) ~ 1
-gradients are not clipped ~ decide ~ clip < 1 ? clip : 1 ~ 1.0
 '
 
 judge() { # 0: the tests pass; 1: they fail; 9: it does not compile
     sh -e "$work/build" > "$work/log" 2>&1 || { cat "$work/log"; return 9; }
-    for pattern in 'test_repeated*' 'test_skipped*' 'test_training'; do
+    for pattern in 'test_repeated*' 'test_skipped*'; do
         "$work/test_cuda" "$pattern" > "$work/log" 2>&1 || return 1
     done
 }

@@ -477,7 +477,11 @@ static void test_devices(void **state)
     cuda_on_cpu_device(90, (size_t)1 << 20);
     OK(ddpm_device_open(&device, ddpm_cuda(), 1, NULL));
     assert_non_null(strstr(ddpm_device_isa(&device), "tf32"));
+    assert_non_null(strstr(ddpm_device_isa(&device), "driver"));
     void *memory;
+    size_t room;
+    OK(device.backend->room(device.state, &room));
+    assert_in_range(room, (size_t)1 << 19, (size_t)1 << 20);
     assert_int_equal(device.backend->alloc(device.state, (size_t)2 << 20, &memory), DDPM_ERR_MEMORY);
     assert_non_null(strstr(ddpm_error(), "device memory"));
     ddpm_device_close(&device);
