@@ -90,6 +90,7 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row);
     void (*product)(const cpu_product *p);
     void (*taps)(const cpu_taps *t);
+    void (*one_picture)(int inputs, const float *w, size_t w_out, size_t w_in, int w_tap, const float *x, float *y);
     void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
     cpu_transforms winograd[2];
     void (*silu)(size_t count, const float *x, float *y);
@@ -641,6 +642,19 @@ static void small_forward(const cpu_state *s, const conv *given, float *scratch)
     }
 }
 
+/* One picture of 4x4: threads take vectors of outputs. */
+static void one_picture_forward(const cpu_state *s, const conv *c)
+{
+    float y[16 * 16];
+    size_t lanes = (size_t)s->kernels->lanes, first, end;
+    share((size_t)c->co / lanes, &first, &end);
+    for (size_t o = first * lanes; o < end * lanes; o += lanes) {
+        s->kernels->one_picture(c->ci, c->weight + o * c->w_out, c->w_out, c->w_in, c->w_tap, c->x, y);
+        for (size_t i = 0; i < lanes * 16; i++)
+            c->y[o * 16 + i] = (c->accumulate ? c->y[o * 16 + i] : c->bias ? c->bias[o + i / 16] : 0) + y[i];
+    }
+}
+
 /* Few pixels: then nearly all the time goes into reading the weights, which stay as they lie. Scratch: (pixels, K). */
 static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 {
@@ -1176,8 +1190,8 @@ static int tiles_in(const ddpm_graph *g, const ddpm_node *node, int tile)
 
 /* The rule for y and dx, and the one for dw. Winograd pays where the transform of the weights is spread over enough
  * tiles: F(4x4,3x3) from 16 tiles on (to the weights' gradient from 8), F(2x2,3x3), whose transform costs half, from 12:
- * a picture of 8x8 has 16, three of 4x4 have 12. Few pixels read the weights as they lie. Everything else is packed. It
- * looks at the graph's capacity, so that all runs of a graph use the same algorithm. */
+ * a picture of 8x8 has 16, three of 4x4 have 12. Small pictures with fewer tiles, and few pixels, read the weights as
+ * they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same algorithm. */
 enum { TILES_4 = 16, TILES_2 = 12 };
 
 static const cpu_transforms *transforms_for(const ddpm_graph *g, const ddpm_node *node, int least_4, int least_2)
@@ -1238,6 +1252,13 @@ static int few_pixels(const ddpm_graph *g, const ddpm_node *node)
     return g->capacity * node->out->shape[2] * node->out->shape[3] <= FEW_PIXELS;
 }
 
+static int one_picture_fits(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node);
+    return g->capacity == 1 && c.kernel == 3 && c.stride == 1 && c.pad == 1 && c.h == 4 && c.w == 4 && c.oh == 4 &&
+           c.ow == 4 && c.ci % 16 == 0 && c.co % 16 == 0;
+}
+
 /* At least half of what `small_forward` computes must be outputs, and the frame stay in the second-level cache or
  * near. */
 static int small_pays(const ddpm_graph *g, const ddpm_node *node)
@@ -1258,11 +1279,12 @@ static int strided_pays(const conv *c)
     return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
-typedef enum algorithm { THIN, TURNED, PACKED, WINOGRAD } algorithm;
+typedef enum algorithm { THIN, TURNED, ONE_PICTURE, PACKED, WINOGRAD } algorithm;
 
 static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
 {
     if (transforms_for(g, node, TILES_4, TILES_2)) return WINOGRAD;
+    if (one_picture_fits(g, node)) return ONE_PICTURE;
     if (small_pays(g, node)) return TURNED;
     return few_pixels(g, node) ? THIN : PACKED;
 }
@@ -1301,6 +1323,8 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
         winograd_forward(state_of(g), &c, g->scratch);
     else if (how == TURNED)
         small_forward(state_of(g), &c, g->scratch);
+    else if (how == ONE_PICTURE)
+        one_picture_forward(state_of(g), &c);
     else if (how == THIN)
         thin_forward(state_of(g), &c, g->scratch);
     else
@@ -1335,6 +1359,9 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     } else if (node->wants & 1 && how == TURNED) {
         conv d = conv_of_dx(g, node);
         small_forward(s, &d, g->scratch);
+    } else if (node->wants & 1 && how == ONE_PICTURE) {
+        conv d = conv_of_dx(g, node);
+        one_picture_forward(s, &d);
     } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
         conv d = conv_of_dx(g, node);
         packed_forward(s, &d, g->scratch);
@@ -1376,6 +1403,8 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
     conv dx = conv_of_dx(g, node);
     if (choose(g, node) == TURNED)
         size = larger(small_scratch(s, &c, g->capacity), small_scratch(s, &dx, g->capacity));
+    else if (choose(g, node) == ONE_PICTURE)
+        size = 0;
     else if (few_pixels(g, node))
         size = 2 * line((size_t)(c.ci * c.kernel * c.kernel) * FEW_PIXELS);
     else

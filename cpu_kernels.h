@@ -259,6 +259,86 @@ static void CPU(turn)(int rows, int columns, const float *from, size_t from_row,
         }
 }
 
+/* The nine taps of LANES outputs and one input, from at + k w_out on, in the order of memory: tap[s] or, where w_tap is
+ * negative, tap[8 - s] */
+INLINE void CPU(load_taps)(const float *at, size_t w_out, int w_tap, VEC *tap)
+{
+    VEC block[LANES];
+#if LANES == 16
+    EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
+    CPU(transpose)(block);
+    EACH(s, 9) tap[s] = block[w_tap < 0 ? 8 - s : s];
+#else
+    float last[LANES];
+    for (int first = 0; first < 8; first += LANES) {
+        EACH(k, LANES) block[k] = CPU(load)(at + (size_t)k * w_out + first);
+        CPU(transpose)(block);
+        EACH(s, LANES) tap[w_tap < 0 ? 8 - first - s : first + s] = block[s];
+    }
+    for (int k = 0; k < LANES; k++)
+        last[k] = at[(size_t)k * w_out + 8];
+    tap[w_tap < 0 ? 0 : 8] = CPU(load)(last);
+#endif
+}
+
+/* The taps of LANES outputs and as many inputs, rows of 9 LANES floats w_out apart: those of input i at tap + 9 i */
+INLINE void CPU(load_rows)(const float *at, size_t w_out, VEC *tap)
+{
+    for (int block = 0; block < 9; block++, at += LANES, tap += LANES) {
+        EACH(k, LANES)
+        {
+            __builtin_prefetch(at + (size_t)k * w_out + 9 * LANES);
+            tap[k] = CPU(load)(at + (size_t)k * w_out);
+        }
+        CPU(transpose)(tap);
+    }
+}
+
+/* The taps of LANES outputs, from w on, and `count` inputs from `first` of `inputs` on: those of the first + i-th at
+ * tap + 9 i. Weight of (o, i, tap) at w + o w_out + i w_in + tap w_tap; what follows is asked for. */
+INLINE void CPU(gather_taps)(const float *w, size_t w_out, size_t w_in, int w_tap, int first, int count, int inputs,
+                             VEC *tap)
+{
+    const float *nine = w + (size_t)first * w_in + (w_tap < 0 ? -8 : 0); /* in the order of memory */
+    if (w_in == 9 && count == LANES) {
+        CPU(load_rows)(nine, w_out, tap);
+        return;
+    }
+    for (int i = 0; i < count; i++, nine += w_in, tap += 9) {
+        for (size_t line = 0; first + i + 4 < inputs && line < 9 * LANES + 15; line += 16) /* as far apart as rows */
+            __builtin_prefetch(nine + 4 * w_in + line);
+        CPU(load_taps)(nine, w_out, w_tap, tap);
+    }
+}
+
+/* s += the taps of LANES inputs with pixels p0 ... p0 + count - 1 of x (LANES,4,4), sums of LANES outputs each */
+INLINE void CPU(add_pixels)(const int p0, const int count, const VEC *tap, const float *x, VEC *sum)
+{
+    VEC s[16];
+    EACH(p, count) s[p] = sum[p0 + p];
+    for (int i = 0; i < LANES; i++, tap += 9, x += 16)
+        EACH(t, 9) EACH(p, count)
+        {
+            const int row = (p0 + p) / 4 + t / 3 - 1, column = (p0 + p) % 4 + t % 3 - 1;
+            if (row >= 0 && row < 4 && column >= 0 && column < 4)
+                s[p] = FMA(tap[t], BROADCAST(x[4 * row + column]), s[p]);
+        }
+    EACH(p, count) sum[p0 + p] = s[p];
+}
+
+/* y (LANES,4,4) of one picture x (inputs,4,4), 3x3 with padding 1, inputs a multiple of LANES. Lanes are outputs: the
+ * weights have to be turned, but no lane is wasted and no tap meets the padding. */
+static void CPU(one_picture)(int inputs, const float *w, size_t w_out, size_t w_in, int w_tap, const float *x, float *y)
+{
+    enum { PIXELS = LANES == 16 ? 16 : 8 }; /* whose sums are in registers */
+    VEC tap[9 * LANES], sum[16] = {{0}};
+    for (int first = 0; first < inputs; first += LANES) {
+        CPU(gather_taps)(w, w_out, w_in, w_tap, first, LANES, inputs, tap);
+        EACH(part, 16 / PIXELS) CPU(add_pixels)(part * PIXELS, PIXELS, tap, x + first * 16, sum);
+    }
+    CPU(turn)(16, LANES, (const float *)sum, LANES, y, 16);
+}
+
 /* C[i][j] = sum_k a[i lda + k] b[j ldb + k]: both rows as they lie in memory, for so few columns that packing A would
  * cost more than the product. LANES partial sums, added in pairs at the end. */
 enum { CPU(DOT_COLUMNS) = LANES == 16 ? 6 : 2 };
@@ -711,41 +791,6 @@ INLINE void CPU(turned)(const int T, const cpu_pictures *p, size_t first, int c,
     }
 }
 
-/* The nine taps of LANES outputs and one input, from at + k w_out on, in the order of memory: tap[s] or, where w_tap is
- * negative, tap[8 - s] */
-INLINE void CPU(load_taps)(const float *at, size_t w_out, int w_tap, VEC *tap)
-{
-    VEC block[LANES];
-#if LANES == 16
-    EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
-    CPU(transpose)(block);
-    EACH(s, 9) tap[s] = block[w_tap < 0 ? 8 - s : s];
-#else
-    float last[LANES];
-    for (int first = 0; first < 8; first += LANES) {
-        EACH(k, LANES) block[k] = CPU(load)(at + (size_t)k * w_out + first);
-        CPU(transpose)(block);
-        EACH(s, LANES) tap[w_tap < 0 ? 8 - first - s : first + s] = block[s];
-    }
-    for (int k = 0; k < LANES; k++)
-        last[k] = at[(size_t)k * w_out + 8];
-    tap[w_tap < 0 ? 0 : 8] = CPU(load)(last);
-#endif
-}
-
-/* The taps of LANES outputs and as many inputs, rows of 9 LANES floats w_out apart: those of input i at tap + 9 i */
-INLINE void CPU(load_rows)(const float *at, size_t w_out, VEC *tap)
-{
-    for (int block = 0; block < 9; block++, at += LANES, tap += LANES) {
-        EACH(k, LANES)
-        {
-            __builtin_prefetch(at + (size_t)k * w_out + 9 * LANES);
-            tap[k] = CPU(load)(at + (size_t)k * w_out);
-        }
-        CPU(transpose)(tap);
-    }
-}
-
 /* v to a panel, its upper half to the next one where panels are half as high */
 INLINE void CPU(store_panels)(VEC v, float *panel, size_t next)
 {
@@ -765,21 +810,13 @@ INLINE void CPU(weights)(const int T, int o, int from, int to, int ci, const flo
                          int w_tap, float *u, size_t plane)
 {
     const int P = T + 2;
-    const float *nine = w + (size_t)o * w_out + (w_tap < 0 ? -8 : 0); /* in the order of memory */
     u += (size_t)(o / MR) * (size_t)ci * MR + (size_t)(o % MR);
     for (int first = from, count; first < to; first += count) {
         VEC tap[9 * LANES];
         count = to - first < LANES ? to - first : LANES;
-        if (w_in == 9 && count == LANES)
-            CPU(load_rows)(nine + (size_t)first * 9, w_out, tap);
+        CPU(gather_taps)(w + (size_t)o * w_out, w_out, w_in, w_tap, first, count, to, tap);
         for (int i = 0; i < count; i++) {
             VEC t[3 * CPU(PATCH)], v[CPU(MOST)];
-            if (w_in != 9 || count != LANES) {
-                const float *at = nine + (size_t)(first + i) * w_in;
-                for (size_t line = 0; first + i + 4 < to && line < 9 * LANES + 15; line += 16) /* as far apart as rows */
-                    __builtin_prefetch(at + 4 * w_in + line);
-                CPU(load_taps)(at, w_out, w_tap, tap + 9 * i);
-            }
             EACH(j, 3) CPU(g)(T, tap + 9 * i + j, 3, t + j, 3);
             EACH(k, P) CPU(g)(T, t + 3 * k, 1, v + P * k, 1);
             float *panel = u + (size_t)(first + i) * MR;
@@ -1322,7 +1359,7 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
-    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
+    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .one_picture = CPU(one_picture), .dot = CPU(dot), .sum = CPU(sum),
     .winograd = {[TILE_4] = TRANSFORMS_OF(4), [TILE_2] = TRANSFORMS_OF(2)},
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
     .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),
