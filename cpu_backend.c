@@ -70,7 +70,7 @@ typedef struct cpu_head { /* attention of one head of one picture: (d, tokens) e
 } cpu_head;
 
 typedef struct cpu_transforms { /* Winograd's, of tiles of one size */
-    int tile, frequencies;        /* T, (T + 2)^2 */
+    int tile, frequencies;      /* T, (T + 2)^2 */
     void (*input)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane, size_t width);
     void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
                    const float *bias, int accumulate);
@@ -313,10 +313,10 @@ typedef struct conv { /* of n pictures; also the one that computes dx (see secti
     float *y;  /* (n,co,oh,ow) */
     size_t w_out, w_in;
     int w_tap;
-    int accumulate; /* add to y instead of storing */
+    int accumulate;                 /* add to y instead of storing */
     const cpu_transforms *winograd; /* or NULL */
-    float *kept;    /* the transformed weights, kept from run to run; NULL: made into scratch each time */
-    int current;    /* they are those of the weights as they are now */
+    float *kept; /* the transformed weights, kept from run to run; NULL: made into scratch each time */
+    int current; /* they are those of the weights as they are now */
 } conv;
 
 enum {
@@ -928,22 +928,17 @@ static void strided_data(const cpu_state *s, const conv *c, const float *dy, flo
  * outputs (0.6 MiB at 256 inputs) and lets V stream past them; U, larger than the weights, never leaves the cache.
  * Inference keeps U of the first kind, until the model says that its weights have changed. */
 
-enum {
-    WIDTH = 48,
-    CHUNK = 32,
-    SLICE = 16,
-    GAP = 16
-}; /* GAP: floats between planes, lest they share cache sets */
+enum { WIDTH = 48, CHUNK = 32, SLICE = 16, GAP = 16 }; /* GAP: floats between planes, lest they share cache sets */
 
 typedef struct winograd { /* sizes of one convolution, in floats */
     int by_weights;       /* V lies whole */
     size_t frequencies;
-    int chunk;            /* outputs together */
-    size_t groups;        /* of `lanes` tiles, in the batch */
-    size_t width;         /* of a block: WIDTH tiles, or all there are */
-    size_t blocks;        /* in the largest batch */
-    size_t chunks;        /* of outputs */
-    size_t u, v, m;       /* planes of one frequency: U of a chunk, V of a block, M of both */
+    int chunk;      /* outputs together */
+    size_t groups;  /* of `lanes` tiles, in the batch */
+    size_t width;   /* of a block: WIDTH tiles, or all there are */
+    size_t blocks;  /* in the largest batch */
+    size_t chunks;  /* of outputs */
+    size_t u, v, m; /* planes of one frequency: U of a chunk, V of a block, M of both */
 } winograd;
 
 static size_t tiles_of(const conv *c, int pictures)
@@ -1189,9 +1184,9 @@ static int tiles_in(const ddpm_graph *g, const ddpm_node *node, int tile)
 }
 
 /* The rule for y and dx, and the one for dw. Winograd pays where the transform of the weights is spread over enough
- * tiles: F(4x4,3x3) from 16 tiles on (to the weights' gradient from 8), F(2x2,3x3), whose transform costs half, from 12:
- * a picture of 8x8 has 16, three of 4x4 have 12. Small pictures with fewer tiles, and few pixels, read the weights as
- * they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same algorithm. */
+ * tiles: F(4x4,3x3) from 16 tiles on (to the weights' gradient from 8), else F(2x2,3x3) from 12: a picture of 8x8 has
+ * 16 of them, three of 4x4 have 12. Small pictures with fewer tiles, and few pixels, read the weights as they lie.
+ * Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same algorithm. */
 enum { TILES_4 = 16, TILES_2 = 12 };
 
 static const cpu_transforms *transforms_for(const ddpm_graph *g, const ddpm_node *node, int least_4, int least_2)
@@ -1413,8 +1408,7 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 1) size = larger(size, (size_t)s->threads * columns_scratch(s, &c));
     if (node->wants & 1 && strided_pays(&c)) size = larger(size, strided_scratch(s, &c));
     c.winograd = winograd_for_weights(g, node);
-    if (node->wants & 2)
-        size = larger(size, c.winograd ? winograd_weight_scratch(s, &c) : sizes_of_weight(s, &c).all);
+    if (node->wants & 2) size = larger(size, c.winograd ? winograd_weight_scratch(s, &c) : sizes_of_weight(s, &c).all);
     return size;
 }
 

@@ -386,8 +386,9 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
 /* ---- 3. Winograd transforms -----------------------------------------------------------------------------------------
  * A TxT tile Y of a 3x3 convolution from the (T+2)x(T+2) patch X under it (Winograd 1980; Lavin & Gray 2016):
  *     Y = A^T [ (G w G^T) o (B^T X B) ] A,        o: element by element, summed over input channels
- * and its adjoints. T = 4 has the interpolation points 0, a, -a, b, -b and infinity, a = 1/sqrt 2, b = sqrt 2: then a^2
- * + b^2 = 5/2, a^2 b^2 = 1, and errors are a quarter of those of the usual points 1 and 2. T = 2 has 0, 1, -1, infinity.
+ * and its adjoints. T = 2 has the interpolation points 0, 1, -1 and infinity, T = 4 has 0, a, -a, b, -b and infinity,
+ * a = 1/sqrt 2, b = sqrt 2: then a^2 + b^2 = 5/2, a^2 b^2 = 1, and errors are a quarter of those of the usual points 1
+ * and 2.
  *
  *        | 1   0  -5/2  0   1  0 |         |  1      0       0   |           | 1  1   1  1   1   0 |
  *        | 0  -2a  -2   a   1  0 |         | -2/3 -2a/3   -1/3   |           | 0  a  -a  b  -b   0 |
@@ -407,8 +408,9 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
  * exact), 1 and Ci in the sum, 4 in A. With squares taken element by element, u = 2^-24,
  *     sigma^2 = (Ci + R) u^2 (A^T)^2 [ sum_i (G^2 w^2 (G^2)^T) o ((B^T)^2 x^2 B^2) ] A^2,
  * which tests/test_cpu.c computes for every output and multiplies by 6. For x and w of variance 1 it comes to u
- * sqrt(Ci (Ci + R)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside for T = 4; times 5 everywhere for
- * T = 2. The same reckoning gives 9 u Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum |x w|.
+ * sqrt(Ci (Ci + R)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside for T = 4; times 5 everywhere
+ * for T = 2. The same reckoning gives 9 u Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum
+ * |x w|.
  *
  * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
  * patch are every T-th pixel: LANES tiles are read as T vectors and separated by rounds of even and odd lanes. Where
@@ -1359,7 +1361,8 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
-    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .one_picture = CPU(one_picture), .dot = CPU(dot), .sum = CPU(sum),
+    .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
+    .one_picture = CPU(one_picture),
     .winograd = {[TILE_4] = TRANSFORMS_OF(4), [TILE_2] = TRANSFORMS_OF(2)},
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
     .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),

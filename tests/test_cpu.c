@@ -166,8 +166,8 @@ static void free_result(result *r)
 static const double unit = 0x1p-24;
 
 typedef struct transforms {
-    int tile;               /* T; P = T + 2 */
-    double roundings;       /* R */
+    int tile;                     /* T; P = T + 2 */
+    double roundings;             /* R */
     double bt[36], g[18], at[24]; /* (P,P), (P,3), (T,P) */
 } transforms;
 
@@ -180,7 +180,8 @@ static const transforms winograd[] = {
       0, -B / 2, -0.5, B, 1, 0, 0, B / 2, -0.5, -B, 1, 0,    0, 1, 0, -2.5, 0, 1},
      {1, 0, 0,                  -2. / 3, -2 * A / 3, -1. / 3,  -2. / 3, 2 * A / 3, -1. / 3,
       1. / 6, B / 6, 1. / 3,    1. / 6, -B / 6, 1. / 3,        0, 0, 1},
-     {1, 1, 1, 1, 1, 0,         0, A, -A, B, -B, 0,            0, 0.5, 0.5, 2, 2, 0,  0, A / 2, -A / 2, 2 * B, -2 * B, 1}},
+     {1, 1, 1, 1, 1, 0,         0, A, -A, B, -B, 0,
+      0, 0.5, 0.5, 2, 2, 0,     0, A / 2, -A / 2, 2 * B, -2 * B, 1}},
     {2, 11,
      {1, 0, -1, 0,  0, 1, 1, 0,  0, -1, 1, 0,  0, -1, 0, 1},
      {1, 0, 0,      0.5, 0.5, 0.5,  0.5, -0.5, 0.5,  0, 0, 1},
