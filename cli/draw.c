@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/judge.h"
+#include "cli/options.h"
 #include "cli/sampler.h"
 #include "lab/teacher.h"
 
@@ -192,6 +194,19 @@ static ddpm_result check_labels(const cli_drawing *d)
                          "      hint: ddpm sample \"%s\", or --labels-file FILE",
                          d->model->path, d->model->classes.count > 0 ? d->model->classes.name[0] : "CLASS, CLASS");
     return DDPM_OK;
+}
+
+ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, const char *path, double *scale,
+                           cli_drawing *d)
+{
+    if (!cli_given_name(options, "guide-scale")) *scale = path != NULL ? 1 : d->model->info.guide_scale;
+    d->guide_scale = *scale;
+    if (*scale == 0) return DDPM_OK;
+    char *own = path == NULL ? cli_find_evaluator(d->model->path, "evaluator") : NULL;
+    if (path == NULL && own == NULL) return DDPM_ERR_MEMORY;
+    ddpm_result result = lab_evaluator_load(path != NULL ? path : own, &context->device, &d->guide);
+    free(own);
+    return result;
 }
 
 /* The evaluator that guides, at work on this network. */

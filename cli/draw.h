@@ -52,6 +52,20 @@ ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *dra
 ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
                            const io_picture *pictures, int count, int per_row);
 
+/* clang-format off */
+/* Who guides, and how strongly: a row each for the tables; `set` has guide and guide_scale. */
+#define CLI_GUIDE_ROWS(set) \
+    {"guide", NULL, CLI_TEXT, "PATH", "(the model's evaluator/, if it is exported so)", \
+     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &(set).guide, 0, 0, 0}, \
+    {"guide-scale", NULL, CLI_REAL, "S", "(the model's, 0; 1 with --guide)", \
+     "how strongly the guide is followed, 0: nobody guides; x_0 + S (1 - abar_t) times the gradient of " \
+     "log p(labels | x_0)", &(set).guide_scale, 0, 1e6, 0}
+/* clang-format on */
+/* Sets the drawing's guide_scale, and *scale, by those options and what the model asks for; loads the guide, which the
+ * caller frees, unless it is 0. */
+ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, const char *path, double *scale,
+                           cli_drawing *d);
+
 /* "ddim, 50 steps (leading, offset 0), eta 0, alpha_to_one 1, guidance 1, philox noise, x_0 clipped to 1": with seed,
  * labels and model this is what a picture depends on; free() it. */
 char *cli_sampling_text(const cli_drawing *drawing);

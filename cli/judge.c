@@ -39,12 +39,6 @@ static ddpm_result open_evaluator(const cli_context *context, const char *path, 
     return result;
 }
 
-ddpm_result cli_open_guide(const cli_context *context, const char *path, double scale, lab_evaluator **out)
-{
-    *out = NULL;
-    return path != NULL && scale != 0 ? lab_evaluator_load(path, &context->device, out) : DDPM_OK;
-}
-
 ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out)
 {
     *out = (cli_judge){0};

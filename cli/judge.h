@@ -19,9 +19,6 @@ typedef struct cli_judge { /* start from {0} */
  * be: a path that need not exist; free() it. model NULL: bundled. NULL: see ddpm_error(). */
 char *cli_find_evaluator(const char *model, const char *name);
 
-/* Loads the evaluator of --guide; *out is NULL without one, or at scale 0. */
-ddpm_result cli_open_guide(const cli_context *context, const char *path, double scale, lab_evaluator **out);
-
 /* Opens the evaluator at `path`; NULL: the bundled judge, data/mini/evaluator_judge. */
 ddpm_result cli_judge_open(const cli_context *context, const char *path, cli_judge *out);
 void cli_judge_close(cli_judge *judge);

@@ -40,11 +40,7 @@ static const cli_option options[] = {
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     CLI_SAMPLER_ROWS(draw_with),
-    {"guide", NULL, CLI_TEXT, "PATH", "(none)",
-     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
-    {"guide-scale", NULL, CLI_REAL, "S", "1",
-     "how strongly the guide is followed: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)",
-     &set.guide_scale, 0, 1e6, 0},
+    CLI_GUIDE_ROWS(set),
     {"image", NULL, CLI_TEXT, "FILE", "(none: from noise)",
      "picture to start from, with noise added (SDEdit, Meng et al. 2022)", &set.image, 0, 0, 0},
     {"strength", NULL, CLI_REAL, "S", "0.6",
@@ -312,9 +308,8 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.frames = set.gif ? CLI_MOVIE : set.strip ? CLI_FRAMES : 0;
     d.sample = cli_sampler_config(options, &draw_with, model);
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
-    d.guide_scale = set.guide_scale;
     result = cli_sampler_check(options, &draw_with);
-    if (result == DDPM_OK) result = cli_open_guide(context, set.guide, set.guide_scale, &d.guide);
+    if (result == DDPM_OK) result = cli_open_guide(context, options, set.guide, &set.guide_scale, &d);
     ddpm_real *image = NULL;
     if (result == DDPM_OK) result = read_image(&d, &image);
     if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);

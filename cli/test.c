@@ -36,11 +36,7 @@ static const cli_option options[] = {
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     CLI_SAMPLER_ROWS(draw_with),
-    {"guide", NULL, CLI_TEXT, "PATH", "(none)",
-     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &set.guide, 0, 0, 0},
-    {"guide-scale", NULL, CLI_REAL, "S", "1",
-     "how strongly the guide is followed: x_0 + S (1 - abar_t) times the gradient of log p(labels | x_0)",
-     &set.guide_scale, 0, 1e6, 0},
+    CLI_GUIDE_ROWS(set),
     {"evaluator", NULL, CLI_TEXT, "PATH", "(evaluator_judge in the model, else the bundled one)",
      "what judges the pictures: a directory that train-evaluator made, or torchvision's weights as .safetensors",
      &set.evaluator, 0, 0, 0},
@@ -232,8 +228,7 @@ static ddpm_result open_judge(exhibition *e, cli_judge *judge)
 static ddpm_result open_guide(exhibition *e)
 {
     cli_drawing *d = e->drawing;
-    d->guide_scale = set.guide_scale;
-    ddpm_result result = cli_open_guide(e->context, set.guide, set.guide_scale, &d->guide);
+    ddpm_result result = cli_open_guide(e->context, options, set.guide, &set.guide_scale, d);
     if (result != DDPM_OK || d->guide == NULL) return result;
     return cli_judge_open(e->context, d->guide->path, &e->own);
 }

@@ -534,8 +534,9 @@ static ddpm_result open_teacher(const cli_context *context, training *t)
         set.guide = t->guide_path = cli_find_evaluator(t->source, "evaluator");
         if (set.guide == NULL) return DDPM_ERR_FILE;
     }
-    ddpm_result result = cli_open_guide(context, set.guide, set.beta, &t->guide);
-    if (result != DDPM_OK || t->guide == NULL) return result;
+    if (set.guide == NULL || set.beta == 0) return DDPM_OK;
+    ddpm_result result = lab_evaluator_load(set.guide, &context->device, &t->guide);
+    if (result != DDPM_OK) return result;
     result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
     if (result == DDPM_OK) result = lab_teacher_fits(t->teacher, t->net);
     t->net->pull = lab_teacher_pull;

@@ -192,6 +192,7 @@ static const field model_fields[] = {
     NULLABLE_ROW(width, 1, MANY),
     INTEGER_ROW(num_inference_steps, 0, MANY),
     REAL_ROW(guidance_scale, -100, 100),
+    REAL_ROW(guide_scale, 0, 1e6),
     {.name = NULL}};
 static const form model_form = {"a model_index.json", model_fields};
 #undef DOCUMENT

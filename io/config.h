@@ -51,7 +51,8 @@ typedef struct io_model_info {
     int pixel_unshuffle;     /* ddpm_model_config's; 1: none */
     int height, width;       /* of a picture; 0: unknown */
     int num_inference_steps; /* how it is drawn best, with the sampler of its scheduler_config.json: steps (0: that */
-    double guidance_scale;   /* sampler's usual number) and classifier-free guidance (1: none) */
+    double guidance_scale;   /* sampler's usual number), classifier-free guidance (1: none), and how strongly the */
+    double guide_scale;      /* evaluator in evaluator/ guides (0: not at all) */
     int version;             /* of this directory's form: IO_MODEL_VERSION; a higher one is refused */
 } io_model_info;
 enum { IO_MODEL_VERSION = 1 };

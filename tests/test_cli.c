@@ -817,6 +817,15 @@ static void test_guide(void **state)
                 "--guide-scale 500");
     assert_has(out, "accuracy (mean of pictures): ");
     assert_has(out, "by the guide itself, ");
+    /* A model that is exported with a guide takes its own, where nothing else is said. */
+    assert_runs("export @/run --out @/with_guide --dtype f32 --guide-scale 500");
+    shell("cp -r @/guide @/with_guide/evaluator");
+    assert_runs("test --model @/with_guide --sampler ddim --steps 2 --out @/own_guide --evaluator @/evaluator");
+    assert_has(out, "by the guide itself, ");
+    assert_same_pixels("own_guide/test_grid.png", "guided/test_grid.png");
+    assert_runs("test --model @/with_guide --sampler ddim --steps 2 --out @/own_guide --evaluator @/evaluator "
+                "--guide-scale 0");
+    assert_null(strstr(out, "by the guide itself, "));
     assert_int_equal(lab_json_read(in_folder("guided/results.json"), &json), DDPM_OK);
     const cJSON *guide = member(member(json, "test"), "guide");
     assert_true(member(guide, "scale")->valuedouble == 500);
