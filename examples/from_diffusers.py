@@ -4,7 +4,7 @@
 
 A directory holds unet/ (UNet2DModel, the averaged weights), scheduler/ (its class and fields), label_encoder/ (two linear
 layers without anything between) and model_index.json (class names, pixel_unshuffle, guidance, steps). The pictures are
-those of `ddpm sample --rng torch` with the same seed, but for rounding.
+those of `ddpm sample --rng torch --guide-scale 0` with the same seed, but for rounding: the evaluator does not guide here.
 """
 import argparse
 import json

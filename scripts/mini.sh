@@ -49,7 +49,7 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
     rm -rf "$fresh"
     mkdir -p "$(dirname "$MINI")"
     run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 \
-        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2)}
+        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2 --guide-scale 4)}
     for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
         set -- $pair
         mkdir "$fresh/$2"
@@ -190,7 +190,7 @@ A diffusers directory (weights in F16) with two evaluators, made by \`make mini\
     ./ddpm sample "red sphere, cyan cube"
     ./ddpm test --test-type new_test
 
-Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_config.json" _class_name), $(value "$1/model_index.json" num_inference_steps) steps, guidance $(value "$1/model_index.json" guidance_scale).
+Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_config.json" _class_name), $(value "$1/model_index.json" num_inference_steps) steps, guidance $(value "$1/model_index.json" guidance_scale), guide scale $(value "$1/model_index.json" guide_scale).
 
 ## How it was made
 
@@ -209,7 +209,7 @@ END
 
 ## The evaluators
 
-ResNet18 in a quarter of its width. \`evaluator\` may guide (\`--guide\`); \`evaluator_judge\`, trained from another seed,
+ResNet18 in a quarter of its width. \`evaluator\` guides (its gradient moves the picture while it is drawn); \`evaluator_judge\`, trained from another seed,
 never does: it gives every accuracy below. Held out: $HELD_SCENES scenes rendered from another seed; 95% intervals in brackets.
 
 | | epochs | held out, mean of pictures | held out, pooled objects |
