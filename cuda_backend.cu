@@ -2539,3 +2539,8 @@ extern "C" const ddpm_backend *ddpm_cuda(void)
                                       cuda_lincomb, cuda_normal, NULL,      NULL,        cuda_update,   cuda_isa};
     return &cuda;
 }
+
+extern "C" void *ddpm_cuda_stream(const ddpm_device *device)
+{
+    return ((cuda_state *)device->state)->stream;
+}

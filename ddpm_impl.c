@@ -952,9 +952,10 @@ static void host_adam(void *state, const ddpm_adam *s, size_t count, ddpm_real *
     }
 }
 
-/* Part II: the factors of this step; param->square, the squared norm of its gradient. */
+/* Part II: the factors of this step; param->square, the squared norm of its gradient, and all of them unknown again. */
 static ddpm_adam adam_factors(const ddpm_step *step);
 static void take_square(void *of, ddpm_tensor *param);
+static void forget_squares(ddpm_model *model);
 
 static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 {
@@ -966,23 +967,24 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
         ddpm_tensor *x = model->param[p];
         if (!x->trainable) continue;
         if (x->square < 0) take_square(model, x); /* backward has done so for most */
-        if (!isfinite(x->square))
+        if (!isfinite(x->square)) {
+            forget_squares(model);
             return ddpm_fail(DDPM_ERR_NONFINITE,
                              "the gradient of '%s' is not finite\n      hint: a smaller learning rate", x->name);
+        }
         total += x->square;
     }
     step->grad_norm = sqrt(total);
     const ddpm_adam s = adam_factors(step);
     for (int p = 0, end; p < model->params; p = end) { /* stretches of parameters that are trained, or are not */
         size_t at = model->param[p]->offset, last = at;
-        for (end = p; end < model->params && model->param[end]->trainable == model->param[p]->trainable; end++) {
+        for (end = p; end < model->params && model->param[end]->trainable == model->param[p]->trainable; end++)
             last = model->param[end]->offset + ddpm_elements(model->param[end], 0);
-            model->param[end]->square = -1;
-        }
         (backend->adam ? backend->adam : host_adam)(model->device ? model->device->state : NULL, &s, last - at, w + at,
                                                     model->param[p]->trainable ? grad + at : NULL, m + at, v + at,
                                                     ema ? ema + at : NULL);
     }
+    forget_squares(model);
     return DDPM_OK;
 }
 
@@ -1369,7 +1371,7 @@ static ddpm_result predicts_noise(const ddpm_net *net); /* Part II: as many chan
 ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                               const ddpm_train_config *config)
 {
-    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), 0, 0, 0, NULL, NULL};
+    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), NULL, 0, 0, 0, NULL, NULL};
     if (!net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
@@ -1385,11 +1387,13 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
 static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square);
 
 /* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared
- * errors in *total; every picture weighs 1/elements, the number of elements of all micro-batches together. */
+ * errors in *total; every picture weighs 1/elements, the number of elements of all micro-batches together. last: no
+ * more of them come, so that gradients become final. */
 static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, const ddpm_trainer *trainer, const int *t,
-                                   double *total)
+                                   int last, double *total)
 {
     ddpm_graph *g = net->graph;
+    const ddpm_ranks *ranks = trainer ? trainer->ranks : NULL;
     ddpm_real *value = net->host_values;
     TRY(ddpm_graph_forward(g, n));
     TRY(ddpm_download(g->device, net->loss, DDPM_DATA, n, value));
@@ -1403,6 +1407,7 @@ static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, const 
         return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
     }
     if (net->pull) TRY(net->pull(net->teacher, net, n, elements));
+    if (ranks) return ddpm_graph_backward(g, value, last ? ranks->ready : NULL, ranks->user);
     ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
     return ddpm_graph_backward(g, value, ready, net->model);
 }
@@ -1420,39 +1425,55 @@ void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, dou
 static ddpm_result start_gradients(ddpm_net *net, int n);
 static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
 
-ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
-                            double *loss)
+/* Gradients of `count` pictures of a step, whose others come before (`begin` of them) and after: the whole step's, or a
+ * rank's part. */
+static ddpm_result train_part(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int begin,
+                              int count, double elements, double *total)
 {
     ddpm_net *net = trainer->net;
     ddpm_graph *g = net->graph;
     size_t picture = ddpm_elements(net->image, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
-    double elements = (double)n * (double)picture, total = 0;
-    if (n < 1 || !pictures || (width && !labels))
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
-    TRY(start_gradients(net, n));
+    TRY(start_gradients(net, count));
     TRY(ddpm_graph_alloc(g));
     int *t = net->host_steps;
-    for (int first = 0; first < n; first += g->capacity) {
-        int count = n - first < g->capacity ? n - first : g->capacity;
-        ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)first, 0, DDPM_RANDOM_NOISE};
-        g->n = count;
+    for (int first = 0; first < count; first += g->capacity) {
+        int n = count - first < g->capacity ? count - first : g->capacity;
+        ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)(begin + first), 0,
+                                DDPM_RANDOM_NOISE};
+        g->n = n;
         g->step.seed = address.seed;
         g->step.first_picture = address.picture;
-        TRY(ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)first * picture));
-        if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));
+        TRY(ddpm_upload(g->device, net->image, DDPM_DATA, n, pictures + (size_t)first * picture));
+        if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels + (size_t)first * width));
         TRY(normal(g, net->noise, address));
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < n; i++) {
             ddpm_address at = {address.seed, address.picture + (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
             t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
         }
-        TRY(ddpm_add_noise(net, trainer->schedule, t, count));
-        TRY(set_target(net, trainer->schedule, t, count));
-        TRY(run_micro_batch(net, count, elements, trainer, t, &total));
+        TRY(ddpm_add_noise(net, trainer->schedule, t, n));
+        TRY(set_target(net, trainer->schedule, t, n));
+        TRY(run_micro_batch(net, n, elements, trainer, t, first + n == count, total));
     }
+    return DDPM_OK;
+}
 
-    ddpm_step_set(&g->step, &trainer->config, trainer->step, lr);
-    TRY(ddpm_update(net->model, &g->step));
-    trainer->grad_norm = g->step.grad_norm;
+ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
+                            double *loss)
+{
+    ddpm_net *net = trainer->net;
+    ddpm_step *step = &net->graph->step;
+    const ddpm_ranks *ranks = trainer->ranks;
+    double elements = (double)n * (double)ddpm_elements(net->image, 1), total = 0;
+    if (n < 1 || !pictures || (net->labels && !labels))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
+    int first = 0, count = ranks ? ddpm_part(n, ranks->rank, ranks->size, &first) : n;
+    ddpm_result result = train_part(trainer, pictures, labels, first, count, elements, &total);
+    if (ranks) result = ranks->finish(ranks->user, result, &total);
+    TRY(result);
+
+    ddpm_step_set(step, &trainer->config, trainer->step, lr);
+    TRY(ddpm_update(net->model, step));
+    trainer->grad_norm = step->grad_norm;
     trainer->step++;
     trainer->picture += (uint64_t)n;
     if (loss) *loss = total / elements;
@@ -2262,6 +2283,12 @@ static void take_square(void *of, ddpm_tensor *param)
                                                                          ddpm_elements(param, 0), grad);
 }
 
+static void forget_squares(ddpm_model *model)
+{
+    for (int p = 0; p < model->params; p++)
+        model->param[p]->square = -1;
+}
+
 ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step)
 {
     const ddpm_backend *backend = backend_of(model->device);
@@ -2484,15 +2511,14 @@ ddpm_result ddpm_model_zero_grad(ddpm_model *model)
 {
     if (!model->array[DDPM_GRAD])
         return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
-    for (int p = 0; p < model->params; p++)
-        model->param[p]->square = -1;
+    forget_squares(model);
     return zero_array(model, DDPM_GRAD);
 }
 
 /* From zero; backward itself does so where activations lie in their memory. */
 static ddpm_result start_gradients(ddpm_net *net, int n)
 {
-    if (!net->graph->share) return ddpm_model_zero_grad(net->model);
+    if (!net->graph->share || n == 0) return ddpm_model_zero_grad(net->model);
     if (n <= net->graph->capacity) return DDPM_OK;
     return ddpm_fail(DDPM_ERR_ARGUMENT,
                      "%d pictures in a network built for 1 to %d that shares its gradients' memory: it has no "
@@ -3799,6 +3825,12 @@ static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance)
 
 /* ---- Training with other recipes ------------------------------------------------------------------------------ */
 
+int ddpm_part(int n, int rank, int size, int *first)
+{
+    *first = (int)((int64_t)n * rank / size);
+    return (int)((int64_t)n * (rank + 1) / size) - *first;
+}
+
 double ddpm_cosine_factor(uint64_t step, uint64_t warmup, uint64_t total)
 {
     if (step < warmup) return (double)step / (double)warmup;
@@ -3903,7 +3935,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
         TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, count, timestep + first));
         TRY(ddpm_upload(g->device, net->noise, DDPM_DATA, count, target + at));
         if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));
-        TRY(run_micro_batch(net, count, elements, NULL, NULL, &total));
+        TRY(run_micro_batch(net, count, elements, NULL, NULL, 0, &total));
         if (prediction) TRY(ddpm_download(g->device, net->prediction, DDPM_DATA, count, prediction + at));
     }
     if (loss) *loss = total / elements;

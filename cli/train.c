@@ -3,7 +3,7 @@
  *
  * Contents: 1 options   2 the run's objects   3 the model   4 the data and the network   5 the data's troubles, memory
  *           6 settings of a resumed run   7 state: training.json   8 the run directory   9 checkpoints
- *           10 steps   11 epochs   12 the command */
+ *           10 what ranks know of each other   11 steps   12 epochs   13 the command */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <signal.h>
@@ -34,7 +34,7 @@ static struct {
     int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, prediction_type,
         zero_snr, save_every, save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels,
         random_flip, unconditional, resume, force, grad_accum, overfit, held_out, eval_every, sample_every, show,
-        dry_run;
+        dry_run, ranks, gpus;
     double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, snr_gamma, save_minutes, max_time,
         beta_start, beta_end;
     cli_list milestones;
@@ -65,9 +65,13 @@ static const cli_option options[] = {
     {"max-time", NULL, CLI_REAL, "MINUTES", "(no limit)",
      "saves and ends after so long; --resume goes on", &set.max_time, 0, 1e9, 0},
     {"batch-size", "train_batch_size", CLI_INT, "N", "32",
-     "pictures in a step", &set.batch_size, 1, 65536, 0},
+     "pictures in a step, of all ranks together", &set.batch_size, 1, 65536, 0},
+    {"ranks", NULL, CLI_INT, "N", "(1, or as mpirun says)",
+     "processes that share each step's pictures; the same weights to rounding", &set.ranks, 1, 256, 0},
+    {"gpus", NULL, CLI_INT, "N", "(as --backend says)",
+     "GPUs of this machine that do, a process for each; mpirun is for more machines (make mpi)", &set.gpus, 1, 256, 0},
     {"micro-batch", NULL, CLI_INT, "N", "(the whole batch)",
-     "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
+     "pictures a rank computes at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
     {"recompute", NULL, CLI_FLAG, NULL, NULL,
      "keep only what leaves each block: less memory, the same bits, a part of forward twice", &set.recompute, 0, 0, 0},
     {"grad-accum", "gradient_accumulation_steps", CLI_INT, "K", "1",
@@ -168,7 +172,11 @@ static int is_given(const char *name)
 
 enum { MAX_BAD_STEPS = 10 }; /* in a row, that are skipped because a loss or gradient was not finite */
 
+enum { TENTHS = 10 }; /* of [0,T), for the losses by t */
+
 typedef struct training {
+    ddpm_comm *comm; /* the ranks; number 0 alone writes */
+    comm_reducer *reducer;
     lab_dataset *data;
     ddpm_model *model;
     ddpm_net *net;
@@ -202,6 +210,9 @@ typedef struct training {
     double best;                        /* lowest average loss of an epoch so far */
     uint64_t best_step;                 /* of its checkpoint; 0: none */
     int bad_steps;                      /* in a row, up to now */
+    int save_due;                       /* --save-minutes have passed */
+    const char *reason;                 /* why the run ends before its last epoch; NULL: it does not */
+    double tenth[2 * TENTHS];           /* of the last step, by t: sums of its pictures' losses, and their numbers */
     uint64_t tried_step;                /* of the last attempt at one */
     uint64_t saved_step, saved_picture; /* of the newest checkpoint */
 } training;
@@ -223,6 +234,7 @@ static void close_training(training *t)
     cJSON_Delete(t->saved);
     lab_teacher_free(t->teacher);
     lab_evaluator_free(t->guide);
+    comm_reducer_free(t->reducer);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     io_schedule_config_free(&t->schedule.config);
@@ -409,18 +421,24 @@ static ddpm_result fit_pictures(training *t, ddpm_model_config *config)
     return lab_dataset_set_size(t->data, width, height, u->in_channels / (factor * factor));
 }
 
-static int micro_batch(void)
+/* Pictures of a step that a rank has at most. */
+static int rank_batch(const training *t)
 {
-    int part = (set.batch_size + set.grad_accum - 1) / set.grad_accum;
+    return (set.batch_size + t->comm->size - 1) / t->comm->size;
+}
+
+static int micro_batch(const training *t)
+{
+    int whole = rank_batch(t), part = (whole + set.grad_accum - 1) / set.grad_accum;
     if (set.micro_batch > 0) part = set.micro_batch;
-    return part < set.batch_size ? part : set.batch_size;
+    return part < whole ? part : whole;
 }
 
 /* Without micro-batches gradients need not add up, and their memory serves activations first. */
-static int training_mode(void)
+static int training_mode(const training *t)
 {
     return DDPM_TRAINING | (set.recompute ? DDPM_RECOMPUTE : 0) |
-           (micro_batch() == set.batch_size ? DDPM_SHARE_GRADIENTS : 0);
+           (micro_batch(t) == rank_batch(t) ? DDPM_SHARE_GRADIENTS : 0);
 }
 
 /* Options that were given go before what the model says. */
@@ -462,8 +480,8 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     const lab_dataset_config *data = &t->data->config;
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK)
-        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), training_mode());
-    if (result == DDPM_OK && set.sample_every > 0)
+        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(t), training_mode(t));
+    if (result == DDPM_OK && set.sample_every > 0 && t->comm->rank == 0)
         result = cli_samples_create(&t->samples, t->model, data->height, data->width);
     if (result == DDPM_OK) result = choose_schedule(t, schedule);
     if (result == DDPM_OK) {
@@ -495,7 +513,7 @@ static ddpm_result open_teacher(const cli_context *context, training *t)
     }
     ddpm_result result = cli_open_guide(context, set.guide, set.beta, &t->guide);
     if (result != DDPM_OK || t->guide == NULL) return result;
-    result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
+    result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch(t));
     if (result == DDPM_OK) result = lab_teacher_fits(t->teacher, t->net);
     t->net->pull = lab_teacher_pull;
     t->net->teacher = t->teacher;
@@ -516,7 +534,7 @@ static ddpm_result fill_model(training *t)
 static ddpm_result measure_step(training *t, const ddpm_train_config *config)
 {
     ddpm_trainer trainer;
-    int n = micro_batch();
+    int n = micro_batch(t);
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
     for (int i = 0; i < n; i++)
         ddpm_normals((ddpm_address){.picture = (uint64_t)i, .purpose = DDPM_RANDOM_USER}, picture,
@@ -530,7 +548,7 @@ static ddpm_result measure_step(training *t, const ddpm_train_config *config)
         seconds = cli_seconds() - begin;
     }
     if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
-    t->step_seconds = seconds * set.batch_size / n;
+    t->step_seconds = seconds * rank_batch(t) / n;
     return result;
 }
 
@@ -555,6 +573,11 @@ static ddpm_result start_training(training *t)
     if (result == DDPM_OK) result = measure_step(t, &config);
     if (result == DDPM_OK) result = fill_model(t);
     if (result == DDPM_OK) result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
+    if (result == DDPM_OK && t->comm->size > 1) {
+        lab_dataset_share(t->data, set.batch_size, t->comm->rank, t->comm->size);
+        result = comm_reducer_create(&t->reducer, t->comm, t->model, COMM_BUCKET);
+        if (result == DDPM_OK) t->trainer.ranks = comm_reducer_ranks(t->reducer);
+    }
     t->trainer.picture_loss = t->losses;
     t->trainer.picture_t = t->timesteps;
     t->trainer.step = t->saved_step;
@@ -643,7 +666,8 @@ static ddpm_result report_plan(const training *t)
     if (cache > (double)data->cache_bytes) cache = (double)data->cache_bytes;
     double batch = set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real);
     double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
-    double total = arrays + graph + drawing + cache + batch, available = cli_memory_available();
+    double total = arrays + graph + drawing + cache + batch;
+    double available = cli_memory_available() / t->comm->local_size;
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
@@ -651,13 +675,13 @@ static ddpm_result report_plan(const training *t)
         cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
                  t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
     cli_note("memory  %s: weights, gradients, moments and average %s, network for %d pictures %s, data %s",
-             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(), cli_bytes(graph, c),
+             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(t), cli_bytes(graph, c),
              cli_bytes(cache + batch, d));
     if (available > 0 && total > available)
         return ddpm_fail(DDPM_ERR_MEMORY,
-                         "the run needs %s of memory, %s are available\n"
+                         "the run needs %s of memory a rank, %s are available\n"
                          "      hint: --recompute, a smaller --micro-batch (now %d: %s), --resolution or --model",
-                         cli_bytes(total, a), cli_bytes(available, e), micro_batch(), cli_bytes(graph, c));
+                         cli_bytes(total, a), cli_bytes(available, e), micro_batch(t), cli_bytes(graph, c));
     return DDPM_OK;
 }
 
@@ -681,7 +705,8 @@ static void report_time(const training *t)
  * the end of the run does. */
 static const char *const free_settings[] = {
     "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",    "resume",
-    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run", "log-dir"};
+    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run", "log-dir",
+    "ranks", "gpus"};
 /* And these are what the network is: another one cannot go on with its weights. */
 static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",    "channels",
                                              "unconditional", "timesteps",       "beta-schedule", "beta-start",
@@ -725,22 +750,24 @@ static ddpm_result compare_settings(const cJSON *settings)
                      set.out, changed);
 }
 
+/* But for what is this call's alone. */
 static ddpm_result take_settings(const cJSON *settings, const char *path)
 {
+    int resume = set.resume, force = set.force, dry_run = set.dry_run, ranks = set.ranks, gpus = set.gpus;
     const char *wrong = cli_settings_from_json(options, settings);
+    set.resume = resume;
+    set.force = force;
+    set.dry_run = dry_run;
+    set.ranks = ranks;
+    set.gpus = gpus;
     return wrong == NULL ? DDPM_OK
                          : ddpm_fail(DDPM_ERR_FORMAT, "%s: %s\n      hint: mend it, or give that option", path, wrong);
 }
 
 static ddpm_result read_args(training *t, const char *path)
 {
-    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* this call's */
     ddpm_result result = io_json_read(path, &t->args);
-    if (result == DDPM_OK) result = take_settings(t->args, path);
-    set.resume = resume;
-    set.force = force;
-    set.dry_run = dry_run;
-    return result;
+    return result == DDPM_OK ? take_settings(t->args, path) : result;
 }
 
 /* Finds what --resume goes on with. A run that was killed before its first checkpoint starts again with its settings;
@@ -749,7 +776,7 @@ static ddpm_result find_generation(training *t)
 {
     uint64_t step;
     if (!io_is_directory(set.out)) return DDPM_OK;
-    ddpm_result result = cli_run_lock(set.out, &t->lock);
+    ddpm_result result = t->comm->rank == 0 ? cli_run_lock(set.out, &t->lock) : DDPM_OK;
     if (result == DDPM_OK) result = io_checkpoint_newest(set.out, &t->source, &step);
     if (result != DDPM_OK) return result;
     char *path = t->source != NULL ? io_join(t->source, "training.json") : io_join(set.out, "args.json");
@@ -762,11 +789,7 @@ static ddpm_result find_generation(training *t)
         result = io_json_read(path, &t->args);
         settings = t->args;
     }
-    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* not the run's, but this call's */
     if (result == DDPM_OK && settings != NULL) result = take_settings(settings, path);
-    set.resume = resume;
-    set.force = force;
-    set.dry_run = dry_run;
     if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
     free(path);
     return result;
@@ -791,7 +814,8 @@ static char *describe_state(const training *t)
         cJSON_AddNumberToObject(object, "bad_steps", t->bad_steps) != NULL &&
         cJSON_AddNumberToObject(object, "data_pictures", t->data->count) != NULL &&
         cJSON_AddStringToObject(object, "backend", t->model->device->backend->name) != NULL &&
-        cJSON_AddStringToObject(object, "instruction_set", ddpm_device_isa(t->model->device)) != NULL) {
+        cJSON_AddStringToObject(object, "instruction_set", ddpm_device_isa(t->model->device)) != NULL &&
+        cJSON_AddNumberToObject(object, "ranks", t->comm->size) != NULL) {
         cJSON_AddItemToObject(object, "settings", settings);
         settings = NULL;
         text = cJSON_Print(object);
@@ -802,17 +826,20 @@ static char *describe_state(const training *t)
     return text;
 }
 
-/* Both have a say in the last bits. */
+/* They have a say in the last bits. */
 static void compare_backend(const training *t)
 {
     const ddpm_device *device = t->model->device;
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(t->saved, "backend");
     const cJSON *isa = cJSON_GetObjectItemCaseSensitive(t->saved, "instruction_set");
+    const cJSON *number = cJSON_GetObjectItemCaseSensitive(t->saved, "ranks");
+    int ranks = cJSON_IsNumber(number) ? number->valueint : 1;
     if (!cJSON_IsString(name) || !cJSON_IsString(isa)) return;
-    if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0)
+    if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0 &&
+        ranks == t->comm->size)
         return;
-    cli_note("note    the run was computed by backend %s, %s: it goes on, but not to the same bits", name->valuestring,
-             isa->valuestring);
+    cli_note("note    the run was computed by backend %s, %s, %d rank%s: it goes on, but not to the same bits",
+             name->valuestring, isa->valuestring, ranks, ranks == 1 ? "" : "s");
 }
 
 static int take_integer(const cJSON *object, const char *name, double high, int64_t *out)
@@ -1029,7 +1056,48 @@ static void show_curve(training *t)
     cli_note("ddpm: %s", ddpm_error());
 }
 
-/* ---- 10. Steps ----------------------------------------------------------------------------------------------- */
+/* ---- 10. What ranks know of each other ------------------------------------------------------------------------- */
+
+/* Why this rank would end the run before its last epoch: the one that all come to is t->reason. */
+enum { BY_INTERRUPT, BY_TERMINATE, BY_STEPS, BY_TIME, REASONS };
+
+static int save_is_due(const training *t)
+{
+    return (set.save_steps > 0 && t->trainer.step % (uint64_t)set.save_steps == 0) ||
+           (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
+}
+
+/* After a step, and before an epoch: clocks and signals are each rank's own, what follows from them is not. Sums t->tenth
+ * on the way. */
+static ddpm_result look_around(training *t)
+{
+    static const char *const name[REASONS] = {"Ctrl-C", "SIGTERM", "--max-steps", "--max-time"};
+    enum { VALUES = REASONS + 1 + 2 * TENTHS };
+    double value[VALUES] = {0}, *tenth = value + REASONS + 1;
+    value[BY_INTERRUPT] = signalled == SIGINT;
+    value[BY_TERMINATE] = signalled == SIGTERM;
+    value[BY_STEPS] = set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps;
+    value[BY_TIME] = set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time;
+    value[REASONS] = t->comm->rank == 0 && save_is_due(t);
+    memcpy(tenth, t->tenth, sizeof t->tenth);
+    ddpm_result result = comm_agree(t->comm, DDPM_OK, value, VALUES);
+    t->reason = NULL;
+    for (int k = REASONS - 1; k >= 0; k--)
+        if (value[k] > 0) t->reason = name[k];
+    t->save_due = value[REASONS] > 0;
+    memcpy(t->tenth, tenth, sizeof t->tenth);
+    return result;
+}
+
+/* Rank 0 does it, however long it takes; the others wait asleep, and get its result. */
+static ddpm_result alone(training *t, ddpm_result (*work)(training *))
+{
+    ddpm_result result = t->comm->rank == 0 ? work(t) : DDPM_OK;
+    ddpm_result met = t->comm->barrier(t->comm);
+    return met == DDPM_OK ? comm_agree(t->comm, result, NULL, 0) : met;
+}
+
+/* ---- 11. Steps ----------------------------------------------------------------------------------------------- */
 
 static double learning_rate(const training *t)
 {
@@ -1057,21 +1125,24 @@ static ddpm_result skip_step(training *t, int pictures)
     return DDPM_OK;
 }
 
-/* ",value" for each tenth of [0,T) and the two held-out losses; nothing behind the comma where there is none. */
-static void describe_losses(const training *t, int pictures, char *text, size_t size)
+/* Losses of this rank's pictures, `count` from `first` on. */
+static void sort_losses(training *t, int first, int count)
 {
-    enum { TENTHS = 10 };
-    double sum[TENTHS] = {0};
-    int count[TENTHS] = {0}, T = t->schedule.config.num_train_timesteps;
-    for (int i = 0; i < pictures; i++) {
+    int T = t->schedule.config.num_train_timesteps;
+    for (int i = first; i < first + count; i++) {
         int tenth = (int)((int64_t)TENTHS * t->timesteps[i] / T);
-        sum[tenth] += t->losses[i];
-        count[tenth]++;
+        t->tenth[tenth] += t->losses[i];
+        t->tenth[TENTHS + tenth]++;
     }
+}
+
+/* ",value" for each tenth of [0,T) and the two held-out losses; nothing behind the comma where there is none. */
+static void describe_losses(const training *t, char *text, size_t size)
+{
     size_t used = 0;
     for (int k = 0; k < TENTHS + 2; k++) {
-        int there = k < TENTHS ? count[k] > 0 : !isnan(t->held_out[k - TENTHS]);
-        double value = k < TENTHS ? sum[k] / (there ? count[k] : 1) : t->held_out[k - TENTHS];
+        int there = k < TENTHS ? t->tenth[TENTHS + k] > 0 : !isnan(t->held_out[k - TENTHS]);
+        double value = k < TENTHS ? t->tenth[k] / (there ? t->tenth[TENTHS + k] : 1) : t->held_out[k - TENTHS];
         used += (size_t)snprintf(text + used, size - used, there ? ",%.9g" : ",", value);
     }
 }
@@ -1096,7 +1167,7 @@ static ddpm_result write_metrics(training *t, double lr, double loss, int pictur
     char losses[300];
     unsigned long long step = t->trainer.step;
     write_events(t, lr, loss);
-    describe_losses(t, pictures, losses, sizeof losses);
+    describe_losses(t, losses, sizeof losses);
     ddpm_result result =
         cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g%s\n", step, t->epoch, lr, loss, t->trainer.grad_norm, losses);
     if (result == DDPM_OK)
@@ -1117,7 +1188,12 @@ static ddpm_result fit_labels(const training *t, int n)
     return lab_class_labels(t->labels, n, t->data->classes.count, t->info.none_class, t->labels);
 }
 
-/* After the last step of an epoch that is due: both losses of the held-out pictures, batch by batch. */
+static int held_out_is_due(const training *t)
+{
+    return t->data->held_out > 0 && t->position >= t->data->training && t->epoch % set.eval_every == 0;
+}
+
+/* Both losses of the held-out pictures, batch by batch. */
 static ddpm_result take_held_out(training *t)
 {
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
@@ -1125,8 +1201,6 @@ static ddpm_result take_held_out(training *t)
     int total = t->data->held_out;
     double sum[2] = {0};
     ddpm_result result = DDPM_OK;
-    t->held_out[0] = t->held_out[1] = NAN;
-    if (total == 0 || t->position < t->data->training || t->epoch % set.eval_every != 0) return DDPM_OK;
     for (int first = 0; result == DDPM_OK && first < total; first += set.batch_size) {
         int n = total - first < set.batch_size ? total - first : set.batch_size;
         for (int i = 0; result == DDPM_OK && i < n; i++)
@@ -1142,26 +1216,46 @@ static ddpm_result take_held_out(training *t)
     return result;
 }
 
-/* The next pictures of the epoch; *got is 0 when it is at its end. */
-static ddpm_result train_step(training *t, int *got)
+/* The next pictures of this rank: `count` of a batch, after `first` that are others'. */
+static ddpm_result next_pictures(training *t, int first, int count)
 {
-    double loss, lr = learning_rate(t), begin = cli_seconds();
-    ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, got);
-    if (result != DDPM_OK || *got == 0) return result;
-    ddpm_address first = {.seed = set.seed, .picture = t->trainer.picture};
-    int classes = t->data->classes.count;
-    if (set.cond_drop > 0) ddpm_drop_labels(first, set.cond_drop, 0, *got, classes, t->labels);
-    if ((result = fit_labels(t, *got)) != DDPM_OK) return result;
-    result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *got, lr, &loss);
-    t->position += *got;
-    if (result == DDPM_ERR_NONFINITE) return skip_step(t, *got);
+    int got = 0, classes = t->data->classes.count;
+    ddpm_address address = {.seed = set.seed, .picture = t->trainer.picture + (uint64_t)first};
+    if (count == 0) return DDPM_OK;
+    ddpm_result result = lab_dataset_next(t->data, count, t->pictures, t->labels, &got);
     if (result != DDPM_OK) return result;
-    t->bad_steps = 0;
-    t->loss_sum += loss * *got;
-    t->loss_pictures += *got;
+    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, got, classes, t->labels);
+    return fit_labels(t, got);
+}
+
+/* The next pictures of the epoch, which is not at its end. */
+static ddpm_result train_step(training *t)
+{
+    double loss = 0, lr = learning_rate(t), begin = cli_seconds();
+    const ddpm_ranks *ranks = t->trainer.ranks;
+    int left = t->data->training - t->position, all = left < set.batch_size ? left : set.batch_size, first;
+    int count = ddpm_part(all, t->comm->rank, t->comm->size, &first);
+    ddpm_result result = next_pictures(t, first, count);
+    if (result == DDPM_OK)
+        result =
+            ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, all, lr, &loss);
+    else if (ranks != NULL) /* the others are in their step and must hear of it */
+        result = ranks->finish(ranks->user, result, &loss);
+    int skipped = result == DDPM_ERR_NONFINITE;
+    if (skipped) result = comm_agree(t->comm, skip_step(t, all), NULL, 0);
+    if (result != DDPM_OK) return result;
+    t->position += all;
+    memset(t->tenth, 0, sizeof t->tenth);
+    if (!skipped) sort_losses(t, first, count);
     double seconds = cli_seconds() - begin;
-    result = take_held_out(t);
-    return result == DDPM_OK ? write_metrics(t, lr, loss, *got, seconds) : result;
+    result = look_around(t);
+    if (result != DDPM_OK || skipped) return result;
+    t->bad_steps = 0;
+    t->loss_sum += loss * all;
+    t->loss_pictures += all;
+    t->held_out[0] = t->held_out[1] = NAN;
+    if (held_out_is_due(t)) result = alone(t, take_held_out);
+    return result == DDPM_OK && t->comm->rank == 0 ? write_metrics(t, lr, loss, all, seconds) : result;
 }
 
 static double average_loss(const training *t)
@@ -1211,34 +1305,53 @@ static ddpm_result choose_samples(training *t)
     return result;
 }
 
-/* ---- 11. Epochs ---------------------------------------------------------------------------------------------- */
+/* ---- 12. Epochs ---------------------------------------------------------------------------------------------- */
 
-/* Why the run ends before its last epoch; NULL: it does not. */
-static const char *reason_to_stop(const training *t)
+/* Of an epoch that is done: what is due, the last, or the best so far. */
+static ddpm_result keep_epoch(training *t)
 {
-    if (signalled) return signalled == SIGINT ? "Ctrl-C" : "SIGTERM";
-    if (set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps) return "--max-steps";
-    if (set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time) return "--max-time";
-    return NULL;
+    if (cli_seconds() - t->last_curve >= 30) show_curve(t);
+    return due_epoch(t->epoch - 1) || t->best_step == t->trainer.step ? try_to_save(t) : DDPM_OK;
 }
 
-static int save_is_due(const training *t)
+static ddpm_result keep_due(training *t)
 {
-    return (set.save_steps > 0 && t->trainer.step % (uint64_t)set.save_steps == 0) ||
-           (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
+    return t->tried_step != t->trainer.step && save_is_due(t) ? try_to_save(t) : DDPM_OK;
 }
 
-/* Counts the epoch as done. Saves it if it is due, the last, or the best so far. */
+static ddpm_result keep_end(training *t)
+{
+    ddpm_result result = t->saved_step != t->trainer.step ? save_checkpoint(t) : DDPM_OK;
+    if (result != DDPM_OK)
+        cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
+                 "step %llu",
+                 (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
+    if (result == DDPM_OK) show_curve(t);
+    return result;
+}
+
+/* What the evaluator of --beta thought of the epoch's pictures. */
+static ddpm_result describe_score(training *t, cli_short score)
+{
+    double value[2] = {0};
+    score[0] = '\0';
+    if (t->teacher == NULL) return DDPM_OK;
+    value[0] = t->teacher->log_p;
+    value[1] = t->teacher->pictures;
+    t->teacher->log_p = t->teacher->pictures = 0;
+    ddpm_result result = comm_agree(t->comm, DDPM_OK, value, 2);
+    if (result == DDPM_OK && value[1] > 0) snprintf(score, sizeof(cli_short), ", -log p %.4f", -value[0] / value[1]);
+    return result;
+}
+
+/* Counts the epoch as done. */
 static ddpm_result end_epoch(training *t, double begin)
 {
     double loss = average_loss(t), seconds = cli_seconds() - begin;
-    int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best), due = due_epoch(t->epoch);
-    cli_short duration;
+    int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best);
+    cli_short duration, score;
     cli_progress_clear(&t->bar);
-    cli_short score = "";
-    if (t->teacher != NULL && t->teacher->pictures > 0)
-        snprintf(score, sizeof score, ", -log p %.4f", -t->teacher->log_p / t->teacher->pictures);
-    if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
+    ddpm_result result = describe_score(t, score);
     cli_note("epoch %d: loss %.5f%s, lr %g, %.1f pictures/s, %s", t->epoch, loss, score, learning_rate(t),
              t->loss_pictures / seconds, cli_duration(seconds, duration));
     t->epoch++;
@@ -1248,52 +1361,41 @@ static ddpm_result end_epoch(training *t, double begin)
         t->best = loss;
         t->best_step = t->trainer.step;
     }
-    if (cli_seconds() - t->last_curve >= 30) show_curve(t);
-    return due || best ? try_to_save(t) : DDPM_OK;
+    return result == DDPM_OK ? alone(t, keep_epoch) : result;
 }
 
 static ddpm_result train_epoch(training *t)
 {
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
-    int stop = 0;
-    while (result == DDPM_OK && t->position < t->data->training && !stop) {
-        int got;
-        result = train_step(t, &got);
+    while (result == DDPM_OK && t->position < t->data->training && t->reason == NULL) {
+        result = train_step(t);
         if (result != DDPM_OK) break;
-        stop = reason_to_stop(t) != NULL;
         show_progress(t);
         if (set.sample_every > 0 && t->bad_steps == 0 && t->trainer.step % (uint64_t)set.sample_every == 0)
-            result = draw_samples(t);
+            result = alone(t, draw_samples);
         if (result != DDPM_OK) break;
-        if (t->position < t->data->training && !stop && save_is_due(t)) result = try_to_save(t);
+        if (t->position < t->data->training && t->reason == NULL && t->save_due) result = alone(t, try_to_save);
     }
     return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin) : result;
 }
 
 static ddpm_result train_epochs(training *t)
 {
-    ddpm_result result = DDPM_OK;
     t->started = t->last_save = cli_seconds();
     t->first_picture = (double)t->trainer.picture;
     cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
-    while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
+    ddpm_result result = look_around(t);
+    while (result == DDPM_OK && t->epoch < set.epochs && t->reason == NULL) {
         result = train_epoch(t);
-        if (result == DDPM_OK && t->tried_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
+        if (result == DDPM_OK) result = alone(t, keep_due);
+        if (result == DDPM_OK) result = look_around(t);
     }
     cli_progress_clear(&t->bar);
-    if (result == DDPM_OK && t->saved_step != t->trainer.step) {
-        result = save_checkpoint(t);
-        if (result != DDPM_OK)
-            cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
-                     "step %llu",
-                     (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
-    }
-    if (result == DDPM_OK) show_curve(t);
-    return result;
+    return result == DDPM_OK ? alone(t, keep_end) : result;
 }
 
-/* ---- 12. The command ----------------------------------------------------------------------------------------- */
+/* ---- 13. The command ----------------------------------------------------------------------------------------- */
 
 /* Before anything large is allocated: where the run stands, if it goes on. */
 static ddpm_result find_run(training *t)
@@ -1310,7 +1412,7 @@ static ddpm_result find_run(training *t)
 
 static void report_end(const training *t)
 {
-    const char *reason = t->epoch < set.epochs ? reason_to_stop(t) : NULL;
+    const char *reason = t->epoch < set.epochs ? t->reason : NULL;
     unsigned long long step = t->trainer.step;
     cli_short duration;
     cli_duration(cli_seconds() - t->started, duration);
@@ -1325,9 +1427,9 @@ static void report_end(const training *t)
     printf("%s\n", set.out);
 }
 
-static ddpm_result train(const cli_context *context, training *t)
+/* Up to the first step; everything that can be refused. */
+static ddpm_result prepare(const cli_context *context, training *t)
 {
-    catch_signals();
     ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
     if (set.model == NULL) set.model = strcmp(context->device.backend->name, "cuda") == 0 ? "lab" : "small";
     if (result == DDPM_OK) result = find_run(t);
@@ -1340,26 +1442,53 @@ static ddpm_result train(const cli_context *context, training *t)
     if (result == DDPM_OK) result = lab_dataset_divide(t->data, set.held_out, set.overfit);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = choose_samples(t);
+    return result;
+}
+
+/* Ranks that differ in any of this would each train something else. */
+static ddpm_result compare_ranks(const training *t)
+{
+    cli_short parameters;
+    char *text = cli_text("ddpm %s on %s, %s; %s; %s parameters; step %llu", cli_version(),
+                          t->model->device->backend->name, ddpm_device_isa(t->model->device),
+                          lab_dataset_describe(t->data), cli_count(cli_parameters(t->model), parameters),
+                          (unsigned long long)t->saved_step);
+    ddpm_result result = text != NULL ? comm_same(t->comm, text) : DDPM_ERR_MEMORY;
+    free(text);
+    return result;
+}
+
+static ddpm_result train(const cli_context *context, training *t)
+{
+    catch_signals();
+    ddpm_result result = comm_agree(t->comm, prepare(context, t), NULL, 0);
+    if (result == DDPM_OK) result = compare_ranks(t);
     if (result == DDPM_OK) report_time(t);
     if (result != DDPM_OK || set.dry_run) return result;
-    result = open_run(context, t);
+    if (t->comm->rank == 0) result = open_run(context, t);
+    result = comm_agree(t->comm, result, NULL, 0);
     if (result == DDPM_OK) result = train_epochs(t);
-    if (result == DDPM_OK) report_end(t);
+    if (result == DDPM_OK && t->comm->rank == 0) report_end(t);
     return result;
 }
 
 static int run(const cli_context *context)
 {
-    training t = {.lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
+    training t = {.comm = context->comm, .lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
     if (set.out == NULL && (set.resume || !set.dry_run))
         return cli_usage_error("train", "train: --out is missing\n      usage: ddpm train %s", cli_train.usage);
     if (set.data == NULL && !set.resume && set.args == NULL)
         return cli_usage_error("train", "train: DATA is missing\n      usage: ddpm train %s", cli_train.usage);
     t.info = io_model_info_default();
     ddpm_result result = train(context, &t);
-    int status = cli_exit(result);
+    int status = cli_exit_rank(t.comm, result);
     close_training(&t);
     return status;
+}
+
+static cli_ranks ranks(void)
+{
+    return (cli_ranks){.processes = set.ranks, .gpus = set.gpus};
 }
 
 const cli_command cli_train = {
@@ -1371,4 +1500,5 @@ const cli_command cli_train = {
     "where there is no GPU: --model lab. Ctrl-C or SIGTERM saves and ends;\n"
     "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
-    run};
+    run,
+    ranks};
