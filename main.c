@@ -135,17 +135,20 @@ static ddpm_result find_ranks(const cli_command *command, cli_ranks wanted, ddpm
     int processes = wanted.gpus > 0 ? wanted.gpus : wanted.processes, started = comm_mpirun_size();
     *comm = comm_alone();
     if (started > 1 && command->ranks == NULL)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%s under mpirun: %d processes would do the same work\n"
-                                            "      hint: without mpirun; ddpm train can be shared",
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s under mpirun: %d processes would do the same work\n"
+                         "      hint: without mpirun; ddpm train can be shared",
                          command->name, started);
     if (started > 1 && processes > 0)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "mpirun has started %d ranks already\n"
-                                            "      hint: leave out --ranks and --gpus; GPUs are --backend cuda here",
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "mpirun has started %d ranks already\n"
+                         "      hint: leave out --ranks and --gpus; GPUs are --backend cuda here",
                          started);
     if (wanted.gpus > 0 && backends[global.backend].get == NULL)
-        return ddpm_fail(DDPM_ERR_BACKEND, "--gpus %d: backend 'cuda' is not in this build\n"
-                                           "      hint: make cuda builds it in; --ranks %d shares the work among as many "
-                                           "processes without a GPU",
+        return ddpm_fail(DDPM_ERR_BACKEND,
+                         "--gpus %d: backend 'cuda' is not in this build\n"
+                         "      hint: make cuda builds it in; --ranks %d shares the work among as many "
+                         "processes without a GPU",
                          wanted.gpus, wanted.gpus);
 #ifndef DDPM_NCCL
     if (strcmp(backends[global.backend].name, "cuda") == 0 && (wanted.gpus > 1 || started > 1))
@@ -157,8 +160,9 @@ static ddpm_result find_ranks(const cli_command *command, cli_ranks wanted, ddpm
     if (started > 1) return comm_mpi(comm);
 #else
     if (started > 1)
-        return ddpm_fail(DDPM_ERR_BACKEND, "mpirun has started %d processes, and MPI is not in this build\n"
-                                           "      hint: make mpi builds it in; --ranks %d needs no mpirun on one machine",
+        return ddpm_fail(DDPM_ERR_BACKEND,
+                         "mpirun has started %d processes, and MPI is not in this build\n"
+                         "      hint: make mpi builds it in; --ranks %d needs no mpirun on one machine",
                          started, started);
 #endif
     return processes > 1 ? comm_local(processes, comm, ending) : DDPM_OK;
@@ -168,10 +172,11 @@ static ddpm_result find_ranks(const cli_command *command, cli_ranks wanted, ddpm
 static int report_ending(const comm_ending *ending)
 {
     if (ending->status > 128)
-        cli_note("ddpm: rank %d (process %ld) was killed by signal %d (%s), and the run ends with it\n"
-                 "      hint: what was saved is there: the same command with --resume goes on from it. Signal 9 is what "
-                 "a machine without memory sends, too",
-                 ending->rank, ending->process, ending->status - 128, strsignal(ending->status - 128));
+        cli_note(
+            "ddpm: rank %d (process %ld) was killed by signal %d (%s), and the run ends with it\n"
+            "      hint: what was saved is there: the same command with --resume goes on from it. Signal 9 is what "
+            "a machine without memory sends, too",
+            ending->rank, ending->process, ending->status - 128, strsignal(ending->status - 128));
     return ending->status > CLI_USAGE ? CLI_FAILED : ending->status;
 }
 

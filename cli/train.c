@@ -703,10 +703,10 @@ static void report_time(const training *t)
 
 /* On resuming, these may differ from the run's settings: they do not change what is computed. With the cosine schedule
  * the end of the run does. */
-static const char *const free_settings[] = {
-    "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",    "resume",
-    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run", "log-dir",
-    "ranks", "gpus"};
+static const char *const free_settings[] = {"data",         "image-dir",    "out",     "max-time",  "save-every",
+                                            "save-steps",   "save-minutes", "keep",    "resume",    "force",
+                                            "args",         "workers",      "epochs",  "max-steps", "show",
+                                            "sample-every", "dry-run",      "log-dir", "ranks",     "gpus"};
 /* And these are what the network is: another one cannot go on with its weights. */
 static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",    "channels",
                                              "unconditional", "timesteps",       "beta-schedule", "beta-start",
@@ -835,8 +835,8 @@ static void compare_backend(const training *t)
     const cJSON *number = cJSON_GetObjectItemCaseSensitive(t->saved, "ranks");
     int ranks = cJSON_IsNumber(number) ? number->valueint : 1;
     if (!cJSON_IsString(name) || !cJSON_IsString(isa)) return;
-    if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0 &&
-        ranks == t->comm->size)
+    if (strcmp(name->valuestring, device->backend->name) == 0 &&
+        strcmp(isa->valuestring, ddpm_device_isa(device)) == 0 && ranks == t->comm->size)
         return;
     cli_note("note    the run was computed by backend %s, %s, %d rank%s: it goes on, but not to the same bits",
              name->valuestring, isa->valuestring, ranks, ranks == 1 ? "" : "s");
@@ -1237,8 +1237,7 @@ static ddpm_result train_step(training *t)
     int count = ddpm_part(all, t->comm->rank, t->comm->size, &first);
     ddpm_result result = next_pictures(t, first, count);
     if (result == DDPM_OK)
-        result =
-            ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, all, lr, &loss);
+        result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, all, lr, &loss);
     else if (ranks != NULL) /* the others are in their step and must hear of it */
         result = ranks->finish(ranks->user, result, &loss);
     int skipped = result == DDPM_ERR_NONFINITE;
@@ -1449,10 +1448,10 @@ static ddpm_result prepare(const cli_context *context, training *t)
 static ddpm_result compare_ranks(const training *t)
 {
     cli_short parameters;
-    char *text = cli_text("ddpm %s on %s, %s; %s; %s parameters; step %llu", cli_version(),
-                          t->model->device->backend->name, ddpm_device_isa(t->model->device),
-                          lab_dataset_describe(t->data), cli_count(cli_parameters(t->model), parameters),
-                          (unsigned long long)t->saved_step);
+    char *text =
+        cli_text("ddpm %s on %s, %s; %s; %s parameters; step %llu", cli_version(), t->model->device->backend->name,
+                 ddpm_device_isa(t->model->device), lab_dataset_describe(t->data),
+                 cli_count(cli_parameters(t->model), parameters), (unsigned long long)t->saved_step);
     ddpm_result result = text != NULL ? comm_same(t->comm, text) : DDPM_ERR_MEMORY;
     free(text);
     return result;

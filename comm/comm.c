@@ -118,10 +118,11 @@ ddpm_result comm_same(ddpm_comm *comm, const char *text)
     comm->agreed = 1;
     return result != DDPM_ERR_ARGUMENT
                ? result
-               : ddpm_fail(DDPM_ERR_ARGUMENT,
-                           "the ranks do not have the same before them: rank %d: %s; %s\n"
-                           "      hint: the same program, options, data and run for all of them, on a shared file system",
-                           comm->rank, text, theirs);
+               : ddpm_fail(
+                     DDPM_ERR_ARGUMENT,
+                     "the ranks do not have the same before them: rank %d: %s; %s\n"
+                     "      hint: the same program, options, data and run for all of them, on a shared file system",
+                     comm->rank, text, theirs);
 }
 
 /* ---- 3. Sums ----------------------------------------------------------------------------------------------------- */

@@ -32,8 +32,8 @@ typedef struct ddpm_comm ddpm_comm;
 struct ddpm_comm {
     int rank, size;             /* 0 <= rank < size */
     int local_rank, local_size; /* among those on this machine */
-    int agreed;                 /* the last comm_agree found a failure, which every rank knows of: nobody need be told */
-    const char *name;           /* "processes", "MPI", "NCCL and MPI"; for people */
+    int agreed;       /* the last comm_agree found a failure, which every rank knows of: nobody need be told */
+    const char *name; /* "processes", "MPI", "NCCL and MPI"; for people */
     /* Begins to replace `count` values by their sums over all ranks; they are touched until `wait` is back. */
     ddpm_result (*all_reduce)(ddpm_comm *comm, comm_kind kind, void *values, size_t count);
     /* All sums that were begun are there (on a GPU: for whatever its stream is given next). */

@@ -23,7 +23,7 @@ typedef struct shared {
     pthread_mutex_t lock;
     pthread_cond_t all_here;
     int waiting;
-    unsigned meeting;    /* how many there have been */
+    unsigned meeting;         /* how many there have been */
     _Alignas(64) char slot[]; /* one of each rank, for what it brings, and one for the sums */
 } shared;
 
@@ -83,8 +83,9 @@ static ddpm_result meet(const local *l)
         pthread_cond_timedwait(&m->all_here, &m->lock, &until);
     }
     pthread_mutex_unlock(&m->lock);
-    return alone ? ddpm_fail(DDPM_ERR_BACKEND, "the process that started the ranks (%ld) has ended\n"
-                                               "      hint: to stop a run, kill that one: it saves and ends",
+    return alone ? ddpm_fail(DDPM_ERR_BACKEND,
+                             "the process that started the ranks (%ld) has ended\n"
+                             "      hint: to stop a run, kill that one: it saves and ends",
                              (long)l->starter)
                  : DDPM_OK;
 }

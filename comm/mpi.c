@@ -52,8 +52,8 @@ static ddpm_result sum_by_parts(ddpm_comm *comm, comm_kind kind, void *values, s
             m->from[k] = m->received + (size_t)m->part_start[k] * width;
         }
         MPI_Request request;
-        MPI_Ialltoallv(piece, m->count, m->start, type, m->received, m->part_count, m->part_start, type,
-                       MPI_COMM_WORLD, &request);
+        MPI_Ialltoallv(piece, m->count, m->start, type, m->received, m->part_count, m->part_start, type, MPI_COMM_WORLD,
+                       &request);
         until_done(&request, SHORT);
         comm_add(kind, (size_t)own, comm->size, m->from, piece + (size_t)m->start[comm->rank] * width);
         MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, piece, m->count, m->start, type, MPI_COMM_WORLD, &request);

@@ -140,8 +140,8 @@ ddpm_result comm_choose_gpu(const ddpm_comm *comm)
     }
     if (visible != NULL && (at == NULL || *at == '\0'))
         return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "CUDA_VISIBLE_DEVICES=%s has no GPU for rank %d\n      hint: name %d, or fewer --gpus", visible,
-                         comm->local_rank, comm->local_size);
+                         "CUDA_VISIBLE_DEVICES=%s has no GPU for rank %d\n      hint: name %d, or fewer --gpus",
+                         visible, comm->local_rank, comm->local_size);
     if (at != NULL) snprintf(chosen, sizeof chosen, "%.*s", (int)strcspn(at, ","), at);
     setenv("CUDA_VISIBLE_DEVICES", chosen, 1);
     return DDPM_OK;

@@ -47,12 +47,12 @@ typedef struct decode_queue {
 
 struct lab_dataset_private {
     char description[160], from[32];
-    uint32_t epoch;     /* in progress */
-    uint32_t *order;    /* of its pictures, those that are handed out here: `end` of them */
-    uint32_t *part;     /* the training pictures, then from part[count - held_out] on the held-out ones */
-    int position, end;  /* pictures of it already handed out; -1: no epoch */
+    uint32_t epoch;        /* in progress */
+    uint32_t *order;       /* of its pictures, those that are handed out here: `end` of them */
+    uint32_t *part;        /* the training pictures, then from part[count - held_out] on the held-out ones */
+    int position, end;     /* pictures of it already handed out; -1: no epoch */
     int batch, rank, size; /* of lab_dataset_share */
-    io_picture *cached; /* of each picture, all zero where it is not kept */
+    io_picture *cached;    /* of each picture, all zero where it is not kept */
     size_t cached_bytes, picture_bytes;
     decode_queue queue;
 };

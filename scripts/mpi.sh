@@ -23,7 +23,7 @@ until [ -e "$at/killed/latest" ]; do
     [ $tries -lt 600 ] || { cat "$at/log"; exit 1; }
     sleep 0.1
 done
-kill -9 "$(pgrep -P $runner | tail -n 1)"
+kill -9 "$(pgrep -n -f "$mpi train .*$at/killed")"
 if wait $runner; then echo "mpirun took a killed rank for a success"; exit 1; fi
 grep -i 'signal 9' "$at/log"
 together --resume --out "$at/killed" --max-time 0.001

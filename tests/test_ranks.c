@@ -136,7 +136,8 @@ static int train_model(ddpm_comm *comm, int share, int fewer, outcome *end)
     recipe.max_grad_norm = 0;
     int capacity = share ? (MOST + comm->size - 1) / comm->size : 2;
     if (ddpm_device_open(&device, NULL, 1, NULL) || ddpm_model_create(&model, &config, &device) ||
-        ddpm_model_alloc(model, DDPM_FOR_TRAINING) || ddpm_model_init(model, 1) || ddpm_schedule_create(&schedule, NULL) ||
+        ddpm_model_alloc(model, DDPM_FOR_TRAINING) || ddpm_model_init(model, 1) ||
+        ddpm_schedule_create(&schedule, NULL) ||
         ddpm_net_create(&net, model, SIZE, SIZE, capacity, DDPM_TRAINING | (share ? DDPM_SHARE_GRADIENTS : 0)) ||
         ddpm_trainer_init(&trainer, net, &schedule, &recipe))
         return 10;
@@ -282,8 +283,9 @@ static void test_first_loss(void **state)
 {
     (void)state;
     assert_runs(SETTINGS "--out @/one --max-steps 1");
-    shell("paste -d, @/one/metrics.csv @/two/metrics.csv | awk -F, 'NR == 2 { d = ($4 - $21) / $4; e = ($5 - $22) / $5; "
-          "exit !(NF == 34 && d * d < 1e-10 && e * e < 1e-10) }'");
+    shell(
+        "paste -d, @/one/metrics.csv @/two/metrics.csv | awk -F, 'NR == 2 { d = ($4 - $21) / $4; e = ($5 - $22) / $5; "
+        "exit !(NF == 34 && d * d < 1e-10 && e * e < 1e-10) }'");
 }
 
 /* ---- 4. Dying ---------------------------------------------------------------------------------------------------- */
@@ -371,7 +373,7 @@ static void test_refused(void **state)
     assert_fails(2, SETTINGS "--out @/new --gpus 2 --backend cpu", "--gpus is for --backend cuda, not cpu");
     assert_fails(2, SETTINGS "--out @/new --ranks 0", "--ranks");
     assert_fails(1, SETTINGS "--out @/new --gpus 3", "--ranks 3 shares the work"); /* a build without CUDA */
-    assert_fails(1, "train @/nothing --out @/new --ranks 3", "nothing"); /* said once, not by every rank */
+    assert_fails(1, "train @/nothing --out @/new --ranks 3", "nothing");           /* said once, not by every rank */
     const char *first = strstr(err, "ddpm: ");
     assert_non_null(first);
     assert_null(strstr(first + 1, "ddpm: "));
@@ -385,10 +387,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sums),       cmocka_unit_test(test_agreement),  cmocka_unit_test(test_same_weights),
-        cmocka_unit_test(test_resumed),    cmocka_unit_test(test_first_loss), cmocka_unit_test(test_killed_rank),
-        cmocka_unit_test(test_signals),    cmocka_unit_test(test_killed_starter),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_sums),    cmocka_unit_test(test_agreement),      cmocka_unit_test(test_same_weights),
+        cmocka_unit_test(test_resumed), cmocka_unit_test(test_first_loss),     cmocka_unit_test(test_killed_rank),
+        cmocka_unit_test(test_signals), cmocka_unit_test(test_killed_starter), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, make_runs, remove_folder);
 }
