@@ -53,7 +53,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo mini sweep experiment cuda cuda-tests cuda-report mpi test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo readme mini sweep experiment cuda cuda-tests cuda-report mpi bf16 test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -63,14 +63,14 @@ endif
 
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
-TESTED := $(filter tests cuda-tests cuda-report fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS))$(findstring /cuda/,$(MAKECMDGOALS))
+TESTED := $(filter tests cuda-tests cuda-report bf16 fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS))$(findstring /cuda/,$(MAKECMDGOALS))
 FOUND  := $(BUILD)/$(COMPILER)/$(if $(TESTED),test-)$(if $(filter yes,$(MPI)),mpi-)dependencies.mk
 ifneq ($(filter-out help clean cuda mpi parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
 include $(FOUND)
 endif
 $(FOUND): scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif $(if $(TESTED),cmocka) $(if $(filter yes,$(MPI)),mpi)
-ifeq ($(OPENMP_FOUND)$(filter-out all program demo mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
+ifeq ($(OPENMP_FOUND)$(filter-out all program demo readme mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif
 
@@ -152,11 +152,14 @@ $(OBJ)/cuda/tests/%.o: tests/%.c $(OBJ)/flags
 	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(CMOCKA_CFLAGS) -DDDPM_CUDA -MMD -MP -c $< -o $@
 $(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/tests/cuda/test_cuda.o $(CUDA_ROOM)
 $(OBJ)/cuda/plain/test_vectors: $(OBJ)/cuda/tests/test_vectors.o $(CUDA_ROOM)
-$(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/plain/test_vectors: $(OBJ)/cuda/plain/cuda_backend.o
+$(OBJ)/cuda/plain/launches: $(OBJ)/cuda/tests/cuda/launches.o $(call object,ddpm_impl.c)
+$(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/plain/test_vectors $(OBJ)/cuda/plain/launches: $(OBJ)/cuda/plain/cuda_backend.o
 $(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/checked/cuda_backend.o
 $(OBJ)/cuda/checked/planted: $(OBJ)/cuda/checked/tests/cuda/planted.o
-$(CUDA_TESTS): $(OBJ)/cuda/runtime.o
-$(CUDA_TESTS):
+$(CUDA_TESTS) $(OBJ)/cuda/plain/launches: $(OBJ)/cuda/runtime.o
+$(OBJ)/cuda/bf16_curve: $(OBJ)/cuda/tests/cuda/bf16_curve.o $(call object,$(ROOM) $(PAGE))
+	$(call say,LINK,$@) $(CC) $(ALL_CFLAGS) $^ -o $@ $(LIBS)
+$(CUDA_TESTS) $(OBJ)/cuda/plain/launches:
 	$(call say,LINK,$@) $(CXX) -pthread $(OPENMP) $(filter %.o,$^) -o $@ $(CMOCKA_LIBS) $(LIBS)
 
 # Fuzz targets have their own main, which replays and mutates stored inputs, unless libFuzzer brings one.
@@ -178,7 +181,10 @@ sweep: program ## accuracy and seconds a picture of every sampler, number of ste
 experiment: program ## trains with T = 500, 1000, 2000 from three seeds each: loss curves and accuracy (many hours)
 	@scripts/experiment.sh
 
-demo: program ## renders pictures, trains a tiny model, samples from it: the whole way in under five minutes
+readme: program ## the pictures, outputs and figures of README.md, made anew (minutes)
+	@MAKE='$(MAKE)' scripts/readme.sh
+
+demo: program ## draws with the bundled model, scores it, writes a report: in under two minutes
 	@scripts/demo.sh
 
 cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has one
@@ -190,10 +196,12 @@ cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has o
 mpi: ## builds ./ddpm with MPI: mpirun -np 4 ./ddpm train ... (OpenMPI; with CUDA=yes NCCL under it on GPUs)
 	+@$(MAKE) --no-print-directory MPI=yes program
 
-cuda-report: $(OBJ)/cuda/plain/test_cuda program ## docs/CUDA.md: registers, occupancy, opcodes and bounds, from the compiler
-	@rm -f $(OBJ)/cuda/launches; CUDA_ON_CPU_LAUNCHES=$(OBJ)/cuda/launches $(OBJ)/cuda/plain/test_cuda > /dev/null 2>&1
-	@$(PROGRAM) info lab --graph --training --batch 128 > $(OBJ)/cuda/graph 2>/dev/null
-	@scripts/cuda_report.py $(OBJ)/cuda/launches $(OBJ)/cuda/graph > $(OBJ)/cuda/CUDA.md && mv $(OBJ)/cuda/CUDA.md docs/CUDA.md
+cuda-report: $(OBJ)/cuda/plain/launches ## docs/CUDA.md: registers, occupancy, opcodes and bounds, from the compiler
+	@rm -f $(OBJ)/cuda/noted; CUDA_ON_CPU_LAUNCHES=$(OBJ)/cuda/noted $< 128
+	@scripts/cuda_report.py $(OBJ)/cuda/noted 128 > $(OBJ)/cuda/CUDA.md && mv $(OBJ)/cuda/CUDA.md docs/CUDA.md
+
+bf16: $(OBJ)/cuda/bf16_curve ## docs/bf16.png: the small model's loss with float32 and with bf16 products, 500 steps (an hour)
+	@$< 500 4 $(OBJ)/cuda/bf16.csv $(OBJ)/cuda/bf16.png && mv $(OBJ)/cuda/bf16.csv $(OBJ)/cuda/bf16.png docs
 
 test: ## every check that is fast: unit tests, plain and under sanitizers, fuzz inputs, C11 and C++17, gcc and clang
 	+@scripts/test.sh
@@ -215,7 +223,7 @@ parity: ## compares with torch and diffusers (in build/venv, or PYTHON=...) and 
 help: ## this text
 	@echo 'make TARGET [VARIABLE=value]...'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1~\2/p' Makefile | awk -F '~' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1~\2/p' Makefile | awk -F '~' '{ printf "%-14s %s\n", $$1, $$2 }'
 	@echo
 	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)# *\(.*\)/  \1=\2~\3/p' Makefile | awk -F '~' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@sed -n 's/^# Also: /  /p' Makefile

@@ -69,14 +69,8 @@ typedef struct cpu_head { /* attention of one head of one picture: (d, tokens) e
     int add_q, add_k, add_v;       /* gradients are added to */
 } cpu_head;
 
-typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction set */
-    const char *isa;
-    int lanes, rows; /* floats in a vector; rows of a packed panel */
-    void (*pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel);
-    void (*turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row);
-    void (*product)(const cpu_product *p);
-    void (*taps)(const cpu_taps *t);
-    void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
+typedef struct cpu_transforms { /* Winograd's, of tiles of one size */
+    int tile, frequencies;      /* T, (T + 2)^2 */
     void (*input)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane, size_t width);
     void (*output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane, size_t width,
                    const float *bias, int accumulate);
@@ -85,6 +79,20 @@ typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction s
     void (*weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap, float *u,
                     size_t plane);
     void (*weight_gradient)(const float *du, size_t plane, float *dw, int accumulate);
+} cpu_transforms;
+
+enum { TILE_4, TILE_2 }; /* F(4x4,3x3), F(2x2,3x3): places in cpu_kernels' winograd */
+
+typedef struct cpu_kernels { /* what cpu_kernels.h defines for one instruction set */
+    const char *isa;
+    int lanes, rows; /* floats in a vector; rows of a packed panel */
+    void (*pack)(int rows, int k, const float *from, size_t row, ptrdiff_t column, float *panel);
+    void (*turn)(int rows, int columns, const float *from, size_t from_row, float *to, size_t to_row);
+    void (*product)(const cpu_product *p);
+    void (*taps)(const cpu_taps *t);
+    void (*one_picture)(int inputs, const float *w, size_t w_out, size_t w_in, int w_tap, const float *x, float *y);
+    void (*dot)(int m, int n, int k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);
+    cpu_transforms winograd[2];
     void (*silu)(size_t count, const float *x, float *y);
     void (*silu_backward)(size_t count, const float *x, const float *dy, float *dx, int accumulate);
     void (*add)(size_t count, const float *a, const float *b, float scale, float *y);
@@ -305,9 +313,10 @@ typedef struct conv { /* of n pictures; also the one that computes dx (see secti
     float *y;  /* (n,co,oh,ow) */
     size_t w_out, w_in;
     int w_tap;
-    int accumulate; /* add to y instead of storing */
-    float *kept;    /* the transformed weights, kept from run to run; NULL: made into scratch each time */
-    int current;    /* they are those of the weights as they are now */
+    int accumulate;                 /* add to y instead of storing */
+    const cpu_transforms *winograd; /* or NULL */
+    float *kept; /* the transformed weights, kept from run to run; NULL: made into scratch each time */
+    int current; /* they are those of the weights as they are now */
 } conv;
 
 enum {
@@ -633,6 +642,19 @@ static void small_forward(const cpu_state *s, const conv *given, float *scratch)
     }
 }
 
+/* One picture of 4x4: threads take vectors of outputs. */
+static void one_picture_forward(const cpu_state *s, const conv *c)
+{
+    float y[16 * 16];
+    size_t lanes = (size_t)s->kernels->lanes, first, end;
+    share((size_t)c->co / lanes, &first, &end);
+    for (size_t o = first * lanes; o < end * lanes; o += lanes) {
+        s->kernels->one_picture(c->ci, c->weight + o * c->w_out, c->w_out, c->w_in, c->w_tap, c->x, y);
+        for (size_t i = 0; i < lanes * 16; i++)
+            c->y[o * 16 + i] = (c->accumulate ? c->y[o * 16 + i] : c->bias ? c->bias[o + i / 16] : 0) + y[i];
+    }
+}
+
 /* Few pixels: then nearly all the time goes into reading the weights, which stay as they lie. Scratch: (pixels, K). */
 static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 {
@@ -894,8 +916,8 @@ static void strided_data(const cpu_state *s, const conv *c, const float *dy, flo
 }
 
 /* ---- 3. Winograd ----------------------------------------------------------------------------------------------------
- * F(4x4,3x3): a tile of 16 outputs from 36 products a pair of channels instead of 144 (transforms: cpu_kernels.h). For
- * each of the 36 frequencies f, with t the tiles of the batch,
+ * F(4x4,3x3): a tile of 16 outputs from 36 products a pair of channels instead of 144; F(2x2,3x3): one of 4 from 16
+ * instead of 36 (transforms: cpu_kernels.h). For each of the 36 or 16 frequencies f, with t the tiles of the batch,
  *     M_f (Co,t) = U_f (Co,Ci) V_f (Ci,t);        backward to the weights: dU_f (Co,Ci) = D_f (Co,t) V_f^T (t,Ci)
  * where U = G w G^T, V = B^T X B, Y = A^T M A, D = A dY A^T, dw = G^T dU G. Backward to x is a forward (conv_of_dx).
  *
@@ -903,56 +925,56 @@ static void strided_data(const cpu_state *s, const conv *c, const float *dy, flo
  * transformed, then a thread works on WIDTH tiles at a time and on CHUNK outputs of them: V of the tiles (0.9 MiB at
  * 128 channels) and M of the outputs (0.2 MiB) stay in the second-level cache while U streams past them, a chunk's
  * from end to end. Fewer tiles than outputs: all tiles are transformed, then a thread transforms the weights of SLICE
- * outputs (0.6 MiB at 256 inputs) and lets V stream past them; U, four times the weights, never leaves the cache.
+ * outputs (0.6 MiB at 256 inputs) and lets V stream past them; U, larger than the weights, never leaves the cache.
  * Inference keeps U of the first kind, until the model says that its weights have changed. */
 
-enum {
-    FREQUENCIES = 36,
-    WIDTH = 48,
-    CHUNK = 32,
-    SLICE = 16,
-    GAP = 16
-}; /* GAP: floats between planes, lest they share cache sets */
+enum { WIDTH = 48, CHUNK = 32, SLICE = 16, GAP = 16 }; /* GAP: floats between planes, lest they share cache sets */
 
 typedef struct winograd { /* sizes of one convolution, in floats */
     int by_weights;       /* V lies whole */
-    int chunk;            /* outputs together */
-    size_t groups;        /* of `lanes` tiles, in the batch */
-    size_t blocks;        /* of WIDTH tiles, in the largest batch */
-    size_t chunks;        /* of outputs */
-    size_t u, v, m;       /* planes of one frequency: U of a chunk, V of WIDTH tiles, M of both */
+    size_t frequencies;
+    int chunk;      /* outputs together */
+    size_t groups;  /* of `lanes` tiles, in the batch */
+    size_t width;   /* of a block: WIDTH tiles, or all there are */
+    size_t blocks;  /* in the largest batch */
+    size_t chunks;  /* of outputs */
+    size_t u, v, m; /* planes of one frequency: U of a chunk, V of a block, M of both */
 } winograd;
 
 static size_t tiles_of(const conv *c, int pictures)
 {
-    return (size_t)pictures * (size_t)((c->oh + 3) / 4) * (size_t)(c->ow / 4);
+    int tile = c->winograd->tile;
+    return (size_t)pictures * (size_t)((c->oh + tile - 1) / tile) * (size_t)(c->ow / tile);
 }
 
 static winograd winograd_of(const cpu_state *s, const conv *c)
 {
     size_t lanes = (size_t)s->kernels->lanes, most = tiles_of(c, c->capacity);
+    size_t width = most < WIDTH ? (most + lanes - 1) / lanes * lanes : WIDTH;
     int by_weights = most < (size_t)c->co, chunk = by_weights ? SLICE : CHUNK;
     return (winograd){.by_weights = by_weights,
+                      .frequencies = (size_t)c->winograd->frequencies,
                       .chunk = chunk,
                       .groups = (tiles_of(c, c->n) + lanes - 1) / lanes,
-                      .blocks = (most + WIDTH - 1) / WIDTH,
+                      .width = width,
+                      .blocks = (most + width - 1) / width,
                       .chunks = (size_t)((c->co + chunk - 1) / chunk),
                       .u = (size_t)(chunk * c->ci + GAP),
-                      .v = (size_t)(WIDTH * c->ci + GAP),
-                      .m = (size_t)(WIDTH * chunk + GAP)};
+                      .v = width * (size_t)c->ci + GAP,
+                      .m = width * (size_t)chunk + GAP};
 }
 
 static size_t transformed_weights(const cpu_state *s, const conv *c)
 {
     winograd w = winograd_of(s, c);
-    return FREQUENCIES * w.chunks * w.u;
+    return w.frequencies * w.chunks * w.u;
 }
 
 static size_t winograd_scratch(const cpu_state *s, const conv *c)
 {
     winograd w = winograd_of(s, c);
-    if (w.by_weights) return FREQUENCIES * (w.blocks * w.v + (size_t)s->threads * (w.u + w.m));
-    return (c->kept ? 0 : transformed_weights(s, c)) + FREQUENCIES * (size_t)s->threads * (w.v + w.m);
+    if (w.by_weights) return w.frequencies * (w.blocks * w.v + (size_t)s->threads * (w.u + w.m));
+    return (c->kept ? 0 : transformed_weights(s, c)) + w.frequencies * (size_t)s->threads * (w.v + w.m);
 }
 
 /* U[chunk][f][panel][input][row of the panel]: this thread's share. */
@@ -964,8 +986,8 @@ static void winograd_weights(const cpu_state *s, const conv *c, const winograd *
     for (size_t job = first, run; job < end; job += run) {
         int o = (int)(job / (size_t)c->ci) * k->lanes, i = (int)(job % (size_t)c->ci), in_chunk = o % CHUNK;
         run = end - job < (size_t)(c->ci - i) ? end - job : (size_t)(c->ci - i);
-        k->weights(in_chunk, i, i + (int)run, c->ci, c->weight + (size_t)(o - in_chunk) * c->w_out, c->w_out, c->w_in,
-                   c->w_tap, u + (size_t)(o / CHUNK) * FREQUENCIES * w->u, w->u);
+        c->winograd->weights(in_chunk, i, i + (int)run, c->ci, c->weight + (size_t)(o - in_chunk) * c->w_out, c->w_out,
+                             c->w_in, c->w_tap, u + (size_t)(o / CHUNK) * w->frequencies * w->u, w->u);
     }
 }
 
@@ -976,20 +998,20 @@ static void winograd_outputs(const cpu_state *s, const conv *c, const winograd *
     const cpu_kernels *k = s->kernels;
     const cpu_pictures y = {c->n, c->co, c->oh, c->ow, c->y};
     int from = (int)chunk * w->chunk, to = from + w->chunk < c->co ? from + w->chunk : c->co;
-    for (size_t f = 0; f < FREQUENCIES; f++) {
+    for (size_t f = 0; f < w->frequencies; f++) {
         cpu_product p = {.m = to - from,
                          .n = (int)groups * k->lanes,
                          .k = c->ci,
                          .a = u + f * w->u,
                          .b = v + f * w->v,
-                         .ldb = WIDTH,
+                         .ldb = w->width,
                          .c = m + f * w->m,
-                         .ldc = WIDTH};
+                         .ldc = w->width};
         k->product(&p);
     }
     for (size_t i = 0; i < groups; i++)
-        k->output(&y, (group + i) * (size_t)k->lanes, from, to, m + i * (size_t)k->lanes, w->m, WIDTH, c->bias,
-                  c->accumulate);
+        c->winograd->output(&y, (group + i) * (size_t)k->lanes, from, to, m + i * (size_t)k->lanes, w->m, w->width,
+                            c->bias, c->accumulate);
 }
 
 /* Threads take chunks of outputs. Scratch: V; for each thread U and M of a chunk. */
@@ -997,21 +1019,23 @@ static void winograd_by_weights(const cpu_state *s, const conv *c, const winogra
 {
     const cpu_kernels *k = s->kernels;
     const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
-    size_t lanes = (size_t)k->lanes, most = WIDTH / lanes, block = FREQUENCIES * w->v, first, end;
+    size_t lanes = (size_t)k->lanes, most = w->width / lanes, block = w->frequencies * w->v, first, end;
     size_t strips = (size_t)c->ci / 16; /* of channels */
-    float *v = scratch, *u = v + w->blocks * block + FREQUENCIES * (size_t)cpu_team_index() * (w->u + w->m),
-          *m = u + FREQUENCIES * w->u;
+    float *v = scratch, *u = v + w->blocks * block + w->frequencies * (size_t)cpu_team_index() * (w->u + w->m),
+          *m = u + w->frequencies * w->u;
     share(w->groups * strips, &first, &end);
     for (size_t job = first; job < end; job++) {
         size_t group = job / strips;
         int from = (int)(job % strips) * 16;
-        k->input(&x, group * lanes, from, from + 16, v + group / most * block + group % most * lanes, w->v, WIDTH);
+        c->winograd->input(&x, group * lanes, from, from + 16, v + group / most * block + group % most * lanes, w->v,
+                           w->width);
     }
     cpu_team_barrier();
     share(w->chunks, &first, &end);
     for (size_t chunk = first; chunk < end; chunk++) {
         for (int o = 0; o < SLICE; o += k->lanes)
-            k->weights(o, 0, c->ci, c->ci, c->weight + chunk * SLICE * c->w_out, c->w_out, c->w_in, c->w_tap, u, w->u);
+            c->winograd->weights(o, 0, c->ci, c->ci, c->weight + chunk * SLICE * c->w_out, c->w_out, c->w_in, c->w_tap,
+                                 u, w->u);
         for (size_t group = 0; group < w->groups; group += most)
             winograd_outputs(s, c, w, group, w->groups - group < most ? w->groups - group : most, chunk, u,
                              v + group / most * block, m);
@@ -1025,13 +1049,13 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
     const cpu_kernels *k = s->kernels;
     const winograd w = winograd_of(s, c);
     const cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x};
-    size_t most = WIDTH / (size_t)k->lanes, first, end;
+    size_t most = w.width / (size_t)k->lanes, first, end;
     if (w.by_weights) {
         winograd_by_weights(s, c, &w, scratch);
         return;
     }
     float *u = c->kept ? c->kept : scratch, *own = c->kept ? scratch : u + transformed_weights(s, c);
-    float *v = own + FREQUENCIES * (size_t)cpu_team_index() * (w.v + w.m), *m = v + FREQUENCIES * w.v;
+    float *v = own + w.frequencies * (size_t)cpu_team_index() * (w.v + w.m), *m = v + w.frequencies * w.v;
     if (!c->current) {
         winograd_weights(s, c, &w, u);
         cpu_team_barrier();
@@ -1042,9 +1066,9 @@ static void winograd_forward(const cpu_state *s, const conv *c, float *scratch)
         groups = whole > most ? most : whole ? whole : 1;
         chunks = whole || end - job > w.chunks - chunk ? w.chunks - chunk : end - job;
         for (size_t i = 0; i < groups; i++)
-            k->input(&x, (group + i) * (size_t)k->lanes, 0, c->ci, v + i * (size_t)k->lanes, w.v, WIDTH);
+            c->winograd->input(&x, (group + i) * (size_t)k->lanes, 0, c->ci, v + i * (size_t)k->lanes, w.v, w.width);
         for (size_t last = chunk + chunks; chunk < last; chunk++)
-            winograd_outputs(s, c, &w, group, groups, chunk, u + chunk * FREQUENCIES * w.u, v, m);
+            winograd_outputs(s, c, &w, group, groups, chunk, u + chunk * w.frequencies * w.u, v, m);
     }
 }
 
@@ -1074,7 +1098,7 @@ static winograd_weight_sizes sizes_of_winograd_weight(const cpu_state *s, const 
 static size_t winograd_weight_scratch(const cpu_state *s, const conv *c)
 {
     winograd_weight_sizes z = sizes_of_winograd_weight(s, c);
-    return FREQUENCIES * (z.v + z.d + (z.once ? (size_t)s->threads : 1) * z.u);
+    return (size_t)c->winograd->frequencies * (z.v + z.d + (z.once ? (size_t)s->threads : 1) * z.u);
 }
 
 static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, int accumulate,
@@ -1087,25 +1111,27 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
     size_t rows = z.once ? SLICE : mr, pieces = (size_t)c->co / rows, in_row = (size_t)c->ci * 9;
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
-    float *v = scratch, *d = v + FREQUENCIES * z.v, *du = d + FREQUENCIES * z.d;
-    if (z.once) du += FREQUENCIES * z.u * (size_t)cpu_team_index();
+    const cpu_transforms *t = c->winograd;
+    size_t frequencies = (size_t)t->frequencies;
+    float *v = scratch, *d = v + frequencies * z.v, *du = d + frequencies * z.d;
+    if (z.once) du += frequencies * z.u * (size_t)cpu_team_index();
     for (size_t tile = 0; tile < tiles; tile += z.deep) {
         size_t groups = (tiles - tile < z.deep ? tiles - tile : z.deep) / lanes;
         share(groups * (ci + co), &first, &end);
         for (size_t job = first; job < end; job++) {
-            size_t t = job / (ci + co) * lanes, channel = job % (ci + co);
+            size_t at = job / (ci + co) * lanes, channel = job % (ci + co);
             if (channel < ci)
-                k->turned(&x, tile + t, (int)(channel * lanes), v, z.v, z.row, t);
+                t->turned(&x, tile + at, (int)(channel * lanes), v, z.v, z.row, at);
             else
-                k->gradient(&y, tile + t, (int)((channel - ci) * lanes), (int)((channel - ci + 1) * lanes), d + t, z.d,
-                            z.d_row);
+                t->gradient(&y, tile + at, (int)((channel - ci) * lanes), (int)((channel - ci + 1) * lanes), d + at,
+                            z.d, z.d_row);
         }
         cpu_team_barrier();
         /* Jobs: (piece, frequency), frequencies fastest where pieces are slices, or the other way around. */
         if (z.once)
             share(pieces, &first, &end);
         else
-            share(FREQUENCIES * pieces, &first, &end);
+            share(frequencies * pieces, &first, &end);
         for (size_t job = first, run; job < end; job += run) {
             size_t f = job / pieces, from = job % pieces;
             run = end - job < pieces - from ? end - job : pieces - from;
@@ -1124,20 +1150,57 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
                 k->product(&p);
                 continue;
             }
-            for (f = 0; f < FREQUENCIES; f++, p.a += z.d, p.b += z.v, p.c += z.u)
+            for (f = 0; f < frequencies; f++, p.a += z.d, p.b += z.v, p.c += z.u)
                 k->product(&p);
             for (size_t i = 0; i < rows * ci; i++)
-                k->weight_gradient(du + i * lanes, z.u, dw + from * rows * in_row + i * lanes * 9, accumulate);
+                t->weight_gradient(du + i * lanes, z.u, dw + from * rows * in_row + i * lanes * 9, accumulate);
         }
         cpu_team_barrier();
     }
     if (z.once) return;
     share((size_t)c->co * ci, &first, &end);
     for (size_t job = first; job < end; job++)
-        k->weight_gradient(du + job * lanes, z.u, dw + job * lanes * 9, accumulate);
+        t->weight_gradient(du + job * lanes, z.u, dw + job * lanes * 9, accumulate);
 }
 
 /* ---- 4. Which one, and the rows ---------------------------------------------------------------------------------- */
+
+/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors
+ * evenly; pictures of two rows of tiles at least, or, where T = 4, of one tile. */
+static int winograd_fits(const ddpm_graph *g, const ddpm_node *node, int tile)
+{
+    const ddpm_tensor *w = node->in[1], *y = node->out;
+    int across = y->shape[3] / tile;
+    int whole = y->shape[3] % tile == 0 && y->shape[2] >= 2 * tile &&
+                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
+    whole |= tile == 4 && y->shape[2] == 4 && y->shape[3] == 4;
+    return whole && w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
+           node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && !state_of(g)->exact;
+}
+
+static int tiles_in(const ddpm_graph *g, const ddpm_node *node, int tile)
+{
+    return g->capacity * (node->out->shape[3] / tile) * ((node->out->shape[2] + tile - 1) / tile);
+}
+
+/* The rule for y and dx, and the one for dw. Winograd pays where the transform of the weights is spread over enough
+ * tiles: F(4x4,3x3) from 16 tiles on (to the weights' gradient from 8), else F(2x2,3x3) from 12: a picture of 8x8 has
+ * 16 of them, three of 4x4 have 12. Small pictures with fewer tiles, and few pixels, read the weights as they lie.
+ * Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same algorithm. */
+enum { TILES_4 = 16, TILES_2 = 12 };
+
+static const cpu_transforms *transforms_for(const ddpm_graph *g, const ddpm_node *node, int least_4, int least_2)
+{
+    const cpu_transforms *t = state_of(g)->kernels->winograd;
+    if (winograd_fits(g, node, 4) && tiles_in(g, node, 4) >= least_4) return &t[TILE_4];
+    if (winograd_fits(g, node, 2) && tiles_in(g, node, 2) >= least_2) return &t[TILE_2];
+    return NULL;
+}
+
+static const cpu_transforms *winograd_for_weights(const ddpm_graph *g, const ddpm_node *node)
+{
+    return transforms_for(g, node, TILES_4 / 2, TILES_2);
+}
 
 static conv conv_of(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -1158,6 +1221,7 @@ static conv conv_of(const ddpm_graph *g, const ddpm_node *node)
                   .weight = w->data,
                   .bias = node->in[2] ? node->in[2]->data : NULL,
                   .y = y->data,
+                  .winograd = transforms_for(g, node, TILES_4, TILES_2),
                   .w_out = (size_t)(x->shape[1] * taps),
                   .w_in = (size_t)taps,
                   .w_tap = 1};
@@ -1183,6 +1247,13 @@ static int few_pixels(const ddpm_graph *g, const ddpm_node *node)
     return g->capacity * node->out->shape[2] * node->out->shape[3] <= FEW_PIXELS;
 }
 
+static int one_picture_fits(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node);
+    return g->capacity == 1 && c.kernel == 3 && c.stride == 1 && c.pad == 1 && c.h == 4 && c.w == 4 && c.oh == 4 &&
+           c.ow == 4 && c.ci % 16 == 0 && c.co % 16 == 0;
+}
+
 /* At least half of what `small_forward` computes must be outputs, and the frame stay in the second-level cache or
  * near. */
 static int small_pays(const ddpm_graph *g, const ddpm_node *node)
@@ -1203,38 +1274,12 @@ static int strided_pays(const conv *c)
     return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
-/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors
- * evenly, or pictures of one tile. */
-static int winograd_fits(const ddpm_graph *g, const ddpm_node *node)
-{
-    const ddpm_tensor *w = node->in[1], *y = node->out;
-    int across = y->shape[3] / 4;
-    int whole = y->shape[3] % 4 == 0 && y->shape[2] >= 8 &&
-                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
-    whole |= y->shape[2] == 4 && y->shape[3] == 4;
-    return whole && w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
-           node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && !state_of(g)->exact;
-}
-
-static int tiles_in(const ddpm_graph *g, const ddpm_node *node)
-{
-    return g->capacity * (node->out->shape[3] / 4) * ((node->out->shape[2] + 3) / 4);
-}
-
-static int weights_by_winograd(const ddpm_graph *g, const ddpm_node *node)
-{
-    return winograd_fits(g, node) && tiles_in(g, node) >= 8;
-}
-
-/* The rule. Winograd pays where the transform of the weights is spread over enough tiles, to the weights' gradient from
- * half as many on. Few pixels read the weights
- * as they lie. Everything else is packed. It looks at the graph's capacity, so that all runs of a graph use the same
- * algorithm. */
-typedef enum algorithm { THIN, TURNED, PACKED, WINOGRAD } algorithm;
+typedef enum algorithm { THIN, TURNED, ONE_PICTURE, PACKED, WINOGRAD } algorithm;
 
 static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
 {
-    if (winograd_fits(g, node) && tiles_in(g, node) >= 16) return WINOGRAD;
+    if (transforms_for(g, node, TILES_4, TILES_2)) return WINOGRAD;
+    if (one_picture_fits(g, node)) return ONE_PICTURE;
     if (small_pays(g, node)) return TURNED;
     return few_pixels(g, node) ? THIN : PACKED;
 }
@@ -1273,6 +1318,8 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
         winograd_forward(state_of(g), &c, g->scratch);
     else if (how == TURNED)
         small_forward(state_of(g), &c, g->scratch);
+    else if (how == ONE_PICTURE)
+        one_picture_forward(state_of(g), &c);
     else if (how == THIN)
         thin_forward(state_of(g), &c, g->scratch);
     else
@@ -1307,6 +1354,9 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     } else if (node->wants & 1 && how == TURNED) {
         conv d = conv_of_dx(g, node);
         small_forward(s, &d, g->scratch);
+    } else if (node->wants & 1 && how == ONE_PICTURE) {
+        conv d = conv_of_dx(g, node);
+        one_picture_forward(s, &d);
     } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
         conv d = conv_of_dx(g, node);
         packed_forward(s, &d, g->scratch);
@@ -1318,7 +1368,8 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
         direct_data(s, &c, dy, node->in[0]->grad, g->scratch);
     }
     if (node->wants & 1) cpu_team_barrier(); /* they use the same scratch */
-    if (node->wants & 2 && weights_by_winograd(g, node))
+    c.winograd = winograd_for_weights(g, node);
+    if (node->wants & 2 && c.winograd)
         winograd_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
     else if (node->wants & 2)
         direct_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
@@ -1340,12 +1391,15 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         conv d = conv_of_dx(g, node);
         size = winograd_scratch(s, &c);
         if (node->wants & 1) size = larger(size, winograd_scratch(s, &d));
+        c.winograd = winograd_for_weights(g, node);
         if (node->wants & 2) size = larger(size, winograd_weight_scratch(s, &c));
         return size;
     }
     conv dx = conv_of_dx(g, node);
     if (choose(g, node) == TURNED)
         size = larger(small_scratch(s, &c, g->capacity), small_scratch(s, &dx, g->capacity));
+    else if (choose(g, node) == ONE_PICTURE)
+        size = 0;
     else if (few_pixels(g, node))
         size = 2 * line((size_t)(c.ci * c.kernel * c.kernel) * FEW_PIXELS);
     else
@@ -1353,8 +1407,8 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 1) size = larger(size, sizes_of_packed(s, &dx).all);
     if (node->wants & 1) size = larger(size, (size_t)s->threads * columns_scratch(s, &c));
     if (node->wants & 1 && strided_pays(&c)) size = larger(size, strided_scratch(s, &c));
-    if (node->wants & 2)
-        size = larger(size, weights_by_winograd(g, node) ? winograd_weight_scratch(s, &c) : sizes_of_weight(s, &c).all);
+    c.winograd = winograd_for_weights(g, node);
+    if (node->wants & 2) size = larger(size, c.winograd ? winograd_weight_scratch(s, &c) : sizes_of_weight(s, &c).all);
     return size;
 }
 
@@ -1949,7 +2003,7 @@ typedef struct tensor_call {
     const ddpm_tensor *c;
     int terms;
     double clamp;
-    ddpm_address first;
+    ddpm_purpose purpose;
 } tensor_call;
 
 static ddpm_result combine_share(void *arg)
@@ -1961,7 +2015,7 @@ static ddpm_result combine_share(void *arg)
         for (size_t i = n * picture + at; i < n * picture + at + length; i++) {
             double value = 0;
             for (int j = 0; j < t->terms; j++)
-                value += (double)t->c->data[(size_t)j * capacity + n] * (double)t->x[j]->data[i];
+                value += (double)t->c->data[(size_t)j * capacity + n] * (t->x[j] ? (double)t->x[j]->data[i] : 1);
             if (t->clamp > 0 && value > t->clamp) value = t->clamp;
             if (t->clamp > 0 && value < -t->clamp) value = -t->clamp;
             t->y->data[i] = (float)value;
@@ -1982,16 +2036,16 @@ static ddpm_result normal_share(void *arg)
     size_t picture = ddpm_elements(t->y, 1), first, end;
     share((size_t)t->g->n, &first, &end);
     for (size_t n = first; n < end; n++) {
-        ddpm_address address = t->first;
-        address.picture += n;
+        const ddpm_step *step = &t->g->step;
+        ddpm_address address = {step->seed, step->first_picture + n, step->index, t->purpose};
         ddpm_normals(address, picture, t->y->data + n * picture);
     }
     return DDPM_OK;
 }
 
-static ddpm_result cpu_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result cpu_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
-    tensor_call t = {.g = g, .y = x, .first = first};
+    tensor_call t = {.g = g, .y = x, .purpose = purpose};
     return cpu_team_run(state_of(g)->team, normal_share, &t);
 }
 

@@ -35,6 +35,8 @@ INLINE void CPU(store)(float *p, VEC v)
 #define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define NEXT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define LOWER 0, 1, 2, 3, 4, 5, 6, 7
+#define UPPER 8, 9, 10, 11, 12, 13, 14, 15
 #define BEFORE 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #elif LANES == 8
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
@@ -42,6 +44,8 @@ INLINE void CPU(store)(float *p, VEC v)
 #define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define NEXT 1, 2, 3, 4, 5, 6, 7, 8
+#define LOWER 0, 1, 2, 3
+#define UPPER 4, 5, 6, 7
 #define BEFORE 7, 8, 9, 10, 11, 12, 13, 14
 #else
 #define EVEN 0, 2, 4, 6
@@ -180,19 +184,19 @@ static void CPU(product)(const cpu_product *p)
 
 /* MR outputs of a convolution for `vectors` vectors of positions p, weights as they lie:
  *     y[m][p] = sum over inputs i and taps (r, s) of w[m][i][r][s] x[i][p + r x_row + s x_step] */
-INLINE void CPU(taps_tile)(const int nv, const cpu_taps *t, const float *x, float *y)
+INLINE void CPU(taps_tile)(const int nv, const int one_tap, const cpu_taps *t, const float *x, float *y)
 {
     VEC sum[MR][NV];
     EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
     const size_t one = t->w_out, three = 3 * one; /* so that eight rows need two pointers */
     const int far = t->w_in > 1024;               /* too far apart for the processor to guess */
     for (int i = 0; i < t->inputs; i++, x += t->x_in)
-        for (int r = 0; r < t->rows; r++) {
+        for (int r = 0; r < (one_tap ? 1 : t->rows); r++) {
             const float *w = t->w + (size_t)i * t->w_in + (ptrdiff_t)r * t->w_row;
             const float *in = x + (size_t)r * t->x_row;
             if (far && r == 0)
                 EACH(m, MR) __builtin_prefetch(w + (i + 4 < t->inputs ? 4 * t->w_in : 0) + (size_t)m * one);
-            for (int s = 0; s < t->columns; s++, w += t->w_tap, in += t->x_step) {
+            for (int s = 0; s < (one_tap ? 1 : t->columns); s++, w += t->w_tap, in += t->x_step) {
                 const float *later = w + 4 * one;
                 VEC column[NV];
                 EACH(v, nv) column[v] = CPU(load)(in + v * LANES);
@@ -209,16 +213,19 @@ INLINE void CPU(taps_tile)(const int nv, const cpu_taps *t, const float *x, floa
 
 static void CPU(taps)(const cpu_taps *t)
 {
+    const int one_tap = t->rows * t->columns == 1;
     for (int v = 0; v < t->vectors;) {
         int left = t->vectors - v, some = left >= NV && left != NV + 1 ? NV : left > 1 ? 2 : 1;
         const float *x = t->x + v * LANES;
         float *y = t->y + v * LANES;
-        if (some == 1)
-            CPU(taps_tile)(1, t, x, y);
+        if (some == 1 && one_tap)
+            CPU(taps_tile)(1, 1, t, x, y);
+        else if (some == 1)
+            CPU(taps_tile)(1, 0, t, x, y);
         else if (some == 2)
-            CPU(taps_tile)(2, t, x, y);
+            CPU(taps_tile)(2, 0, t, x, y);
         else
-            CPU(taps_tile)(NV, t, x, y);
+            CPU(taps_tile)(NV, 0, t, x, y);
         v += some;
     }
 }
@@ -250,6 +257,86 @@ static void CPU(turn)(int rows, int columns, const float *from, size_t from_row,
             CPU(transpose)(block);
             EACH(k, LANES) CPU(store)(out + (size_t)k * to_row, block[k]);
         }
+}
+
+/* The nine taps of LANES outputs and one input, from at + k w_out on, in the order of memory: tap[s] or, where w_tap is
+ * negative, tap[8 - s] */
+INLINE void CPU(load_taps)(const float *at, size_t w_out, int w_tap, VEC *tap)
+{
+    VEC block[LANES];
+#if LANES == 16
+    EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
+    CPU(transpose)(block);
+    EACH(s, 9) tap[s] = block[w_tap < 0 ? 8 - s : s];
+#else
+    float last[LANES];
+    for (int first = 0; first < 8; first += LANES) {
+        EACH(k, LANES) block[k] = CPU(load)(at + (size_t)k * w_out + first);
+        CPU(transpose)(block);
+        EACH(s, LANES) tap[w_tap < 0 ? 8 - first - s : first + s] = block[s];
+    }
+    for (int k = 0; k < LANES; k++)
+        last[k] = at[(size_t)k * w_out + 8];
+    tap[w_tap < 0 ? 0 : 8] = CPU(load)(last);
+#endif
+}
+
+/* The taps of LANES outputs and as many inputs, rows of 9 LANES floats w_out apart: those of input i at tap + 9 i */
+INLINE void CPU(load_rows)(const float *at, size_t w_out, VEC *tap)
+{
+    for (int block = 0; block < 9; block++, at += LANES, tap += LANES) {
+        EACH(k, LANES)
+        {
+            __builtin_prefetch(at + (size_t)k * w_out + 9 * LANES);
+            tap[k] = CPU(load)(at + (size_t)k * w_out);
+        }
+        CPU(transpose)(tap);
+    }
+}
+
+/* The taps of LANES outputs, from w on, and `count` inputs from `first` of `inputs` on: those of the first + i-th at
+ * tap + 9 i. Weight of (o, i, tap) at w + o w_out + i w_in + tap w_tap; what follows is asked for. */
+INLINE void CPU(gather_taps)(const float *w, size_t w_out, size_t w_in, int w_tap, int first, int count, int inputs,
+                             VEC *tap)
+{
+    const float *nine = w + (size_t)first * w_in + (w_tap < 0 ? -8 : 0); /* in the order of memory */
+    if (w_in == 9 && count == LANES) {
+        CPU(load_rows)(nine, w_out, tap);
+        return;
+    }
+    for (int i = 0; i < count; i++, nine += w_in, tap += 9) {
+        for (size_t line = 0; first + i + 4 < inputs && line < 9 * LANES + 15; line += 16) /* as far apart as rows */
+            __builtin_prefetch(nine + 4 * w_in + line);
+        CPU(load_taps)(nine, w_out, w_tap, tap);
+    }
+}
+
+/* s += the taps of LANES inputs with pixels p0 ... p0 + count - 1 of x (LANES,4,4), sums of LANES outputs each */
+INLINE void CPU(add_pixels)(const int p0, const int count, const VEC *tap, const float *x, VEC *sum)
+{
+    VEC s[16];
+    EACH(p, count) s[p] = sum[p0 + p];
+    for (int i = 0; i < LANES; i++, tap += 9, x += 16)
+        EACH(t, 9) EACH(p, count)
+        {
+            const int row = (p0 + p) / 4 + t / 3 - 1, column = (p0 + p) % 4 + t % 3 - 1;
+            if (row >= 0 && row < 4 && column >= 0 && column < 4)
+                s[p] = FMA(tap[t], BROADCAST(x[4 * row + column]), s[p]);
+        }
+    EACH(p, count) sum[p0 + p] = s[p];
+}
+
+/* y (LANES,4,4) of one picture x (inputs,4,4), 3x3 with padding 1, inputs a multiple of LANES. Lanes are outputs: the
+ * weights have to be turned, but no lane is wasted and no tap meets the padding. */
+static void CPU(one_picture)(int inputs, const float *w, size_t w_out, size_t w_in, int w_tap, const float *x, float *y)
+{
+    enum { PIXELS = LANES == 16 ? 16 : 8 }; /* whose sums are in registers */
+    VEC tap[9 * LANES], sum[16] = {{0}};
+    for (int first = 0; first < inputs; first += LANES) {
+        CPU(gather_taps)(w, w_out, w_in, w_tap, first, LANES, inputs, tap);
+        EACH(part, 16 / PIXELS) CPU(add_pixels)(part * PIXELS, PIXELS, tap, x + first * 16, sum);
+    }
+    CPU(turn)(16, LANES, (const float *)sum, LANES, y, 16);
 }
 
 /* C[i][j] = sum_k a[i lda + k] b[j ldb + k]: both rows as they lie in memory, for so few columns that packing A would
@@ -297,30 +384,41 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
 }
 
 /* ---- 3. Winograd transforms -----------------------------------------------------------------------------------------
- * A 4x4 tile Y of a 3x3 convolution from the 6x6 patch X under it (Winograd 1980; Lavin & Gray 2016):
+ * A TxT tile Y of a 3x3 convolution from the (T+2)x(T+2) patch X under it (Winograd 1980; Lavin & Gray 2016):
  *     Y = A^T [ (G w G^T) o (B^T X B) ] A,        o: element by element, summed over input channels
- * and its adjoints, with the interpolation points 0, a, -a, b, -b and infinity, a = 1/sqrt 2, b = sqrt 2: then a^2 +
- * b^2 = 5/2, a^2 b^2 = 1, and errors are a quarter of those of the usual points 1 and 2.
+ * and its adjoints. T = 2 has the interpolation points 0, 1, -1 and infinity, T = 4 has 0, a, -a, b, -b and infinity,
+ * a = 1/sqrt 2, b = sqrt 2: then a^2 + b^2 = 5/2, a^2 b^2 = 1, and errors are a quarter of those of the usual points 1
+ * and 2.
  *
  *        | 1   0  -5/2  0   1  0 |         |  1      0       0   |           | 1  1   1  1   1   0 |
  *        | 0  -2a  -2   a   1  0 |         | -2/3 -2a/3   -1/3   |           | 0  a  -a  b  -b   0 |
- *   B^T= | 0   2a  -2  -a   1  0 |     G = | -2/3  2a/3   -1/3   |     A^T = | 0 1/2 1/2 2   2   0 |
+ *   B^T= | 0   2a  -2  -a   1  0 |     G = | -2/3  2a/3   -1/3   |     A^T = | 0 1/2 1/2 2   2   0 |     T = 4
  *        | 0 -b/2 -1/2  b   1  0 |         |  1/6   b/6    1/3   |           | 0 a/2-a/2 2b -2b  1 |
  *        | 0  b/2 -1/2 -b   1  0 |         |  1/6  -b/6    1/3   |
  *        | 0   1   0  -5/2  0  1 |         |  0      0       1   |
  *
+ *        | 1  0 -1  0 |                    |  1    0    0  |
+ *   B^T= | 0  1  1  0 |                G = | 1/2  1/2  1/2 |           A^T = | 1  1  1  0 |              T = 2
+ *        | 0 -1  1  0 |                    | 1/2 -1/2  1/2 |                 | 0  1 -1  1 |
+ *        | 0 -1  0  1 |                    |  0    0    1  |
+ *
  * Error: rounding errors being independent to a good approximation (Higham & Mary 2019), their variances add. An
- * element of U, V or M of variance q carries u^2 q for each rounding on its way to an output, Ci + 40 at most: 8 each
- * in B, G, 1 and Ci in the sum, 10 in A, the constants' own. With squares taken element by element, u = 2^-24,
- *     sigma^2 = (Ci + 40) u^2 (A^T)^2 [ sum_i (G^2 w^2 (G^2)^T) o ((B^T)^2 x^2 B^2) ] A^2,
+ * element of U, V or M of variance q carries u^2 q for each rounding on its way to an output, Ci + R at most. T = 4:
+ * R = 40, 8 each in B, G, 1 and Ci in the sum, 10 in A, the constants' own. T = 2: R = 11, 2 in B, 4 in G (halves are
+ * exact), 1 and Ci in the sum, 4 in A. With squares taken element by element, u = 2^-24,
+ *     sigma^2 = (Ci + R) u^2 (A^T)^2 [ sum_i (G^2 w^2 (G^2)^T) o ((B^T)^2 x^2 B^2) ] A^2,
  * which tests/test_cpu.c computes for every output and multiplies by 6. For x and w of variance 1 it comes to u
- * sqrt(Ci (Ci + 40)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside. The same reckoning gives 9 u
- * Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum |x w|.
+ * sqrt(Ci (Ci + R)) times 21.4 in the corners of a tile, 13.7 on its edges, 8.7 inside for T = 4; times 5 everywhere
+ * for T = 2. The same reckoning gives 9 u Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum
+ * |x w|.
  *
  * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
- * patch are every fourth pixel: LANES tiles are read as four vectors and separated by two rounds of even and odd lanes.
- * Pictures of 4x4 are a tile each: LANES of them are read whole and turned. */
+ * patch are every T-th pixel: LANES tiles are read as T vectors and separated by rounds of even and odd lanes. Where
+ * T = 4, pictures of 4x4 are a tile each: LANES of them are read whole and turned.
+ *
+ * T is a constant wherever it is used: these are templates, which the end of the section makes functions of. */
 
+enum { CPU(PATCH) = 6, CPU(MOST) = 36 }; /* T + 2 and its square, at most */
 static const float CPU(zeros)[4 * LANES]; /* rows outside the picture */
 
 #define POINT_A 0.70710678118654752f
@@ -329,8 +427,15 @@ static const float CPU(zeros)[4 * LANES]; /* rows outside the picture */
 #define PLUS(a, c, x) FMA(BROADCAST(c), x, a) /* a + c x */
 
 /* o = B^T d; o[i] at o + i step */
-INLINE void CPU(bt)(const VEC *d, VEC *o, int step)
+INLINE void CPU(bt)(const int T, const VEC *d, VEC *o, int step)
 {
+    if (T == 2) {
+        o[0] = d[0] - d[2];
+        o[step] = d[1] + d[2];
+        o[2 * step] = d[2] - d[1];
+        o[3 * step] = d[3] - d[1];
+        return;
+    }
     VEC e = PLUS(d[4], -2.0f, d[2]), f = PLUS(d[3], -2.0f, d[1]);
     o[0] = PLUS(d[0] + d[4], -2.5f, d[2]);
     o[step] = PLUS(e, POINT_A, f);
@@ -343,18 +448,31 @@ INLINE void CPU(bt)(const VEC *d, VEC *o, int step)
 }
 
 /* y = A^T m */
-INLINE void CPU(at)(VEC m0, VEC m1, VEC m2, VEC m3, VEC m4, VEC m5, VEC *y, int step)
+INLINE void CPU(at)(const int T, const VEC *m, VEC *y, int step)
 {
-    VEC p = m1 + m2, q = m1 - m2, r = m3 + m4, s = m3 - m4;
-    y[0] = m0 + p + r;
+    VEC p = m[1] + m[2], q = m[1] - m[2];
+    if (T == 2) {
+        y[0] = m[0] + p;
+        y[step] = q + m[3];
+        return;
+    }
+    VEC r = m[3] + m[4], s = m[3] - m[4];
+    y[0] = m[0] + p + r;
     y[step] = PLUS(SCALED(POINT_A, q), POINT_B, s);
     y[2 * step] = PLUS(SCALED(0.5f, p), 2.0f, r);
-    y[3 * step] = PLUS(PLUS(m5, 0.5f * POINT_A, q), 2.0f * POINT_B, s);
+    y[3 * step] = PLUS(PLUS(m[5], 0.5f * POINT_A, q), 2.0f * POINT_B, s);
 }
 
 /* o = A y */
-INLINE void CPU(a)(const VEC *y, VEC *o, int step)
+INLINE void CPU(a)(const int T, const VEC *y, VEC *o, int step)
 {
+    if (T == 2) {
+        o[0] = y[0];
+        o[step] = y[0] + y[1];
+        o[2 * step] = y[0] - y[1];
+        o[3 * step] = y[1];
+        return;
+    }
     VEC e = PLUS(y[0], 0.5f, y[2]), f = PLUS(y[1], 0.5f, y[3]);
     o[0] = y[0];
     o[step] = PLUS(e, POINT_A, f);
@@ -366,9 +484,18 @@ INLINE void CPU(a)(const VEC *y, VEC *o, int step)
     o[5 * step] = y[3];
 }
 
-/* o = G g */
-INLINE void CPU(g)(VEC g0, VEC g1, VEC g2, VEC *o, int step)
+/* o = G g, the three of g `from` apart */
+INLINE void CPU(g)(const int T, const VEC *g, int from, VEC *o, int step)
 {
+    VEC g0 = g[0], g1 = g[from], g2 = g[2 * from];
+    if (T == 2) {
+        VEC e = SCALED(0.5f, g0 + g2), f = SCALED(0.5f, g1);
+        o[0] = g0;
+        o[step] = e + f;
+        o[2 * step] = e - f;
+        o[3 * step] = g2;
+        return;
+    }
     VEC e = PLUS(SCALED(-2.0f / 3, g0), -1.0f / 3, g2), f = SCALED(-2.0f / 3 * POINT_A, g1);
     o[0] = g0;
     o[step] = e + f;
@@ -381,19 +508,26 @@ INLINE void CPU(g)(VEC g0, VEC g1, VEC g2, VEC *o, int step)
 }
 
 /* o = G^T u */
-INLINE void CPU(gt)(VEC u0, VEC u1, VEC u2, VEC u3, VEC u4, VEC u5, VEC *o, int step)
+INLINE void CPU(gt)(const int T, const VEC *u, VEC *o, int step)
 {
-    VEC p = u1 + u2, q = u1 - u2, r = u3 + u4, s = u3 - u4;
-    o[0] = PLUS(PLUS(u0, -2.0f / 3, p), 1.0f / 6, r);
+    VEC p = u[1] + u[2], q = u[1] - u[2];
+    if (T == 2) {
+        o[0] = PLUS(u[0], 0.5f, p);
+        o[step] = SCALED(0.5f, q);
+        o[2 * step] = PLUS(u[3], 0.5f, p);
+        return;
+    }
+    VEC r = u[3] + u[4], s = u[3] - u[4];
+    o[0] = PLUS(PLUS(u[0], -2.0f / 3, p), 1.0f / 6, r);
     o[step] = PLUS(SCALED(-2.0f / 3 * POINT_A, q), POINT_B / 6, s);
-    o[2 * step] = PLUS(PLUS(u5, -1.0f / 3, p), 1.0f / 3, r);
+    o[2 * step] = PLUS(PLUS(u[5], -1.0f / 3, p), 1.0f / 3, r);
 }
 
 /* Where LANES tiles lie: `parts` stretches of rows, each `tiles` tiles long. */
 typedef struct CPU(group) {
     int parts;
     float *row[8][6];    /* channel 0's row under patch row i of part s; NULL: outside the picture or the batch */
-    float *vector[4][6]; /* the same for the four vectors that hold all parts, where there are at most four */
+    float *vector[4][6]; /* the same for the T vectors that hold all parts, where there are at most T */
     int left, right;  /* is there a pixel to the left of the first tile, to the right of the last? */
     size_t plane;
     CPU(ivec) inner_left, inner_right; /* all bits where the lane's left, right neighbour is in the same row */
@@ -402,12 +536,12 @@ typedef struct CPU(group) {
     size_t pictures, picture;
 } CPU(group);
 
-static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows, int first_row)
+static CPU(group) CPU(find_tiles)(int T, const cpu_pictures *p, size_t first, int rows, int first_row)
 {
-    int across = p->w / 4, down = (p->h + 3) / 4, tiles = across < LANES ? across : LANES;
+    int across = p->w / T, down = (p->h + T - 1) / T, tiles = across < LANES ? across : LANES;
     CPU(group) g = {.parts = LANES / tiles, .plane = (size_t)p->h * (size_t)p->w};
     int32_t left[LANES], right[LANES];
-    if (p->w == 4 && p->h == 4) {
+    if (T == 4 && p->w == 4 && p->h == 4) {
         g.whole = 1;
         g.picture = (size_t)p->channels * g.plane;
         g.pictures = (size_t)p->n > first ? (size_t)p->n - first : 0;
@@ -419,17 +553,17 @@ static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows,
         int tx = (int)(tile % (size_t)across), ty = (int)(tile / (size_t)across % (size_t)down);
         if (n >= (size_t)p->n) continue;
         for (int i = 0; i < rows; i++) {
-            int y = 4 * ty + i + first_row;
+            int y = T * ty + i + first_row;
             if (y >= 0 && y < p->h)
-                g.row[s][i] = p->data + n * (size_t)p->channels * g.plane + (size_t)y * (size_t)p->w + 4 * tx;
+                g.row[s][i] = p->data + n * (size_t)p->channels * g.plane + (size_t)y * (size_t)p->w + T * tx;
         }
         g.left = tx > 0;
         g.right = tx + tiles < across;
     }
-    for (int v = 0; v < 4 && g.parts <= 4; v++)
+    for (int v = 0; v < T && g.parts <= T; v++)
         for (int i = 0; i < rows; i++) {
-            float *row = g.row[v * g.parts / 4][i];
-            g.vector[v][i] = row ? row + v % (4 / g.parts) * LANES : NULL;
+            float *row = g.row[v * g.parts / T][i];
+            g.vector[v][i] = row ? row + v % (T / g.parts) * LANES : NULL;
         }
     for (int lane = 0; lane < LANES; lane++) {
         left[lane] = lane % tiles != 0 || g.left ? -1 : 0;
@@ -440,38 +574,48 @@ static CPU(group) CPU(find_tiles)(const cpu_pictures *p, size_t first, int rows,
     return g;
 }
 
-/* Patch row i of channel c, columns apart: column[k] is pixel k of every tile, -1 <= k <= 4, at column[1 + k]. */
-INLINE void CPU(load_row)(const CPU(group) *g, int i, int c, VEC *column, int neighbours)
+/* Patch row i of channel c, columns apart: column[k] is pixel k of every tile, -1 <= k <= T, at column[1 + k]. */
+INLINE void CPU(load_row)(const int T, const CPU(group) *g, int i, int c, VEC *column, int neighbours)
 {
     float buffer[4 * LANES];
-    const float *from[4];
-    if (g->parts <= 4) {
-        for (int v = 0; v < 4; v++) {
-            const float *row = g->vector[v][i];
-            from[v] = row ? row + (size_t)c * g->plane : CPU(zeros);
+    VEC v[4];
+    if (g->parts <= T) {
+        EACH(k, T)
+        {
+            const float *row = g->vector[k][i];
+            v[k] = CPU(load)(row ? row + (size_t)c * g->plane : CPU(zeros));
         }
     } else {
-        for (int s = 0; s < g->parts; s++) { /* eight parts of two tiles */
+        const size_t pixels = (size_t)(T * LANES / g->parts); /* of a part: 8, or 4 of pictures 4 wide */
+        for (int s = 0; s < g->parts; s++) {
             const float *row = g->row[s][i];
-            memcpy(buffer + 8 * s, row ? row + (size_t)c * g->plane : CPU(zeros), 8 * sizeof *buffer);
+            const float *from = row ? row + (size_t)c * g->plane : CPU(zeros);
+            float *to = buffer + (size_t)s * pixels;
+            if (pixels == 8)
+                memcpy(to, from, 8 * sizeof *to);
+            else
+                memcpy(to, from, 4 * sizeof *to);
         }
-        for (int v = 0; v < 4; v++)
-            from[v] = buffer + v * LANES;
+        EACH(k, T) v[k] = CPU(load)(buffer + k * LANES);
     }
-    VEC v0 = CPU(load)(from[0]), v1 = CPU(load)(from[1]), v2 = CPU(load)(from[2]), v3 = CPU(load)(from[3]);
-    VEC even0 = SHUFFLE(v0, v1, EVEN), even1 = SHUFFLE(v2, v3, EVEN);
-    VEC odd0 = SHUFFLE(v0, v1, ODD), odd1 = SHUFFLE(v2, v3, ODD);
-    column[1] = SHUFFLE(even0, even1, EVEN);
-    column[2] = SHUFFLE(odd0, odd1, EVEN);
-    column[3] = SHUFFLE(even0, even1, ODD);
-    column[4] = SHUFFLE(odd0, odd1, ODD);
+    if (T == 2) {
+        column[1] = SHUFFLE(v[0], v[1], EVEN);
+        column[2] = SHUFFLE(v[0], v[1], ODD);
+    } else {
+        VEC even0 = SHUFFLE(v[0], v[1], EVEN), even1 = SHUFFLE(v[2], v[3], EVEN);
+        VEC odd0 = SHUFFLE(v[0], v[1], ODD), odd1 = SHUFFLE(v[2], v[3], ODD);
+        column[1] = SHUFFLE(even0, even1, EVEN);
+        column[2] = SHUFFLE(odd0, odd1, EVEN);
+        column[3] = SHUFFLE(even0, even1, ODD);
+        column[4] = SHUFFLE(odd0, odd1, ODD);
+    }
     if (!neighbours) return;
     VEC left = {0}, right = {0};
     const float *row = g->row[0][i] ? g->row[0][i] + (size_t)c * g->plane : NULL;
     if (row && g->left) left[LANES - 1] = *(row - 1);
-    if (row && g->right) right[0] = row[4 * LANES];
-    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[4], BEFORE) & g->inner_left);
-    column[5] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
+    if (row && g->right) right[0] = row[T * LANES];
+    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[T], BEFORE) & g->inner_left);
+    column[T + 1] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
 }
 
 /* Channel c of whole pictures of 16 pixels: each pixel's vector, and back. */
@@ -496,133 +640,152 @@ INLINE void CPU(store_pixels)(const CPU(group) *g, int c, VEC *pixel, int accumu
     }
 }
 
-/* v = B^T X B of LANES tiles of one channel: 36 vectors at v + f step */
-INLINE void CPU(transform_x)(const CPU(group) *g, int c, VEC *v)
+/* v = B^T X B of LANES tiles of one channel */
+INLINE void CPU(transform_x)(const int T, const CPU(group) *g, int c, VEC *v)
 {
-    VEC t[36], row[6], pixel[16];
-    if (g->whole) {
+    const int P = T + 2;
+    VEC t[CPU(MOST)], row[CPU(PATCH)], pixel[16];
+    if (T == 4 && g->whole) {
         CPU(load_pixels)(g, c, pixel);
         row[0] = row[5] = (VEC){0};
-        EACH(i, 6)
+        EACH(i, P)
         {
             EACH(j, 4) row[1 + j] = i > 0 && i < 5 ? pixel[4 * i - 4 + j] : (VEC){0};
-            CPU(bt)(row, t + i, 6);
+            CPU(bt)(T, row, t + i, P);
         }
     } else
-        for (int i = 0; i < 6; i++) {
-            CPU(load_row)(g, i, c, row, 1);
-            CPU(bt)(row, t + i, 6); /* t[column][row] */
+        for (int i = 0; i < P; i++) {
+            CPU(load_row)(T, g, i, c, row, 1);
+            CPU(bt)(T, row, t + i, P); /* t[column][row] */
         }
-    EACH(j, 6) CPU(bt)(t + 6 * j, v + j, 6);
+    EACH(j, P) CPU(bt)(T, t + P * j, v + j, P);
 }
 
 /* v = A Y A^T */
-INLINE void CPU(transform_dy)(const CPU(group) *g, int c, VEC *v)
+INLINE void CPU(transform_dy)(const int T, const CPU(group) *g, int c, VEC *v)
 {
-    VEC t[24], row[6], pixel[16];
-    if (g->whole) CPU(load_pixels)(g, c, pixel);
-    for (int i = 0; i < 4; i++) {
-        if (!g->whole) CPU(load_row)(g, i, c, row, 0);
-        CPU(a)(g->whole ? pixel + 4 * i : row + 1, t + i, 4);
+    const int P = T + 2, whole = T == 4 && g->whole;
+    VEC t[4 * CPU(PATCH)], row[CPU(PATCH)], pixel[16];
+    if (whole) CPU(load_pixels)(g, c, pixel);
+    for (int i = 0; i < T; i++) {
+        if (!whole) CPU(load_row)(T, g, i, c, row, 0);
+        CPU(a)(T, whole ? pixel + 4 * i : row + 1, t + i, T);
     }
-    EACH(j, 6) CPU(a)(t + 4 * j, v + j, 6);
+    EACH(j, P) CPU(a)(T, t + T * j, v + j, P);
 }
 
 /* Channels are a plane apart, too far for the processor to guess: asks for the patch rows of one early (measured: 7 %
  * of a 64x64 convolution). */
-INLINE void CPU(prefetch)(const CPU(group) *g, int c)
+INLINE void CPU(prefetch)(const int T, const CPU(group) *g, int c)
 {
-    for (int i = 0; i < 6 && g->parts <= 4; i++)
-        for (int v = 0; v < 4; v += LANES < 16 ? 16 / LANES : 1)
+    for (int i = 0; i < T + 2 && g->parts <= T; i++)
+        for (int v = 0; v < T; v += LANES < 16 ? 16 / LANES : 1)
             if (g->vector[v][i]) __builtin_prefetch(g->vector[v][i] + (size_t)c * g->plane);
 }
 
 /* V[f][channel][tile] of LANES tiles from `first` on and channels from ... to - 1: v + f plane + channel width */
-static void CPU(input)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane, size_t width)
+INLINE void CPU(input)(const int T, const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane,
+                       size_t width)
 {
-    CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
+    const int P = T + 2;
+    CPU(group) g = CPU(find_tiles)(T, p, first, P, -1);
     for (int c = from; c < to; c++) {
-        VEC out[36];
-        CPU(prefetch)(&g, c + 4 < p->channels ? c + 4 : c);
-        CPU(transform_x)(&g, c, out);
-        EACH(f, 36) CPU(store)(v + (size_t)f * plane + (size_t)c * width, out[f]);
+        VEC out[CPU(MOST)];
+        CPU(prefetch)(T, &g, c + 4 < p->channels ? c + 4 : c);
+        CPU(transform_x)(T, &g, c, out);
+        EACH(f, P * P) CPU(store)(v + (size_t)f * plane + (size_t)c * width, out[f]);
+    }
+}
+
+/* Row i of the tiles of channel c from q[0 ... T - 1], b added, to where load_row reads it */
+INLINE void CPU(store_row)(const int T, const CPU(group) *g, int i, int c, const VEC *q, VEC b, int accumulate)
+{
+    VEC v[4];
+    if (T == 2) {
+        v[0] = SHUFFLE(q[0], q[1], ZIP_LOW) + b;
+        v[1] = SHUFFLE(q[0], q[1], ZIP_HIGH) + b;
+    } else {
+        VEC a0 = SHUFFLE(q[0], q[2], ZIP_LOW), a1 = SHUFFLE(q[0], q[2], ZIP_HIGH);
+        VEC b0 = SHUFFLE(q[1], q[3], ZIP_LOW), b1 = SHUFFLE(q[1], q[3], ZIP_HIGH);
+        v[0] = SHUFFLE(a0, b0, ZIP_LOW) + b;
+        v[1] = SHUFFLE(a0, b0, ZIP_HIGH) + b;
+        v[2] = SHUFFLE(a1, b1, ZIP_LOW) + b;
+        v[3] = SHUFFLE(a1, b1, ZIP_HIGH) + b;
+    }
+    if (g->parts <= T) {
+        EACH(k, T)
+        {
+            float *row = g->vector[k][i];
+            if (!row) continue;
+            row += (size_t)c * g->plane;
+            CPU(store)(row, accumulate ? CPU(load)(row) + v[k] : v[k]);
+        }
+        return;
+    }
+    float buffer[4 * LANES];
+    const int pixels = T * LANES / g->parts;
+    EACH(k, T) CPU(store)(buffer + k * LANES, v[k]);
+    for (int s = 0; s < g->parts; s++) {
+        if (!g->row[s][i]) continue;
+        float *row = g->row[s][i] + (size_t)c * g->plane;
+        for (int k = 0; k < pixels; k++)
+            row[k] = (accumulate ? row[k] : 0) + buffer[pixels * s + k];
     }
 }
 
 /* y = A^T M A (+ bias) of LANES tiles and outputs from ... to - 1, M of these laid out as V; added to y if accumulate
  * */
-static void CPU(output)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane,
-                        size_t width, const float *bias, int accumulate)
+INLINE void CPU(output)(const int T, const cpu_pictures *p, size_t first, int from, int to, const float *m,
+                        size_t plane, size_t width, const float *bias, int accumulate)
 {
-    CPU(group) g = CPU(find_tiles)(p, first, 4, 0);
+    const int P = T + 2;
+    CPU(group) g = CPU(find_tiles)(T, p, first, T, 0);
     for (int c = from; c < to; c++) {
         const float *in = m + (size_t)(c - from) * width;
-        VEC t[24], y[16];
-        EACH(i, 6)
+        VEC row[CPU(PATCH)], t[4 * CPU(PATCH)], y[16];
+        EACH(i, P)
         {
-            const float *row = in + (size_t)(6 * i) * plane;
-            CPU(at)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
-                    CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 4 * i, 1);
+            EACH(j, P) row[j] = CPU(load)(in + (size_t)(P * i + j) * plane);
+            CPU(at)(T, row, t + i, P); /* t[column][row] */
         }
-        EACH(j, 4) CPU(at)(t[j], t[4 + j], t[8 + j], t[12 + j], t[16 + j], t[20 + j], y + j, 4);
+        EACH(j, T) CPU(at)(T, t + P * j, y + j, T);
         VEC b = BROADCAST(bias ? bias[c] : 0.0f);
-        if (g.whole) {
+        if (T == 4 && g.whole) {
             EACH(i, 16) y[i] += b;
             CPU(store_pixels)(&g, c, y, accumulate);
             continue;
         }
-        for (int i = 0; i < 4; i++) {
-            VEC *q = y + 4 * i;
-            VEC a0 = SHUFFLE(q[0], q[2], ZIP_LOW), a1 = SHUFFLE(q[0], q[2], ZIP_HIGH);
-            VEC b0 = SHUFFLE(q[1], q[3], ZIP_LOW), b1 = SHUFFLE(q[1], q[3], ZIP_HIGH);
-            VEC v[4] = {SHUFFLE(a0, b0, ZIP_LOW) + b, SHUFFLE(a0, b0, ZIP_HIGH) + b, SHUFFLE(a1, b1, ZIP_LOW) + b,
-                        SHUFFLE(a1, b1, ZIP_HIGH) + b};
-            if (g.parts <= 4) {
-                EACH(k, 4)
-                {
-                    float *row = g.vector[k][i];
-                    if (!row) continue;
-                    row += (size_t)c * g.plane;
-                    CPU(store)(row, accumulate ? CPU(load)(row) + v[k] : v[k]);
-                }
-                continue;
-            }
-            float buffer[4 * LANES];
-            EACH(k, 4) CPU(store)(buffer + k * LANES, v[k]);
-            for (int s = 0; s < g.parts; s++) {
-                if (!g.row[s][i]) continue;
-                float *row = g.row[s][i] + (size_t)c * g.plane;
-                for (int k = 0; k < 8; k++)
-                    row[k] = (accumulate ? row[k] : 0) + buffer[8 * s + k];
-            }
-        }
+        for (int i = 0; i < T; i++)
+            CPU(store_row)(T, &g, i, c, y + T * i, b, accumulate);
     }
 }
 
 /* D = A Y A^T of LANES tiles and channels from ... to - 1, laid out as V */
-static void CPU(gradient)(const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane, size_t width)
+INLINE void CPU(gradient)(const int T, const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane,
+                          size_t width)
 {
-    CPU(group) g = CPU(find_tiles)(p, first, 4, 0);
+    CPU(group) g = CPU(find_tiles)(T, p, first, T, 0);
     for (int c = from; c < to; c++) {
-        VEC out[36];
-        CPU(prefetch)(&g, c + 4 < p->channels ? c + 4 : c);
-        CPU(transform_dy)(&g, c, out);
-        EACH(f, 36) CPU(store)(d + (size_t)f * plane + (size_t)c * width, out[f]);
+        VEC out[CPU(MOST)];
+        CPU(prefetch)(T, &g, c + 4 < p->channels ? c + 4 : c);
+        CPU(transform_dy)(T, &g, c, out);
+        EACH(f, (T + 2) * (T + 2)) CPU(store)(d + (size_t)f * plane + (size_t)c * width, out[f]);
     }
 }
 
 /* V tiles by channels: B^T X B of LANES tiles and channels c ... c + LANES - 1 to v + f plane + tile width + channel;
  * v points at tile 0 of channel 0, `tile` is the first one's place in it. */
-static void CPU(turned)(const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width, size_t tile)
+INLINE void CPU(turned)(const int T, const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width,
+                        size_t tile)
 {
-    CPU(group) g = CPU(find_tiles)(p, first, 6, -1);
-    VEC all[LANES][36];
+    CPU(group) g = CPU(find_tiles)(T, p, first, T + 2, -1);
+    VEC all[LANES][CPU(MOST)];
     for (int k = 0; k < LANES; k++) {
-        CPU(prefetch)(&g, c + k + 4 < p->channels ? c + k + 4 : c);
-        CPU(transform_x)(&g, c + k, all[k]);
+        CPU(prefetch)(T, &g, c + k + 4 < p->channels ? c + k + 4 : c);
+        CPU(transform_x)(T, &g, c + k, all[k]);
     }
     v += tile * width + (size_t)c;
-    for (int f = 0; f < 36; f++, v += plane) {
+    for (int f = 0; f < (T + 2) * (T + 2); f++, v += plane) {
         VEC block[LANES];
         EACH(k, LANES) block[k] = all[k][f];
         CPU(transpose)(block);
@@ -630,57 +793,52 @@ static void CPU(turned)(const cpu_pictures *p, size_t first, int c, float *v, si
     }
 }
 
+/* v to a panel, its upper half to the next one where panels are half as high */
+INLINE void CPU(store_panels)(VEC v, float *panel, size_t next)
+{
+#if MR < LANES
+    typedef float half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+    *(half *)panel = SHUFFLE(v, v, LOWER);
+    *(half *)(panel + next) = SHUFFLE(v, v, UPPER);
+#else
+    (void)next;
+    CPU(store)(panel, v);
+#endif
+}
+
 /* U = G w G^T for outputs o ... o + LANES - 1 and inputs from ... to - 1, in panels: u[f plane + ((o / MR) ci + i) MR +
  * o % MR]. weight of (o, i, tap) at w + o w_out + i w_in + tap w_tap. */
-static void CPU(weights)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in, int w_tap,
-                         float *u, size_t plane)
+INLINE void CPU(weights)(const int T, int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in,
+                         int w_tap, float *u, size_t plane)
 {
-    const float *nine = w + (size_t)o * w_out + (w_tap < 0 ? -8 : 0); /* in the order of memory */
-    for (int i = from; i < to; i++) {
-        VEC t[18], v[36], tap[9], block[LANES];
-        float last[LANES];
-        const float *at = nine + (size_t)i * w_in;
-        /* as far apart as rows */
-        for (size_t line = 0; w_out < w_in && i + 4 < to && line < 9 * LANES + 15; line += 16)
-            __builtin_prefetch(at + 4 * w_in + line);
-        for (size_t k = 0; w_out > w_in && i + 16 < to && k < LANES; k++)
-            __builtin_prefetch(at + 16 * w_in + k * w_out);
-#if LANES == 16
-        EACH(k, LANES) block[k] = LOAD_NINE(at + (size_t)k * w_out);
-        CPU(transpose)(block);
-        EACH(s, 9) tap[s] = block[w_tap < 0 ? 8 - s : s];
-        (void)last;
-#else
-        for (int first = 0; first < 8; first += LANES) {
-            EACH(k, LANES) block[k] = CPU(load)(at + (size_t)k * w_out + first);
-            CPU(transpose)(block);
-            EACH(s, LANES) tap[w_tap < 0 ? 8 - first - s : first + s] = block[s];
+    const int P = T + 2;
+    u += (size_t)(o / MR) * (size_t)ci * MR + (size_t)(o % MR);
+    for (int first = from, count; first < to; first += count) {
+        VEC tap[9 * LANES];
+        count = to - first < LANES ? to - first : LANES;
+        CPU(gather_taps)(w + (size_t)o * w_out, w_out, w_in, w_tap, first, count, to, tap);
+        for (int i = 0; i < count; i++) {
+            VEC t[3 * CPU(PATCH)], v[CPU(MOST)];
+            EACH(j, 3) CPU(g)(T, tap + 9 * i + j, 3, t + j, 3);
+            EACH(k, P) CPU(g)(T, t + 3 * k, 1, v + P * k, 1);
+            float *panel = u + (size_t)(first + i) * MR;
+            EACH(f, P * P) CPU(store_panels)(v[f], panel + (size_t)f * plane, (size_t)ci * MR);
         }
-        for (int k = 0; k < LANES; k++)
-            last[k] = at[(size_t)k * w_out + 8];
-        tap[w_tap < 0 ? 0 : 8] = CPU(load)(last);
-#endif
-        EACH(j, 3) CPU(g)(tap[j], tap[3 + j], tap[6 + j], t + j, 3);
-        EACH(k, 6) CPU(g)(t[3 * k], t[3 * k + 1], t[3 * k + 2], v + 6 * k, 1);
-        enum { PIECE = MR < LANES ? MR : LANES };
-        EACH(f, 36) for (int k = 0; k < LANES; k += PIECE)
-            memcpy(u + (size_t)f * plane + ((size_t)((o + k) / MR) * (size_t)ci + (size_t)i) * MR + (o + k) % MR,
-                   (float *)&v[f] + k, PIECE * sizeof *u);
     }
 }
 
 /* dw (+)= G^T dU G for one output and inputs i ... i + LANES - 1: dU[f] at du + f plane, dw (inputs,9) */
-static void CPU(weight_gradient)(const float *du, size_t plane, float *dw, int accumulate)
+INLINE void CPU(weight_gradient)(const int T, const float *du, size_t plane, float *dw, int accumulate)
 {
-    VEC t[18], g[16];
+    const int P = T + 2;
+    VEC row[CPU(PATCH)], t[3 * CPU(PATCH)], g[16];
     float turned[9 * LANES + 16];
-    EACH(i, 6)
+    EACH(i, P)
     {
-        const float *row = du + (size_t)(6 * i) * plane;
-        CPU(gt)(CPU(load)(row), CPU(load)(row + plane), CPU(load)(row + 2 * plane), CPU(load)(row + 3 * plane),
-                CPU(load)(row + 4 * plane), CPU(load)(row + 5 * plane), t + 3 * i, 1);
+        EACH(j, P) row[j] = CPU(load)(du + (size_t)(P * i + j) * plane);
+        CPU(gt)(T, row, t + i, P); /* t[column][row] */
     }
-    EACH(j, 3) CPU(gt)(t[j], t[3 + j], t[6 + j], t[9 + j], t[12 + j], t[15 + j], g + j, 3);
+    EACH(j, 3) CPU(gt)(T, t + P * j, g + j, 3);
     EACH(i, 7) g[9 + i] = (VEC){0};
     for (int s = LANES == 16 ? 0 : 8 - LANES; s >= 0; s -= LANES) {
         CPU(transpose)(g + s);
@@ -699,6 +857,42 @@ static void CPU(weight_gradient)(const float *du, size_t plane, float *dw, int a
         CPU(store)(to, accumulate ? CPU(load)(to) + own : own);
     }
 }
+
+#define TRANSFORMS(T)                                                                                                  \
+    static void CPU(input_##T)(const cpu_pictures *p, size_t first, int from, int to, float *v, size_t plane,          \
+                               size_t width)                                                                           \
+    {                                                                                                                  \
+        CPU(input)(T, p, first, from, to, v, plane, width);                                                            \
+    }                                                                                                                  \
+    static void CPU(output_##T)(const cpu_pictures *p, size_t first, int from, int to, const float *m, size_t plane,   \
+                                size_t width, const float *bias, int accumulate)                                       \
+    {                                                                                                                  \
+        CPU(output)(T, p, first, from, to, m, plane, width, bias, accumulate);                                         \
+    }                                                                                                                  \
+    static void CPU(gradient_##T)(const cpu_pictures *p, size_t first, int from, int to, float *d, size_t plane,       \
+                                  size_t width)                                                                        \
+    {                                                                                                                  \
+        CPU(gradient)(T, p, first, from, to, d, plane, width);                                                         \
+    }                                                                                                                  \
+    static void CPU(turned_##T)(const cpu_pictures *p, size_t first, int c, float *v, size_t plane, size_t width,      \
+                                size_t tile)                                                                           \
+    {                                                                                                                  \
+        CPU(turned)(T, p, first, c, v, plane, width, tile);                                                            \
+    }                                                                                                                  \
+    static void CPU(weights_##T)(int o, int from, int to, int ci, const float *w, size_t w_out, size_t w_in,           \
+                                 int w_tap, float *u, size_t plane)                                                    \
+    {                                                                                                                  \
+        CPU(weights)(T, o, from, to, ci, w, w_out, w_in, w_tap, u, plane);                                             \
+    }                                                                                                                  \
+    static void CPU(weight_gradient_##T)(const float *du, size_t plane, float *dw, int accumulate)                     \
+    {                                                                                                                  \
+        CPU(weight_gradient)(T, du, plane, dw, accumulate);                                                            \
+    }
+TRANSFORMS(4)
+TRANSFORMS(2)
+#define TRANSFORMS_OF(T)                                                                                               \
+    {T, (T + 2) * (T + 2), CPU(input_##T), CPU(output_##T), CPU(gradient_##T), CPU(turned_##T), CPU(weights_##T),      \
+     CPU(weight_gradient_##T)}
 
 /* ---- 4. Elementwise ---------------------------------------------------------------------------------------------- */
 
@@ -1168,9 +1362,8 @@ static void CPU(attend_keys)(const cpu_head *h, size_t first, float *work)
 static const cpu_kernels CPU(kernels) = {
     .isa = ISA_NAME, .lanes = LANES, .rows = MR,
     .pack = CPU(pack), .turn = CPU(turn), .product = CPU(product), .taps = CPU(taps), .dot = CPU(dot), .sum = CPU(sum),
-    .input = CPU(input), .output = CPU(output), .turned = CPU(turned), .gradient = CPU(gradient),
-    .weights = CPU(weights),
-    .weight_gradient = CPU(weight_gradient),
+    .one_picture = CPU(one_picture),
+    .winograd = {[TILE_4] = TRANSFORMS_OF(4), [TILE_2] = TRANSFORMS_OF(2)},
     .silu = CPU(silu), .silu_backward = CPU(silu_backward), .add = CPU(add), .add_one = CPU(add_one),
     .add_scaled = CPU(add_scaled), .difference = CPU(difference), .square_errors = CPU(square_errors),
     .twice = CPU(twice), .twice_backward = CPU(twice_backward),
@@ -1180,6 +1373,8 @@ static const cpu_kernels CPU(kernels) = {
 };
 
 #undef VEC
+#undef TRANSFORMS
+#undef TRANSFORMS_OF
 #undef POINT_A
 #undef POINT_B
 #undef SCALED
@@ -1191,3 +1386,5 @@ static const cpu_kernels CPU(kernels) = {
 #undef ZIP_HIGH
 #undef NEXT
 #undef BEFORE
+#undef LOWER
+#undef UPPER

@@ -10,8 +10,12 @@
  * tests/cuda_on_cpu.h runs these kernels without a GPU. It holds the file to: LAUNCH for <<<>>>; one dynamic array of
  * shared memory, at most 48 KiB; full-mask warp operations; no inline PTX.
  *
- * Contents: 1 the device   2 memory   3 two forms   4 sums   5 elementwise rows   6 convolution   7 norms   8 attention
- *           9 rows that move or pick   10 embeddings, losses   11 noise, combinations   12 update   13 the backend */
+ * The host runs ahead: rows and the update only ask, small copies go through pinned memory, a batch travels on a stream
+ * of its own, and a step that has been seen once is recorded as a CUDA graph and from then on repeated.
+ *
+ * Contents: 1 the device   2 memory, mail   3 two forms   4 batches   5 steps that are repeated   6 sums
+ *           7 elementwise rows   8 convolution   9 norms   10 attention   11 rows that move or pick
+ *           12 embeddings, losses   13 noise, combinations   14 update   15 the backend */
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #include <cuda_bf16.h>
@@ -40,20 +44,50 @@ typedef struct trouble { /* what a kernel found wrong with its data; the first o
 
 typedef struct outcome { /* of an update, decided on the device */
     double grad_norm;
-    float clip;
+    ddpm_adam adam;
     int finite;
 } outcome;
 
+typedef struct report { /* what the host is told when it waits */
+    trouble found;
+    outcome update;
+} report;
+
+typedef struct letter { /* a small copy to the host: in the mail, and where it goes */
+    const char *from;
+    void *to;
+    size_t bytes;
+} letter;
+
+typedef struct recording { /* of what a graph's device is asked for under a key */
+    const ddpm_graph *g;
+    char key[96];
+    cudaGraphExec_t exec; /* NULL: it has run once, and not been recorded yet */
+    struct recording *next;
+} recording;
+
+constexpr size_t MAIL = (size_t)4 << 20;
+constexpr int MOST_LETTERS = 64, MOST_RECORDINGS = 16;
+
 typedef struct cuda_state {
     precision how;
-    char isa[128]; /* "tf32 on NVIDIA ..." */
-    cudaStream_t stream;
-    float *stage; /* of a tensor in the host's form */
+    char isa[160];                 /* "tf32 on NVIDIA ..." */
+    cudaStream_t stream, arrivals; /* what computes; what brings batches */
+    float *stage;                  /* of a tensor in the host's form */
     size_t stage_bytes;
-    trouble *found;  /* on the device */
-    outcome *result; /* on the device */
-    double *squares; /* on the device: partial sums of the norm */
+    char *mail; /* pinned, MAIL bytes: small copies go through it, and it is empty again after a wait */
+    size_t mail_used;
+    letter letter_of[MOST_LETTERS];
+    int letters;
+    report *news, *told; /* on the device; the host's copy, pinned */
+    ddpm_step *step;     /* on the device: what rows read of ddpm_graph.step, */
+    ddpm_step sent;      /* and what it holds */
+    double *squares;     /* on the device: partial sums of the norm */
     size_t square_room;
+    recording *recorded; /* the one used last first */
+    int is_recording;
+    int step_by_step; /* nothing is recorded: CUDA_LAUNCH_BLOCKING is set, and then an error names its operation */
+    const ddpm_graph *last; /* that was run: whose node the news are of */
 } cuda_state;
 
 static cuda_state *state_of(const ddpm_graph *g)
@@ -156,9 +190,66 @@ static ddpm_result grow(cuda_state *s, void **memory, size_t *room, size_t bytes
     return DDPM_OK;
 }
 
+/* What kernels found in their data is told when the host next waits: rows themselves do not wait for the device. */
+static ddpm_result tell_trouble(cuda_state *s)
+{
+    trouble t = s->told->found;
+    if (!t.code) return DDPM_OK;
+    memset(&s->told->found, 0, sizeof t);
+    TRY(cuda_zero(s, &s->news->found, sizeof t));
+    const char *name = s->last && t.node < s->last->nodes ? s->last->node[t.node]->name : "";
+    return ddpm_fail(
+        (ddpm_result)t.code,
+        "node %d, '%s': picture %d has a value outside the operation's range (an index, or a probability)\n"
+        "      hint: class labels count from 0; --backend reference names the value",
+        t.node, name, t.picture);
+}
+
 static ddpm_result cuda_sync(void *state)
 {
-    CUDA(cudaStreamSynchronize(((cuda_state *)state)->stream), "while waiting for the device");
+    cuda_state *s = (cuda_state *)state;
+    int letters = s->letters;
+    s->letters = 0, s->mail_used = 0;
+    CUDA(cudaStreamSynchronize(s->stream), "while waiting for the device");
+    for (int i = 0; i < letters; i++)
+        memcpy(s->letter_of[i].to, s->letter_of[i].from, s->letter_of[i].bytes);
+    return tell_trouble(s);
+}
+
+/* Room in the mail; NULL where so much does not go through it. */
+static ddpm_result mail_room(cuda_state *s, size_t bytes, char **room)
+{
+    *room = NULL;
+    if (bytes > MAIL) return DDPM_OK;
+    if (s->mail_used + bytes > MAIL) TRY(cuda_sync(s));
+    *room = s->mail + s->mail_used;
+    s->mail_used += (bytes + 63) / 64 * 64;
+    return DDPM_OK;
+}
+
+static ddpm_result send(cuda_state *s, void *to, const void *host, size_t bytes)
+{
+    char *room;
+    TRY(mail_room(s, bytes, &room));
+    if (room) memcpy(room, host, bytes);
+    CUDA(cudaMemcpyAsync(to, room ? room : host, bytes, cudaMemcpyHostToDevice, s->stream), "upload");
+    return DDPM_OK;
+}
+
+/* At `host` after the next wait. */
+static ddpm_result receive(cuda_state *s, void *host, const void *from, size_t bytes)
+{
+    char *room;
+    if (s->letters == MOST_LETTERS) TRY(cuda_sync(s));
+    TRY(mail_room(s, bytes, &room));
+    CUDA(cudaMemcpyAsync(room ? room : host, from, bytes, cudaMemcpyDeviceToHost, s->stream), "download");
+    if (room) s->letter_of[s->letters++] = {room, host, bytes};
+    return DDPM_OK;
+}
+
+static ddpm_result receive_news(cuda_state *s)
+{
+    CUDA(cudaMemcpyAsync(s->told, s->news, sizeof *s->told, cudaMemcpyDeviceToHost, s->stream), "download");
     return DDPM_OK;
 }
 
@@ -189,8 +280,7 @@ static ddpm_result cuda_upload(void *state, ddpm_tensor *x, int which, int n, co
     size_t count = ddpm_elements(x, n);
     int turned = pixels(x) > 1 && channels(x) > 1;
     if (turned) TRY(grow(s, (void **)&s->stage, &s->stage_bytes, count * sizeof *host));
-    CUDA(cudaMemcpyAsync(turned ? s->stage : to, host, count * sizeof *host, cudaMemcpyHostToDevice, s->stream),
-         "upload");
+    TRY(send(s, turned ? s->stage : to, host, count * sizeof *host));
     if (turned)
         LAUNCH(transpose, blocks_for(count), THREADS, 0, s->stream, count, (unsigned)channels(x), (unsigned)pixels(x),
                s->stage, to);
@@ -198,18 +288,9 @@ static ddpm_result cuda_upload(void *state, ddpm_tensor *x, int which, int n, co
     return DDPM_OK;
 }
 
-/* What kernels found in their data is told by the next download: rows themselves do not wait for the device. */
-static ddpm_result tell_trouble(cuda_state *s)
+static ddpm_result cuda_fetch(void *state, const ddpm_tensor *x, int n, float *host)
 {
-    trouble t;
-    CUDA(cudaMemcpyAsync(&t, s->found, sizeof t, cudaMemcpyDeviceToHost, s->stream), "download");
-    TRY(cuda_sync(s));
-    if (!t.code) return DDPM_OK;
-    TRY(cuda_zero(s, s->found, sizeof t));
-    return ddpm_fail((ddpm_result)t.code,
-                     "node %d: picture %d has a value outside the operation's range (an index, or a probability)\n"
-                     "      hint: class labels count from 0; --backend reference names the value",
-                     t.node, t.picture);
+    return receive((cuda_state *)state, host, x->data, ddpm_elements(x, n) * sizeof *host);
 }
 
 static ddpm_result cuda_download(void *state, const ddpm_tensor *x, int which, int n, float *host)
@@ -224,9 +305,9 @@ static ddpm_result cuda_download(void *state, const ddpm_tensor *x, int which, i
                from, s->stage);
         CUDA(cudaGetLastError(), "download");
     }
-    CUDA(cudaMemcpyAsync(host, turned ? s->stage : from, count * sizeof *host, cudaMemcpyDeviceToHost, s->stream),
-         "download");
-    return tell_trouble(s);
+    TRY(receive_news(s));
+    TRY(receive(s, host, turned ? s->stage : from, count * sizeof *host));
+    return cuda_sync(s);
 }
 
 static __device__ __forceinline__ float4 load4(const float *p)
@@ -255,7 +336,164 @@ template <int V> static __device__ __forceinline__ void store(float *p, const fl
         *p = v[0];
 }
 
-/* ---- 4. Sums ----------------------------------------------------------------------------------------------------- */
+/* ---- 4. Batches ----------------------------------------------------------------------------------------------------
+ * A batch goes through pinned memory into a place of its own on the device while the step before still computes, and is
+ * taken from there, into the device's form, when its own step begins. Two pinned places in turn: the copy out of one was
+ * over before the last wait. */
+typedef struct batch { /* of an input tensor, at its `device` */
+    float *pinned[2], *data;
+    size_t room; /* of each, in bytes */
+    int turn, n;
+    cudaEvent_t arrived, taken;
+} batch;
+
+static void free_batch(batch *b)
+{
+    if (!b) return;
+    for (int i = 0; i < 2; i++)
+        (void)cudaFreeHost(b->pinned[i]);
+    (void)cudaFree(b->data);
+    if (b->arrived) (void)cudaEventDestroy(b->arrived);
+    if (b->taken) (void)cudaEventDestroy(b->taken);
+    free(b);
+}
+
+static ddpm_result make_batch(cuda_state *s, ddpm_tensor *x, size_t bytes)
+{
+    if (x->device && ((batch *)x->device)->room >= bytes) return DDPM_OK;
+    CUDA(cudaStreamSynchronize(s->arrivals), "batch");
+    free_batch((batch *)x->device);
+    batch *b = (batch *)calloc(1, sizeof *b);
+    x->device = b;
+    if (!b) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory");
+    for (int i = 0; i < 2; i++)
+        CUDA(cudaMallocHost(&b->pinned[i], bytes), "pinned memory of a batch");
+    TRY(cuda_alloc(s, bytes, (void **)&b->data));
+    CUDA(cudaEventCreateWithFlags(&b->arrived, cudaEventDisableTiming), "cudaEventCreate");
+    CUDA(cudaEventCreateWithFlags(&b->taken, cudaEventDisableTiming), "cudaEventCreate");
+    CUDA(cudaEventRecord(b->taken, s->stream), "batch"); /* it has been zeroed */
+    b->room = bytes;
+    return DDPM_OK;
+}
+
+static ddpm_result cuda_stage(ddpm_graph *g, ddpm_tensor *x, int n, const float *host)
+{
+    cuda_state *s = state_of(g);
+    size_t bytes = ddpm_elements(x, n) * sizeof *host;
+    TRY(make_batch(s, x, bytes));
+    batch *b = (batch *)x->device;
+    b->turn ^= 1, b->n = n;
+    memcpy(b->pinned[b->turn], host, bytes);
+    CUDA(cudaStreamWaitEvent(s->arrivals, b->taken, 0), "batch");
+    CUDA(cudaMemcpyAsync(b->data, b->pinned[b->turn], bytes, cudaMemcpyHostToDevice, s->arrivals), "batch");
+    CUDA(cudaEventRecord(b->arrived, s->arrivals), "batch");
+    return DDPM_OK;
+}
+
+static ddpm_result cuda_unstage(ddpm_graph *g, ddpm_tensor *x, int first)
+{
+    cuda_state *s = state_of(g);
+    batch *b = (batch *)x->device;
+    const float *from = b->data + (size_t)first * ddpm_elements(x, 1);
+    size_t count = ddpm_elements(x, g->n);
+    CUDA(cudaStreamWaitEvent(s->stream, b->arrived, 0), "batch");
+    LAUNCH(transpose, blocks_for(count), THREADS, 0, s->stream, count, (unsigned)channels(x), (unsigned)pixels(x), from,
+           x->data);
+    CUDA(cudaGetLastError(), "batch");
+    if (first + g->n >= b->n) CUDA(cudaEventRecord(b->taken, s->stream), "batch");
+    return DDPM_OK;
+}
+
+/* ---- 5. Steps that are repeated ------------------------------------------------------------------------------------
+ * The first time a key is seen its work is done as it is asked for, and memory grows to what it needs; the second time
+ * the stream records it as a CUDA graph; then the graph is launched. All that varies lies in memory: tensors, and the
+ * step struct, which follows the host's before each launch. */
+
+static ddpm_result send_step(cuda_state *s, const ddpm_step *step)
+{
+    if (s->is_recording || !memcmp(&s->sent, step, sizeof *step)) return DDPM_OK;
+    memcpy(&s->sent, step, sizeof *step);
+    return send(s, s->step, step, sizeof *step);
+}
+
+static void free_recording(cuda_state *s, recording *r)
+{
+    if (!r) return;
+    if (r->exec) (void)cudaStreamSynchronize(s->stream); /* it may be running */
+    if (r->exec) (void)cudaGraphExecDestroy(r->exec);
+    free(r);
+}
+
+/* Those of one graph; NULL: all. */
+static void forget_recordings(cuda_state *s, const ddpm_graph *g)
+{
+    for (recording **at = &s->recorded, *r; (r = *at) != NULL;) {
+        if (g && r->g != g) {
+            at = &r->next;
+            continue;
+        }
+        *at = r->next;
+        free_recording(s, r);
+    }
+}
+
+/* Brought to the front; NULL: there is none. */
+static recording *find_recording(cuda_state *s, const ddpm_graph *g, const char *key)
+{
+    for (recording **at = &s->recorded, *r; (r = *at) != NULL; at = &r->next)
+        if (r->g == g && !strcmp(r->key, key)) {
+            *at = r->next, r->next = s->recorded, s->recorded = r;
+            return r;
+        }
+    return NULL;
+}
+
+/* A new one in front, the one that has waited longest goes. */
+static ddpm_result add_recording(cuda_state *s, const ddpm_graph *g, const char *key)
+{
+    recording *r = (recording *)calloc(1, sizeof *r), **last = &s->recorded;
+    if (!r) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory");
+    r->g = g;
+    snprintf(r->key, sizeof r->key, "%s", key);
+    r->next = s->recorded, s->recorded = r;
+    for (int i = 0; i < MOST_RECORDINGS && *last; i++)
+        last = &(*last)->next;
+    recording *old = *last;
+    *last = NULL;
+    free_recording(s, old);
+    return DDPM_OK;
+}
+
+static ddpm_result record(cuda_state *s, recording *r, ddpm_result (*work)(void *), void *of)
+{
+    cudaGraph_t graph = NULL;
+    CUDA(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), r->key);
+    s->is_recording = 1;
+    ddpm_result result = work(of);
+    s->is_recording = 0;
+    cudaError_t error = cudaStreamEndCapture(s->stream, &graph);
+    if (result == DDPM_OK && error == cudaSuccess) error = cudaGraphInstantiate(&r->exec, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+    return result == DDPM_OK && error != cudaSuccess ? cuda_failed(error, r->key) : result;
+}
+
+static ddpm_result cuda_repeat(ddpm_graph *g, const char *key, ddpm_result (*work)(void *of), void *of)
+{
+    cuda_state *s = state_of(g);
+    recording *r = find_recording(s, g, key);
+    s->last = g;
+    if (s->step_by_step) return work(of);
+    if (!r) {
+        TRY(work(of));
+        return add_recording(s, g, key);
+    }
+    TRY(send_step(s, &g->step));
+    if (!r->exec) TRY(record(s, r, work, of));
+    CUDA(cudaGraphLaunch(r->exec, s->stream), r->key);
+    return DDPM_OK;
+}
+
+/* ---- 6. Sums ----------------------------------------------------------------------------------------------------- */
 
 template <class T> static __device__ __forceinline__ T warp_sum(T v)
 {
@@ -347,7 +585,7 @@ static size_t sums_scratch(int pictures, size_t rows, int columns) /* in floats 
     return 2 * (size_t)pictures * (size_t)chunks_of(rows) * (size_t)columns;
 }
 
-/* ---- 5. Elementwise rows ----------------------------------------------------------------------------------------- */
+/* ---- 7. Elementwise rows ----------------------------------------------------------------------------------------- */
 
 static float *gradient_of(const ddpm_node *node, int k) /* NULL if nobody wants it */
 {
@@ -576,7 +814,7 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
     return launched(node);
 }
 
-/* ---- 6. Convolution ------------------------------------------------------------------------------------------------
+/* ---- 8. Convolution ------------------------------------------------------------------------------------------------
  * Three products of matrices, C (m,n) = sum over k of A (m,k) B (k,n), none of which is ever laid out in memory: a block
  * gathers 64 x 16 tiles of A and B into shared memory and makes a 64 x 64 tile of C.
  *   forward    m pixels of y,  n outputs,      k (tap,input):   A gathers x,  B is the weight
@@ -1107,7 +1345,7 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     return launched(node);
 }
 
-/* ---- 7. Norms ------------------------------------------------------------------------------------------------------
+/* ---- 9. Norms ------------------------------------------------------------------------------------------------------
  * GroupNorm, with the SiLU that follows it where plan() has folded that in: one block for a group of a picture, one
  * reading of its values, which stay in registers (KEEP accesses of V channels a thread; 0: too many, read again).
  * A thread always has the same V channels of the group: `lanes` = channels / V threads share a pixel. */
@@ -1124,9 +1362,9 @@ constexpr int MOST_THREADS = 512; /* 128 registers a thread: x and dy of backwar
 
 /* This thread's V channels of pixel i of its share; NULL beyond. */
 template <int V> struct norm_part {
-    size_t offset; /* of the first pixel's, in elements */
-    unsigned step; /* between two */
-    int count, channel;  /* of its pixels; its first channel */
+    size_t offset;      /* of the first pixel's, in elements */
+    unsigned step;      /* between two */
+    int count, channel; /* of its pixels; its first channel */
     __device__ norm_part(const norm_job &p)
     {
         int per_group = p.channels / p.groups, picture = (int)blockIdx.x / p.groups, group = (int)blockIdx.x % p.groups;
@@ -1467,7 +1705,7 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     return launched(node);
 }
 
-/* ---- 8. Attention --------------------------------------------------------------------------------------------------
+/* ---- 10. Attention -------------------------------------------------------------------------------------------------
  * One warp for a token i of a picture and head. Its 32 lanes are first 32 other tokens, for the dot products, and then
  * d channels, for the sums over tokens. aux (N,heads,3,L): l, and D_i = sum_j p_ij dp_ij. */
 typedef struct attention_job {
@@ -1667,7 +1905,7 @@ static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node
     return launched(node);
 }
 
-/* ---- 9. Rows that move or pick ----------------------------------------------------------------------------------- */
+/* ---- 11. Rows that move or pick ---------------------------------------------------------------------------------- */
 
 /* `columns` channels of each pixel, from one tensor's channels to another's. */
 template <int V>
@@ -1895,7 +2133,7 @@ static ddpm_result shuffle_backward(const ddpm_graph *g, const ddpm_node *node)
     return shuffle(g, node, node->out->grad, node->in[0]->grad, node->op == DDPM_OP_PIXEL_UNSHUFFLE, adds_to(node, 0));
 }
 
-/* ---- 10. Embeddings, losses -------------------------------------------------------------------------------------- */
+/* ---- 12. Embeddings, losses -------------------------------------------------------------------------------------- */
 
 struct time_features { /* angles in float as torch forms them; what is done with one, in double, then rounded */
     const float *t;
@@ -1939,6 +2177,13 @@ static ddpm_result fourier_embedding_forward(const ddpm_graph *g, const ddpm_nod
     return launched(node);
 }
 
+static trouble *trouble_of(const ddpm_graph *g)
+{
+    cuda_state *s = state_of(g);
+    s->last = g;
+    return &s->news->found;
+}
+
 static __device__ void find_trouble(trouble *found, int code, int node, int picture)
 {
     if (atomicCAS(&found->code, 0, code) == 0) found->node = node, found->picture = picture;
@@ -1964,7 +2209,7 @@ static ddpm_result embedding_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     launch_pick(g,
                 embedded{node->in[0]->data, node->in[1]->data, node->in[1]->shape[0], node->in[1]->shape[1], node->id,
-                         state_of(g)->found},
+                         trouble_of(g)},
                 ddpm_elements(node->out, g->n), node->out->data, 0);
     return launched(node);
 }
@@ -2060,7 +2305,7 @@ struct cross_entropy_backward {
 };
 static ddpm_result bce_forward(const ddpm_graph *g, const ddpm_node *node)
 {
-    return sum_pictures(g, node, cross_entropy{node->in[0]->data, node->in[1]->data, node->id, state_of(g)->found});
+    return sum_pictures(g, node, cross_entropy{node->in[0]->data, node->in[1]->data, node->id, trouble_of(g)});
 }
 static ddpm_result bce_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -2070,7 +2315,7 @@ static ddpm_result bce_backward(const ddpm_graph *g, const ddpm_node *node)
     return launched(node);
 }
 
-/* ---- 11. Noise, combinations ---------------------------------------------------------------------------------------
+/* ---- 13. Noise, combinations ---------------------------------------------------------------------------------------
  * The core's Philox, logarithm, cosine and sine again, operation by operation: the same bits. */
 
 struct words {
@@ -2135,13 +2380,13 @@ static __device__ __forceinline__ size_t place_of_element(size_t i, size_t plane
     return i % plane * columns + i / plane;
 }
 
-static __global__ void fill_normals(ddpm_address first, int n, size_t columns, size_t plane, float *x)
+static __global__ void fill_normals(const ddpm_step *step, unsigned purpose, int n, size_t columns, size_t plane,
+                                    float *x)
 {
     size_t picture = columns * plane, each = (picture + 3) / 4, count = (size_t)n * each;
     for (size_t k = first_item(); k < count; k += item_step()) {
         size_t block = k % each;
-        ddpm_address address = first;
-        address.picture += k / each;
+        ddpm_address address = {step->seed, step->first_picture + k / each, step->index, purpose};
         words w = philox(address, (unsigned)block);
         for (int pair = 0; pair < 4; pair += 2) {
             float u1 = (float)((w.at[pair] >> 8) + 1) * 5.9604644775390625e-8f,
@@ -2156,22 +2401,23 @@ static __global__ void fill_normals(ddpm_address first, int n, size_t columns, s
     }
 }
 
-static ddpm_result cuda_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result cuda_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
-    LAUNCH(fill_normals, blocks_for(ddpm_elements(x, g->n) / 4 + 1), THREADS, 0, state_of(g)->stream, first, g->n,
-           (size_t)channels(x), pixels(x), x->data);
+    cuda_state *s = state_of(g);
+    TRY(send_step(s, &g->step));
+    LAUNCH(fill_normals, blocks_for(ddpm_elements(x, g->n) / 4 + 1), THREADS, 0, s->stream, s->step, (unsigned)purpose,
+           g->n, (size_t)channels(x), pixels(x), x->data);
     CUDA(cudaGetLastError(), "normals");
     return DDPM_OK;
 }
 
-static __global__ void drop(ddpm_address first, double p, int n, size_t columns, size_t plane, const float *from,
-                            float *to, int add)
+static __global__ void drop(const ddpm_step *step, unsigned node, double p, int n, size_t columns, size_t plane,
+                            const float *from, float *to, int add)
 {
     size_t picture = columns * plane, each = (picture + 3) / 4, count = (size_t)n * each;
     float scale = p < 1 ? (float)(1 / (1 - p)) : 0;
     for (size_t k = first_item(); k < count; k += item_step()) {
-        ddpm_address address = first;
-        address.picture += k / each;
+        ddpm_address address = {step->seed, step->first_picture + k / each, node, DDPM_RANDOM_DROPOUT};
         words w = philox(address, (unsigned)(k % each));
         for (size_t j = 0; j < 4 && k % each * 4 + j < picture; j++) {
             size_t at = k / each * picture + place_of_element(k % each * 4 + j, plane, columns);
@@ -2183,8 +2429,9 @@ static __global__ void drop(ddpm_address first, double p, int n, size_t columns,
 
 static ddpm_result dropout(const ddpm_graph *g, const ddpm_node *node, const float *from, float *to, int add)
 {
-    ddpm_address address = {g->step.seed, g->step.first_picture, (uint32_t)node->id, DDPM_RANDOM_DROPOUT};
-    LAUNCH(drop, blocks_for(ddpm_elements(node->out, g->n) / 4 + 1), THREADS, 0, state_of(g)->stream, address,
+    cuda_state *s = state_of(g);
+    TRY(send_step(s, &g->step));
+    LAUNCH(drop, blocks_for(ddpm_elements(node->out, g->n) / 4 + 1), THREADS, 0, s->stream, s->step, (unsigned)node->id,
            g->training ? node->attr.affine.scale : 0, g->n, (size_t)channels(node->out), pixels(node->out), from, to,
            add);
     return launched(node);
@@ -2211,7 +2458,7 @@ static __global__ void combine(terms t, size_t count, float *y)
     for (size_t i = first_item(); i < count; i += item_step()) {
         double value = 0;
         for (int k = 0; k < t.count; k++)
-            value += (double)t.c[(size_t)k * t.capacity + i / t.picture] * (double)t.x[k][i];
+            value += (double)t.c[(size_t)k * t.capacity + i / t.picture] * (t.x[k] ? (double)t.x[k][i] : 1);
         if (t.clamp > 0 && value > t.clamp) value = t.clamp;
         if (t.clamp > 0 && value < -t.clamp) value = -t.clamp;
         y[i] = (float)value;
@@ -2224,14 +2471,14 @@ static ddpm_result cuda_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
     terms t = {{NULL}, c->data, k, (size_t)g->capacity, ddpm_elements(y, 1), clamp};
     if (k > MOST_TERMS) return ddpm_fail(DDPM_ERR_ARGUMENT, "a combination of %d tensors; at most %d", k, MOST_TERMS);
     for (int i = 0; i < k; i++)
-        t.x[i] = x[i]->data;
+        t.x[i] = x[i] ? x[i]->data : NULL;
     size_t count = ddpm_elements(y, g->n);
     LAUNCH(combine, blocks_for(count), THREADS, 0, state_of(g)->stream, t, count, y->data);
     CUDA(cudaGetLastError(), "linear combination");
     return DDPM_OK;
 }
 
-/* ---- 12. Update ----------------------------------------------------------------------------------------------------
+/* ---- 14. Update ----------------------------------------------------------------------------------------------------
  * Neighbouring parameters are one run of the flat arrays. Partial sums of squares, their total in order with the factor
  * of the clipping and whether all is finite, then Adam and the average in one pass that does nothing if it is not. */
 typedef struct run {
@@ -2267,27 +2514,36 @@ static __global__ void sum_squares(size_t count, const float *grad, double *part
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-static __global__ void decide(size_t count, const double *partial, double max_grad_norm, outcome *result)
+/* The factors of adam_factors() in ddpm_impl.c, from the step struct, so that a recorded update follows it. */
+static __global__ void decide(size_t count, const double *partial, const ddpm_step *step, outcome *result)
 {
     double *room = reinterpret_cast<double *>(cuda_shared), total = 0;
     for (size_t i = threadIdx.x; i < count; i += blockDim.x)
         total += partial[i];
     total = block_sum(total, room);
     if (threadIdx.x) return;
-    double norm = sqrt(total), clip = max_grad_norm > 0 ? max_grad_norm / (norm + 1e-6) : 1;
-    *result = {norm, (float)(clip < 1 ? clip : 1), isfinite(total)};
+    double norm = sqrt(total), clip = step->max_grad_norm > 0 ? step->max_grad_norm / (norm + 1e-6) : 1;
+    ddpm_adam adam = {(float)(clip < 1 ? clip : 1),
+                      (float)(1 - step->beta1),
+                      (float)step->beta2,
+                      (float)(1 - step->beta2),
+                      (float)(1 - step->lr * step->weight_decay),
+                      (float)(step->lr / step->correction1),
+                      (float)sqrt(step->correction2),
+                      (float)step->eps,
+                      (float)(1 - step->ema_decay)};
+    *result = {norm, adam, isfinite(total)};
 }
 
 typedef struct adam_job {
     float *w, *m, *v, *ema; /* ema NULL: none kept */
     const float *grad;
-    float one_b1, b2, one_b2, keep, rate, root, eps, follow;
     int trainable;
 } adam_job;
 
-static __device__ __forceinline__ void adam(const adam_job &p, float clip, float grad, float *w, float *m, float *v)
+static __device__ __forceinline__ void adam(const ddpm_adam &p, float grad, float *w, float *m, float *v)
 {
-    float g = clip * grad;
+    float g = p.clip * grad;
     *m += p.one_b1 * (g - *m);
     *v = p.b2 * *v + p.one_b2 * g * g;
     *w = p.keep * *w - p.rate * *m / (sqrtf(*v) / p.root + p.eps);
@@ -2296,21 +2552,21 @@ static __device__ __forceinline__ void adam(const adam_job &p, float clip, float
 static __global__ void update_run(adam_job p, size_t first, size_t count, const outcome *result)
 {
     if (!result->finite) return;
-    float clip = result->clip;
+    const ddpm_adam factor = result->adam;
     for (size_t i = first + 4 * first_item(); i < first + count; i += 4 * item_step()) {
         float4 w = load4(p.w + i);
         if (p.trainable) {
             float4 g = load4(p.grad + i), m = load4(p.m + i), v = load4(p.v + i);
-            adam(p, clip, g.x, &w.x, &m.x, &v.x);
-            adam(p, clip, g.y, &w.y, &m.y, &v.y);
-            adam(p, clip, g.z, &w.z, &m.z, &v.z);
-            adam(p, clip, g.w, &w.w, &m.w, &v.w);
+            adam(factor, g.x, &w.x, &m.x, &v.x);
+            adam(factor, g.y, &w.y, &m.y, &v.y);
+            adam(factor, g.z, &w.z, &m.z, &v.z);
+            adam(factor, g.w, &w.w, &m.w, &v.w);
             store4(p.w + i, w), store4(p.m + i, m), store4(p.v + i, v);
         }
         if (p.ema) {
             float4 e = load4(p.ema + i);
-            e.x -= p.follow * (e.x - w.x), e.y -= p.follow * (e.y - w.y);
-            e.z -= p.follow * (e.z - w.z), e.w -= p.follow * (e.w - w.w);
+            e.x -= factor.ema * (e.x - w.x), e.y -= factor.ema * (e.y - w.y);
+            e.z -= factor.ema * (e.z - w.z), e.w -= factor.ema * (e.w - w.w);
             store4(p.ema + i, e);
         }
     }
@@ -2346,7 +2602,9 @@ static ddpm_result cuda_update(ddpm_model *model, ddpm_step *step)
         p = run_from(model, p, &r);
         if (r.trainable) blocks += blocks_of_run(&r);
     }
+    if (s->square_room < blocks * sizeof(double)) forget_recordings(s, NULL); /* they know the old place */
     TRY(grow(s, (void **)&s->squares, &s->square_room, (blocks ? blocks : 1) * sizeof(double)));
+    TRY(send_step(s, step));
     const float *grad = (const float *)model->array[DDPM_GRAD];
     size_t at = 0;
     for (int p = 0; p < model->params;) {
@@ -2356,35 +2614,30 @@ static ddpm_result cuda_update(ddpm_model *model, ddpm_step *step)
                s->squares + at);
         at += blocks_of_run(&r);
     }
-    LAUNCH(decide, 1, THREADS, 32 * sizeof(double), s->stream, blocks, s->squares, step->max_grad_norm, s->result);
+    LAUNCH(decide, 1, THREADS, 32 * sizeof(double), s->stream, blocks, s->squares, s->step, &s->news->update);
     adam_job job = {(float *)model->array[DDPM_WEIGHT],
                     (float *)model->array[DDPM_MOMENT1],
                     (float *)model->array[DDPM_MOMENT2],
                     (float *)model->array[DDPM_EMA],
                     grad,
-                    (float)(1 - step->beta1),
-                    (float)step->beta2,
-                    (float)(1 - step->beta2),
-                    (float)(1 - step->lr * step->weight_decay),
-                    (float)(step->lr / step->correction1),
-                    (float)sqrt(step->correction2),
-                    (float)step->eps,
-                    (float)(1 - step->ema_decay),
                     0};
     for (int p = 0; p < model->params;) {
         p = run_from(model, p, &r);
         job.trainable = r.trainable;
-        LAUNCH(update_run, blocks_for(r.count / 4), THREADS, 0, s->stream, job, r.first, r.count, s->result);
+        LAUNCH(update_run, blocks_for(r.count / 4), THREADS, 0, s->stream, job, r.first, r.count, &s->news->update);
     }
     CUDA(cudaGetLastError(), "update");
-    outcome result;
-    CUDA(cudaMemcpyAsync(&result, s->result, sizeof result, cudaMemcpyDeviceToHost, s->stream), "update");
-    TRY(cuda_sync(s));
-    step->grad_norm = result.grad_norm;
-    return result.finite ? DDPM_OK : name_nonfinite(model);
+    return receive_news(s);
 }
 
-/* ---- 13. The backend --------------------------------------------------------------------------------------------- */
+static ddpm_result cuda_outcome(ddpm_model *model, ddpm_step *step)
+{
+    const outcome *told = &((cuda_state *)model->device->state)->told->update;
+    step->grad_norm = told->grad_norm;
+    return told->finite ? DDPM_OK : name_nonfinite(model);
+}
+
+/* ---- 15. The backend --------------------------------------------------------------------------------------------- */
 
 static size_t larger(size_t a, size_t b)
 {
@@ -2440,14 +2693,35 @@ static ddpm_result cuda_plan(ddpm_graph *g)
     return DDPM_OK;
 }
 
+static void cuda_unplan(ddpm_graph *g)
+{
+    cuda_state *s = state_of(g);
+    if (s->last == g) s->last = NULL;
+    forget_recordings(s, g);
+    for (int i = 0; i < g->tensors; i++)
+        free_batch((batch *)g->tensor[i]->device);
+}
+
+static ddpm_result cuda_room(void *state, size_t *free_bytes)
+{
+    size_t total;
+    (void)state;
+    CUDA(cudaMemGetInfo(free_bytes, &total), "cudaMemGetInfo");
+    return DDPM_OK;
+}
+
 static void cuda_close(void *state)
 {
     cuda_state *s = (cuda_state *)state;
     if (!s) return;
+    forget_recordings(s, NULL);
     (void)cudaFree(s->stage);
-    (void)cudaFree(s->found);
-    (void)cudaFree(s->result);
+    (void)cudaFree(s->news);
+    (void)cudaFree(s->step);
     (void)cudaFree(s->squares);
+    (void)cudaFreeHost(s->mail);
+    (void)cudaFreeHost(s->told);
+    if (s->arrivals) (void)cudaStreamDestroy(s->arrivals);
     if (s->stream) (void)cudaStreamDestroy(s->stream);
     free(s);
 }
@@ -2464,8 +2738,11 @@ static ddpm_result choose_precision(cuda_state *s, const cudaDeviceProp *device,
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s needs compute capability 8.0, %s has %d.%d\n      hint: --isa fp32 computes on any",
                          precision_names[s->how], device->name, device->major, device->minor);
-    snprintf(s->isa, sizeof s->isa, "%s on %.64s (sm_%d%d, %.1f GiB)", precision_names[s->how], device->name,
-             device->major, device->minor, (double)device->totalGlobalMem / 1073741824);
+    int driver = 0;
+    CUDA(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+    snprintf(s->isa, sizeof s->isa, "%s on %.64s (sm_%d%d, %.1f GiB, driver for CUDA %d.%d)", precision_names[s->how],
+             device->name, device->major, device->minor, (double)device->totalGlobalMem / 1073741824, driver / 1000,
+             driver % 1000 / 10);
     return DDPM_OK;
 }
 
@@ -2483,8 +2760,13 @@ static ddpm_result open_device(cuda_state *s, const char *isa)
     CUDA(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
     TRY(choose_precision(s, &device, isa));
     CUDA(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-    TRY(cuda_alloc(s, sizeof *s->found, (void **)&s->found));
-    return cuda_alloc(s, sizeof *s->result, (void **)&s->result);
+    CUDA(cudaStreamCreateWithFlags(&s->arrivals, cudaStreamNonBlocking), "cudaStreamCreate");
+    CUDA(cudaMallocHost(&s->mail, MAIL), "pinned memory");
+    CUDA(cudaMallocHost(&s->told, sizeof *s->told), "pinned memory");
+    memset(s->told, 0, sizeof *s->told);
+    s->step_by_step = getenv("CUDA_LAUNCH_BLOCKING") != NULL;
+    TRY(cuda_alloc(s, sizeof *s->step, (void **)&s->step)); /* zeros, as s->sent */
+    return cuda_alloc(s, sizeof *s->news, (void **)&s->news);
 }
 
 static ddpm_result cuda_open(void **state, int threads, const char *isa)
@@ -2534,9 +2816,10 @@ static_assert(sizeof cuda_rows / sizeof *cuda_rows == DDPM_OP_COUNT, "a row for 
 
 extern "C" const ddpm_backend *ddpm_cuda(void)
 {
-    static const ddpm_backend cuda = {"cuda",       cuda_rows,   cuda_open, cuda_close,  cuda_plan,     NULL,
-                                      cuda_alloc,   cuda_free,   cuda_zero, cuda_upload, cuda_download, cuda_sync,
-                                      cuda_lincomb, cuda_normal, NULL,      NULL,        cuda_update,   cuda_isa};
+    static const ddpm_backend cuda = {"cuda",       cuda_rows,   cuda_open,  cuda_close,   cuda_plan,     cuda_unplan,
+                                      cuda_alloc,   cuda_free,   cuda_zero,  cuda_upload,  cuda_download, cuda_sync,
+                                      cuda_lincomb, cuda_normal, NULL,       NULL,         cuda_isa,      cuda_update,
+                                      cuda_outcome, cuda_fetch,  cuda_stage, cuda_unstage, cuda_repeat,   cuda_room};
     return &cuda;
 }
 

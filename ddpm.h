@@ -208,7 +208,8 @@ typedef struct ddpm_task {
 /* What changes from step to step: rows and the update read it through graph->step, so that a step can be captured
  * once. */
 typedef struct ddpm_step {
-    uint64_t seed, first_picture;       /* address of the batch's first picture, for dropout */
+    uint64_t seed, first_picture;       /* address of the batch's first picture, for noise and dropout, */
+    uint32_t index;                     /* and which step of sampling */
     double lr, beta1, beta2, eps;       /* Adam */
     double correction1, correction2;    /* 1 - beta^t */
     double weight_decay;                /* decoupled (AdamW) */
@@ -388,20 +389,35 @@ typedef struct ddpm_backend {
     ddpm_result (*upload)(void *state, ddpm_tensor *x, int which, int n, const ddpm_real *host);
     ddpm_result (*download)(void *state, const ddpm_tensor *x, int which, int n, ddpm_real *host);
     ddpm_result (*sync)(void *state);
-    /* y[n] = sum_k c[k * capacity + n] x_k[n], then clamped to [-clamp, clamp] if clamp > 0. y may be one of x.
-     * Serves add_noise, guidance and every sampler; not differentiable. c is a tensor (capacity,4,1,1) read as
-     * [k][n]. y and x_k may be views: copies of a tensor's struct whose data begin at a later picture, each picture
-     * being C*H*W elements; upload and download meet them too. */
+    /* y[n] = sum_k c[k * capacity + n] x_k[n], then clamped to [-clamp, clamp] if clamp > 0. y may be one of x; an x_k
+     * that is NULL counts as ones. Serves add_noise, guidance and every sampler; not differentiable. c is a tensor
+     * (capacity,4,1,1) read as [k][n]. y, x_k and c may be views: copies of a tensor's struct whose data begin at a
+     * later picture, each picture being C*H*W elements; upload and download meet them too. */
     ddpm_result (*lincomb)(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
-    ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_address first); /* picture i: ddpm_normals at first + i */
+    /* Picture i: ddpm_normals at {seed, first_picture + i, index, purpose}, of g->step but for the last. */
+    ddpm_result (*normal)(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose);
     /* The update, on host memory, of parameters next to each other: the sum of x^2; and clipping, Adam and the average
      * in one pass, without Adam if grad is NULL, without the average if ema is NULL. */
     double (*squares)(void *state, size_t count, const ddpm_real *x);
     void (*adam)(void *state, const ddpm_adam *s, size_t count, ddpm_real *w, const ddpm_real *grad, ddpm_real *m,
                  ddpm_real *v, ddpm_real *ema);
-    ddpm_result (*update)(ddpm_model *model, ddpm_step *step); /* all of ddpm_update, for memory of its own */
-    const char *(*isa)(const void *state);                     /* the instruction set in use, for people: "avx512" */
+    const char *(*isa)(const void *state); /* the instruction set in use, for people: "avx512" */
+
+    /* For a device that computes while the host goes on. update: all of ddpm_update, for memory of its own; where there
+     * is outcome, update only asks for it, and outcome, after a sync, tells how it ended. */
+    ddpm_result (*update)(ddpm_model *model, ddpm_step *step);
+    ddpm_result (*outcome)(ddpm_model *model, ddpm_step *step);
+    /* download, done by the time of the next sync. */
+    ddpm_result (*fetch)(void *state, const ddpm_tensor *x, int n, ddpm_real *host);
+    /* A batch of n pictures, more than the capacity if need be, sets out for the device while that computes; unstage
+     * makes those from `first` on, g->n of them, x's data. */
+    ddpm_result (*stage)(ddpm_graph *g, ddpm_tensor *x, int n, const ddpm_real *host);
+    ddpm_result (*unstage)(ddpm_graph *g, ddpm_tensor *x, int first);
+    /* Runs work(of), which asks the device for what is the same whenever the key is, but for what g->step and tensors
+     * hold, and copies nothing to or from the host: it may be recorded, and the record repeated. */
+    ddpm_result (*repeat)(ddpm_graph *g, const char *key, ddpm_result (*work)(void *of), void *of);
+    ddpm_result (*room)(void *state, size_t *free_bytes); /* of the device's memory */
 } ddpm_backend;
 
 /* For a backend's plan(): where nobody but one SiLU reads a GroupNorm's output, and it is not to be kept, the norm's
@@ -531,10 +547,13 @@ typedef struct ddpm_net {
     ddpm_tensor *noise;          /* training: eps, the target; sampling: z */
     ddpm_tensor *image;          /* training: x_0; sampling: its estimate */
     ddpm_tensor *loss;           /* (N,1,1,1) sums of squares; NULL unless training */
-    ddpm_tensor *coefficients;   /* of lincomb */
+    ddpm_tensor *coefficients;   /* of all linear combinations of a step */
     int *host_steps;             /* (capacity): for t, */
-    double *host_terms;          /* (2,capacity): coefficients of add_noise */
-    ddpm_real *host_values;      /* (4,capacity): and what is on its way to or from a tensor */
+    double *host_terms;          /* (2,capacity): coefficients of one of them, */
+    ddpm_real *host_coefficients; /* of all of them as they are uploaded, */
+    ddpm_real *host_values;      /* (capacity): and what is on its way to or from a tensor */
+    ddpm_real *host_losses;      /* of the pictures of a training step */
+    int losses_room;
     /* Somebody else's say, NULL where nobody has one; `teacher` is given to both. They may return a failure.
      *   guide  of ddpm_sample: may change `prediction` of n pictures at time t before the step uses it
      *   pull   of training, between forward and backward: may move `noise`. The gradient of the prediction is
@@ -651,6 +670,8 @@ typedef struct ddpm_trainer {
     double grad_norm;       /* of the last step, before clipping */
     double *picture_loss;   /* the caller's, n entries or NULL: a step leaves each picture's mean squared error there */
     int *picture_t;         /* and its t here */
+    /* Batches, handed over and of the step in progress: this process's pictures, `n` of `all`, after `first` others. */
+    struct { const ddpm_real *pictures, *labels; int n, first, all; ddpm_result result; } next, now;
 } ddpm_trainer;
 /* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL:
  * default. */
@@ -663,6 +684,12 @@ DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, con
  * together, and pictures and labels hold this rank's part (ddpm_part), which may be empty. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
+/* The same in three parts, for a device that computes while the host goes on: batch, start; batch, wait, start; batch,
+ * wait, start; ...; wait. Between start and wait the next batch can be read, and be on its way. Pictures and labels stay
+ * as they are until the wait for their step. */
+DDPM_API ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n);
+DDPM_API ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr);
+DDPM_API ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss);
 /* The last part of it, for loops of one's own: clips the gradients that are there, makes one step of Adam and moves the
  * average, all in one pass over memory. step->grad_norm is set. DDPM_ERR_NONFINITE names a parameter whose gradient is
  * not finite; nothing is then changed. */

@@ -271,26 +271,16 @@ ddpm_result ddpm_graph_forward(ddpm_graph *g, int n)
     return DDPM_OK;
 }
 
-ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user)
+/* Backward, from the gradient that the root has. */
+static ddpm_result propagate(ddpm_graph *g, ddpm_grad_ready ready, void *user)
 {
-    if (!g->root || !g->n)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "backward needs a root (ddpm_graph_plan) and a forward before it");
-    size_t count = ddpm_elements(g->root, g->n);
-    ddpm_real *ones = NULL;
-    if (!seed) {
-        if (!(ones = aligned_alloc_zero(count * sizeof *ones))) return DDPM_ERR_MEMORY;
-        for (size_t i = 0; i < count; i++)
-            ones[i] = 1;
-    }
-    ddpm_result result = ddpm_upload(g->device, g->root, DDPM_GRADIENT, g->n, seed ? seed : ones);
-    aligned_free(ones);
-    for (int i = g->forwards; i < g->tasks && result == DDPM_OK; i++) {
+    for (int i = g->forwards; i < g->tasks; i++) {
         const ddpm_task *task = &g->task[i];
-        result = run_task(g, task);
-        for (int k = 0; k < DDPM_MAX_INPUTS && ready && result == DDPM_OK && task->what == DDPM_BACKWARD; k++)
+        TRY(run_task(g, task));
+        for (int k = 0; k < DDPM_MAX_INPUTS && ready && task->what == DDPM_BACKWARD; k++)
             if (task->node->final >> k & 1) ready(user, task->node->in[k]);
     }
-    return result;
+    return DDPM_OK;
 }
 
 /* ---- 4. Rows of the operation table ---------------------------------------------------------------------------------
@@ -889,7 +879,7 @@ static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
     for (size_t i = 0; i < (size_t)g->n * picture; i++) {
         double value = 0;
         for (int j = 0; j < k; j++)
-            value += (double)c->data[(size_t)j * capacity + i / picture] * (double)x[j]->data[i];
+            value += (double)c->data[(size_t)j * capacity + i / picture] * (x[j] ? (double)x[j]->data[i] : 1);
         if (clamp > 0 && value > clamp) value = clamp;
         if (clamp > 0 && value < -clamp) value = -clamp;
         y->data[i] = (ddpm_real)value;
@@ -897,13 +887,12 @@ static ddpm_result host_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
     return DDPM_OK;
 }
 
-static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result host_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
     size_t picture = ddpm_elements(x, 1);
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < g->n; n++) {
-        ddpm_address address = first;
-        address.picture += (uint64_t)n;
+        ddpm_address address = {g->step.seed, g->step.first_picture + (uint64_t)n, g->step.index, purpose};
         ddpm_normals(address, picture, x->data + (size_t)n * picture);
     }
     return DDPM_OK;
@@ -991,7 +980,7 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 /* These, or what the backend in use has in their place (Part II). */
 static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                            double clamp);
-static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
+static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose);
 
 /* ---- 6. Blocks, UNet2DModel, model ----------------------------------------------------------------------------------
  * Network code runs twice: once while a model is created, when it declares the parameters, and once for every
@@ -1222,6 +1211,9 @@ int ddpm_label_width(const ddpm_model_config *config)
     return config->unet.class_embed_type == DDPM_CLASS_TIMESTEP || config->unet.num_class_embeds ? 1 : 0;
 }
 
+/* Which combination of a step: of net->coefficients each has (4,capacity). */
+typedef enum combination { OF_SAMPLE, OF_TARGET, OF_LOSS, OF_IMAGE, OF_GUIDED, OF_COPY, COMBINATIONS } combination;
+
 static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int training)
 {
     const ddpm_model_config *c = &model->config;
@@ -1232,7 +1224,7 @@ static void build_network(ddpm_net *net, ddpm_graph *g, ddpm_model *model, int t
     net->labels = labels ? ddpm_input(g, "labels", labels, 1, 1, 0) : NULL;
     net->noise = ddpm_input(g, "noise", net->out_channels, height, width, 0);
     net->image = ddpm_input(g, "image", channels, height, width, 0);
-    net->coefficients = ddpm_input(g, "coefficients", 4, 1, 1, 0);
+    net->coefficients = ddpm_input(g, "coefficients", 4 * COMBINATIONS, 1, 1, 0);
     ddpm_tensor *x = net->sample,
                 *classes = c->label.num_classes ? label_encoder(&b, net->labels, &c->label) : net->labels;
     if (c->pixel_unshuffle > 1) x = ddpm_pixel_unshuffle(g, x, c->pixel_unshuffle);
@@ -1257,8 +1249,10 @@ ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int w
         ddpm_arena *arena = &net->graph->arena;
         net->host_steps = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_steps);
         net->host_terms = ddpm_arena_alloc(arena, 2 * (size_t)capacity * sizeof *net->host_terms);
-        net->host_values = ddpm_arena_alloc(arena, 4 * (size_t)capacity * sizeof *net->host_values);
-        if (!net->host_steps || !net->host_terms || !net->host_values) result = DDPM_ERR_MEMORY;
+        net->host_values = ddpm_arena_alloc(arena, (size_t)capacity * sizeof *net->host_values);
+        net->host_coefficients = ddpm_arena_alloc(arena, 4 * COMBINATIONS * (size_t)capacity * sizeof(ddpm_real));
+        if (!net->host_steps || !net->host_terms || !net->host_values || !net->host_coefficients)
+            result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = ddpm_graph_plan(net->graph, net->loss, &net->prediction, 1);
     if (result == DDPM_OK)
@@ -1313,36 +1307,39 @@ void ddpm_schedule_free(ddpm_schedule *s)
     s->beta = s->alpha_bar = NULL;
 }
 
-/* Uploads the coefficients of one lincomb, c[k] for all pictures or, if per_picture, c[k][n], and runs it. */
-static ddpm_result combine(ddpm_net *net, ddpm_tensor *y, int terms, ddpm_tensor *const *x, const double *c,
-                           int per_picture, double clamp)
+/* Part II: what the combinations of a step multiply by, c[k] for all pictures or, if per_picture, c[k][n]: first all are
+ * set, then they are uploaded at once. */
+static void set_terms(ddpm_net *net, combination what, int terms, const double *c, int per_picture);
+static ddpm_result upload_terms(ddpm_net *net);
+static void set_target_terms(ddpm_net *net, const ddpm_schedule *s, const int *t);
+
+static ddpm_result combine(ddpm_net *net, combination what, ddpm_tensor *y, int terms, ddpm_tensor *const *x,
+                           double clamp)
 {
-    size_t capacity = (size_t)net->graph->capacity;
-    for (int k = 0; k < terms; k++)
-        for (int n = 0; n < net->graph->n; n++)
-            net->host_values[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
-    TRY(ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, net->host_values));
-    return lincomb(net->graph, y, terms, x, net->coefficients, clamp);
+    ddpm_tensor c = *net->coefficients;
+    c.shape[1] = 4;
+    c.data += 4 * (size_t)net->graph->capacity * (size_t)what;
+    return lincomb(net->graph, y, terms, x, &c, clamp);
 }
 
-ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
+/* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4) */
+static ddpm_result set_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
 {
-    ddpm_graph *g = net->graph;
-    if (n < 1 || n > g->capacity)
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
-    for (int i = 0; i < n; i++)
-        if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
-            return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
-    TRY(ddpm_graph_alloc(g));
     double *c = net->host_terms;
+    net->graph->n = n;
     for (int i = 0; i < n; i++) {
         c[i] = (double)sqrtf(s->alpha_bar[t[i]]);
         c[n + i] = (double)sqrtf(1 - s->alpha_bar[t[i]]);
         net->host_values[i] = (ddpm_real)t[i];
     }
-    g->n = n;
-    TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, n, net->host_values));
-    return combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, c, 1, 0);
+    set_terms(net, OF_SAMPLE, 2, c, 1);
+    set_target_terms(net, s, t);
+    return ddpm_upload(net->model->device, net->timestep, DDPM_DATA, n, net->host_values);
+}
+
+static ddpm_result add_noise(ddpm_net *net)
+{
+    return combine(net, OF_SAMPLE, net->sample, 2, (ddpm_tensor *[]){net->image, net->noise}, 0);
 }
 
 /* ---- 8. Training ------------------------------------------------------------------------------------------------- */
@@ -1350,13 +1347,6 @@ ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, 
 ddpm_train_config ddpm_train_default(void)
 {
     return (ddpm_train_config){0.9, 0.999, 1e-8, 0, 1.0, 0.9999, 529, 0};
-}
-
-double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
-{
-    for (int i = 0; i < count; i++)
-        if (milestones[i] <= epoch) lr *= gamma;
-    return lr;
 }
 
 double ddpm_ema_decay(uint64_t step, double max_decay)
@@ -1371,7 +1361,7 @@ static ddpm_result predicts_noise(const ddpm_net *net); /* Part II: as many chan
 ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
                               const ddpm_train_config *config)
 {
-    *trainer = (ddpm_trainer){net, s, config ? *config : ddpm_train_default(), NULL, 0, 0, 0, NULL, NULL};
+    *trainer = (ddpm_trainer){.net = net, .schedule = s, .config = config ? *config : ddpm_train_default()};
     if (!net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
@@ -1383,35 +1373,6 @@ ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_s
     return ddpm_model_use(net->model, DDPM_WEIGHT);
 }
 
-/* Its part of the loss; leaves the picture's loss with the trainer (Part II). */
-static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square);
-
-/* Forward and backward for the n pictures now in the network's tensors. Gradients add up in the model, the squared
- * errors in *total; every picture weighs 1/elements, the number of elements of all micro-batches together. last: no
- * more of them come, so that gradients become final. */
-static ddpm_result run_micro_batch(ddpm_net *net, int n, double elements, const ddpm_trainer *trainer, const int *t,
-                                   int last, double *total)
-{
-    ddpm_graph *g = net->graph;
-    const ddpm_ranks *ranks = trainer ? trainer->ranks : NULL;
-    ddpm_real *value = net->host_values;
-    TRY(ddpm_graph_forward(g, n));
-    TRY(ddpm_download(g->device, net->loss, DDPM_DATA, n, value));
-    for (int i = 0; i < n; i++) {
-        double weight = trainer ? weigh_picture(trainer, i, t[i], (double)value[i]) : 1;
-        *total += weight * (double)value[i];
-        value[i] = (ddpm_real)(weight / elements);
-    }
-    if (!isfinite(*total)) {
-        TRY(ddpm_graph_find_nonfinite(g));
-        return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
-    }
-    if (net->pull) TRY(net->pull(net->teacher, net, n, elements));
-    if (ranks) return ddpm_graph_backward(g, value, last ? ranks->ready : NULL, ranks->user);
-    ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
-    return ddpm_graph_backward(g, value, ready, net->model);
-}
-
 void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, double lr)
 {
     double step = (double)(steps + 1);
@@ -1421,63 +1382,97 @@ void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, dou
     s->ema_decay = ddpm_ema_decay(steps + 1, c->ema_decay);
 }
 
-/* Part II: from zero; what else than eps a network may predict, in its place. */
-static ddpm_result start_gradients(ddpm_net *net, int n);
-static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
+/* Part II. Of the batch in progress: its elements; a picture's t; what the network sees of it. Gradients from zero; what
+ * the network is to predict, if not eps; someone else's say; the update, asked for. */
+static double batch_elements(const ddpm_trainer *trainer);
+static int draw_timestep(const ddpm_trainer *trainer, uint64_t picture);
+static ddpm_result take_pictures(ddpm_trainer *trainer, int first);
+static ddpm_result start_gradients(ddpm_net *net);
+static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s);
+static ddpm_result pull_noise(ddpm_net *net, double elements);
+static ddpm_result ask_update(ddpm_model *model, ddpm_step *step);
+/* run_micro_batch, which a device may repeat; the losses, which ddpm_train_wait will read. */
+static ddpm_result repeat_training(ddpm_trainer *trainer, int first);
+static ddpm_result fetch_losses(ddpm_net *net, int first);
 
-/* Gradients of `count` pictures of a step, whose others come before (`begin` of them) and after: the whole step's, or a
- * rank's part. */
-static ddpm_result train_part(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int begin,
-                              int count, double elements, double *total)
+/* All that varies from step to step goes first: pictures, labels, t, coefficients. The gradient of a picture's loss is
+ * 1/elements, times its weight: so many elements have all micro-batches together. */
+static ddpm_result prepare_micro_batch(ddpm_trainer *trainer, int first)
 {
     ddpm_net *net = trainer->net;
     ddpm_graph *g = net->graph;
-    size_t picture = ddpm_elements(net->image, 1), width = net->labels ? ddpm_elements(net->labels, 1) : 0;
-    TRY(start_gradients(net, count));
-    TRY(ddpm_graph_alloc(g));
-    int *t = net->host_steps;
-    for (int first = 0; first < count; first += g->capacity) {
-        int n = count - first < g->capacity ? count - first : g->capacity;
-        ddpm_address address = {trainer->config.seed, trainer->picture + (uint64_t)(begin + first), 0,
-                                DDPM_RANDOM_NOISE};
-        g->n = n;
-        g->step.seed = address.seed;
-        g->step.first_picture = address.picture;
-        TRY(ddpm_upload(g->device, net->image, DDPM_DATA, n, pictures + (size_t)first * picture));
-        if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, n, labels + (size_t)first * width));
-        TRY(normal(g, net->noise, address));
-        for (int i = 0; i < n; i++) {
-            ddpm_address at = {address.seed, address.picture + (uint64_t)i, 0, DDPM_RANDOM_TIMESTEP};
-            t[i] = (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
-        }
-        TRY(ddpm_add_noise(net, trainer->schedule, t, n));
-        TRY(set_target(net, trainer->schedule, t, n));
-        TRY(run_micro_batch(net, n, elements, trainer, t, first + n == count, total));
+    int n = trainer->now.n - first < g->capacity ? trainer->now.n - first : g->capacity;
+    g->n = n;
+    g->step.seed = trainer->config.seed;
+    g->step.first_picture = trainer->picture + (uint64_t)(trainer->now.first + first);
+    for (int i = 0; i < n; i++)
+        net->host_steps[i] = draw_timestep(trainer, g->step.first_picture + (uint64_t)i);
+    TRY(set_noise(net, trainer->schedule, net->host_steps, n));
+    for (int i = 0; i < n; i++) {
+        double weight = ddpm_snr_weight(trainer->schedule, net->host_steps[i], trainer->config.snr_gamma);
+        net->host_terms[i] = weight / batch_elements(trainer);
+        net->host_terms[n + i] = 0;
     }
+    set_terms(net, OF_LOSS, 2, net->host_terms, 1);
+    return upload_terms(net);
+}
+
+/* Forward and backward of the pictures that have been prepared; gradients add up in the model. 0 times a loss that is
+ * not finite is NaN, which spreads to the gradients: then there is no update. */
+static ddpm_result run_micro_batch(void *of)
+{
+    ddpm_trainer *trainer = of;
+    ddpm_net *net = trainer->net;
+    ddpm_graph *g = net->graph;
+    const ddpm_ranks *ranks = trainer->ranks;
+    int first = (int)(g->step.first_picture - trainer->picture) - trainer->now.first,
+        last = first + g->n == trainer->now.n;
+    ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
+    if (ranks) ready = last ? ranks->ready : NULL; /* what is squared is the sum of all ranks */
+    if (first == 0) TRY(start_gradients(net));
+    TRY(normal(g, net->noise, DDPM_RANDOM_NOISE));
+    TRY(add_noise(net));
+    TRY(set_target(net, trainer->schedule));
+    TRY(ddpm_graph_forward(g, g->n));
+    if (net->pull) TRY(pull_noise(net, batch_elements(trainer)));
+    ddpm_tensor seed = *net->loss;
+    seed.data = net->loss->grad;
+    TRY(combine(net, OF_LOSS, &seed, 2, (ddpm_tensor *[]){NULL, net->loss}, 0));
+    TRY(propagate(g, ready, ranks ? ranks->user : net->model));
+    return ranks || !last ? DDPM_OK : ask_update(net->model, &g->step);
+}
+
+static ddpm_result start_batch(ddpm_trainer *trainer)
+{
+    ddpm_net *net = trainer->net;
+    if (!trainer->now.n) TRY(ddpm_model_zero_grad(net->model)); /* a rank may have no part in it */
+    for (int first = 0; first < trainer->now.n; first += net->graph->capacity) {
+        TRY(prepare_micro_batch(trainer, first));
+        TRY(take_pictures(trainer, first));
+        TRY(repeat_training(trainer, first));
+        TRY(fetch_losses(net, first));
+    }
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr)
+{
+    trainer->now = trainer->next;
+    trainer->next.all = 0;
+    if (!trainer->now.all) return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step before ddpm_train_batch");
+    ddpm_step_set(&trainer->net->graph->step, &trainer->config, trainer->step, lr);
+    ddpm_result result = start_batch(trainer);
+    if (!trainer->ranks) return result;
+    trainer->now.result = result; /* the others are in this step, too, and hear of it when they wait */
     return DDPM_OK;
 }
 
 ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
                             double *loss)
 {
-    ddpm_net *net = trainer->net;
-    ddpm_step *step = &net->graph->step;
-    const ddpm_ranks *ranks = trainer->ranks;
-    double elements = (double)n * (double)ddpm_elements(net->image, 1), total = 0;
-    if (n < 1 || !pictures || (net->labels && !labels))
-        return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
-    int first = 0, count = ranks ? ddpm_part(n, ranks->rank, ranks->size, &first) : n;
-    ddpm_result result = train_part(trainer, pictures, labels, first, count, elements, &total);
-    if (ranks) result = ranks->finish(ranks->user, result, &total);
-    TRY(result);
-
-    ddpm_step_set(step, &trainer->config, trainer->step, lr);
-    TRY(ddpm_update(net->model, step));
-    trainer->grad_norm = step->grad_norm;
-    trainer->step++;
-    trainer->picture += (uint64_t)n;
-    if (loss) *loss = total / elements;
-    return DDPM_OK;
+    TRY(ddpm_train_batch(trainer, pictures, labels, n));
+    TRY(ddpm_train_start(trainer, lr));
+    return ddpm_train_wait(trainer, loss);
 }
 
 /* ---- 9. Sampling ------------------------------------------------------------------------------------------------- */
@@ -1490,10 +1485,22 @@ static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sample
 static ddpm_result check_terms(const ddpm_step_terms *c, int t);
 static ddpm_result threshold(ddpm_net *net, const ddpm_schedule_config *config);
 static ddpm_result upload_labels(ddpm_net *net, const ddpm_sample_config *c, const ddpm_real *labels, int n);
-static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance);
 static ddpm_result start_at(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *c, const int *t,
                             int steps);
-static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_address first, ddpm_torch_rng *rng);
+static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose, ddpm_torch_rng *rng);
+
+typedef struct drawing { /* a sampling step */
+    ddpm_net *net;
+    const ddpm_schedule *s;
+    const ddpm_sample_config *c;
+    ddpm_step_terms terms;
+    int t, n;
+    ddpm_torch_rng *rng;
+} drawing;
+/* Part II: uploads t and the coefficients; net->prediction of net->sample; sampling_step, which a device may repeat. */
+static ddpm_result prepare_sampling(const drawing *d);
+static ddpm_result predict_guided(const drawing *d);
+static ddpm_result repeat_sampling(drawing *d);
 
 ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out)
 {
@@ -1529,39 +1536,35 @@ ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler samp
     return terms;
 }
 
-/* DPM-Solver++ keeps x_0 of the step before where other samplers draw their noise. */
-static ddpm_result sampling_step(ddpm_net *net, const ddpm_schedule *s, ddpm_sampler sampler,
-                                 const ddpm_step_terms *terms, ddpm_address noise, ddpm_torch_rng *rng)
+/* What x_{t-1} is made of. DPM-Solver++ keeps x_0 of the step before where other samplers draw their noise. */
+static int step_inputs(const drawing *d, double c[4], ddpm_tensor *x[4])
 {
-    ddpm_tensor *x[4] = {net->sample, net->prediction, NULL, NULL};
-    double c[4] = {terms->x0_sample, terms->x0_prediction, 0, 0};
-    TRY(combine(net, net->image, 2, x, c, 0, s->config.thresholding ? 0 : terms->clamp));
-    if (s->config.thresholding) TRY(threshold(net, &s->config));
+    const ddpm_step_terms *terms = &d->terms;
     int count = 0;
-    c[count] = terms->image, x[count++] = net->image;
-    if (terms->sample != 0) c[count] = terms->sample, x[count++] = net->sample;
-    if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = net->prediction;
-    if (terms->noise != 0) TRY(draw_noise(net->graph, net->noise, noise, rng));
-    if (terms->noise != 0) c[count] = terms->noise, x[count++] = net->noise;
-    if (terms->previous != 0) c[count] = terms->previous, x[count++] = net->noise;
-    TRY(combine(net, net->sample, count, x, c, 0, 0));
-    if (sampler != DDPM_SAMPLER_DPMSOLVER) return DDPM_OK;
-    return combine(net, net->noise, 1, &net->image, &(double){1}, 0, 0);
+    c[count] = terms->image, x[count++] = d->net->image;
+    if (terms->sample != 0) c[count] = terms->sample, x[count++] = d->net->sample;
+    if (terms->prediction != 0) c[count] = terms->prediction, x[count++] = d->net->prediction;
+    if (terms->noise != 0) c[count] = terms->noise, x[count++] = d->net->noise;
+    if (terms->previous != 0) c[count] = terms->previous, x[count++] = d->net->noise;
+    return count;
 }
 
-/* Forward as in module.eval(), also on a network built for training: no dropout, running statistics. */
-static ddpm_result forward_eval(ddpm_net *net, int n)
+static ddpm_result sampling_step(void *of)
 {
-    ddpm_graph *g = net->graph;
-    if (!net->model->array[net->model->in_use])
-        return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "the model holds no weights\n      hint: ddpm_model_alloc, then ddpm_model_init "
-                         "or load a file");
-    int training = g->training;
-    g->training = 0;
-    ddpm_result result = ddpm_graph_forward(g, n);
-    g->training = training;
-    return result;
+    const drawing *d = of;
+    ddpm_net *net = d->net;
+    ddpm_tensor *x[4] = {net->sample, net->prediction};
+    double c[4];
+    int cut = d->s->config.thresholding;
+    TRY(predict_guided(d));
+    if (net->guide) TRY(net->guide(net->teacher, net, &d->terms, d->t, d->n));
+    TRY(combine(net, OF_IMAGE, net->image, 2, x, cut ? 0 : d->terms.clamp));
+    if (cut) TRY(threshold(net, &d->s->config));
+    if (d->terms.noise != 0) TRY(draw_noise(net->graph, net->noise, DDPM_RANDOM_STEP, d->rng));
+    int count = step_inputs(d, c, x);
+    TRY(combine(net, OF_SAMPLE, net->sample, count, x, 0));
+    if (d->c->sampler != DDPM_SAMPLER_DPMSOLVER) return DDPM_OK;
+    return combine(net, OF_COPY, net->noise, 1, &net->image, 0);
 }
 
 ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample_config *config,
@@ -1580,23 +1583,24 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
     for (int i = 0; rng && c.torch_rng && i < n; i++)
         ddpm_torch_seed(&rng[i], c.seed + c.first_picture + (uint64_t)i);
     ddpm_result result = t && rng ? ddpm_timesteps(s, c.sampler, steps, t) : DDPM_ERR_MEMORY;
+    drawing d = {.net = net, .s = s, .c = &c, .n = n, .rng = c.torch_rng ? rng : NULL};
     g->n = n;
-    ddpm_address noise = {c.seed, c.first_picture, 0, DDPM_RANDOM_START};
+    g->step.seed = c.seed, g->step.first_picture = c.first_picture, g->step.index = 0;
     if (result == DDPM_OK) result = upload_labels(net, &c, labels, n);
-    if (result == DDPM_OK) result = draw_noise(g, net->sample, noise, c.torch_rng ? rng : NULL);
+    if (result == DDPM_OK) result = draw_noise(g, net->sample, DDPM_RANDOM_START, d.rng);
     if (result == DDPM_OK) result = start_at(net, s, &c, t, steps);
     if (result == DDPM_OK && callback) result = callback(user, net, c.skip, steps);
-    noise.purpose = DDPM_RANDOM_STEP;
     for (int i = c.skip; i < steps && result == DDPM_OK; i++) {
-        ddpm_step_terms terms = ddpm_step_coefficients(s, c.sampler, t, steps, i, c.eta);
-        if (i == c.skip) terms.image += terms.previous, terms.previous = 0; /* no x_0' yet: it counts as x_0 */
-        noise.step = (uint32_t)i;
-        result = check_terms(&terms, t[i]);
-        if (result == DDPM_OK) result = predict_guided(net, t[i], n, c.guidance);
-        if (result == DDPM_OK && net->guide) result = net->guide(net->teacher, net, &terms, t[i], n);
-        if (result == DDPM_OK) result = sampling_step(net, s, c.sampler, &terms, noise, c.torch_rng ? rng : NULL);
+        d.t = t[i];
+        d.terms = ddpm_step_coefficients(s, c.sampler, t, steps, i, c.eta);
+        if (i == c.skip) d.terms.image += d.terms.previous, d.terms.previous = 0; /* no x_0' yet: it counts as x_0 */
+        g->step.index = (uint32_t)i;
+        result = check_terms(&d.terms, t[i]);
+        if (result == DDPM_OK) result = prepare_sampling(&d);
+        if (result == DDPM_OK) result = repeat_sampling(&d);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
+    g->step.index = 0;
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
     aligned_free(t);
     aligned_free(rng);
@@ -2021,6 +2025,22 @@ ddpm_result ddpm_graph_alloc(ddpm_graph *g)
     return DDPM_OK;
 }
 
+ddpm_result ddpm_graph_backward(ddpm_graph *g, const ddpm_real *seed, ddpm_grad_ready ready, void *user)
+{
+    if (!g->root || !g->n)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "backward needs a root (ddpm_graph_plan) and a forward before it");
+    size_t count = ddpm_elements(g->root, g->n);
+    ddpm_real *ones = NULL;
+    if (!seed) {
+        if (!(ones = aligned_alloc_zero(count * sizeof *ones))) return DDPM_ERR_MEMORY;
+        for (size_t i = 0; i < count; i++)
+            ones[i] = 1;
+    }
+    ddpm_result result = ddpm_upload(g->device, g->root, DDPM_GRADIENT, g->n, seed ? seed : ones);
+    aligned_free(ones);
+    return result == DDPM_OK ? propagate(g, ready, user) : result;
+}
+
 ddpm_result ddpm_graph_find_nonfinite(ddpm_graph *g)
 {
     for (int i = 0; i < g->forwards; i++) {
@@ -2189,9 +2209,9 @@ void ddpm_torch_normals(ddpm_torch_rng *rng, size_t count, ddpm_real *out)
 }
 
 /* Noise of n pictures, from their own generators if there are any; else by address. */
-static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_address first, ddpm_torch_rng *rng)
+static ddpm_result draw_noise(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose, ddpm_torch_rng *rng)
 {
-    if (!rng) return normal(g, x, first);
+    if (!rng) return normal(g, x, purpose);
     size_t picture = ddpm_elements(x, 1);
     ddpm_real *value = aligned_alloc_zero((size_t)g->n * picture * sizeof *value);
     if (!value) return DDPM_ERR_MEMORY;
@@ -2242,7 +2262,7 @@ const ddpm_backend *ddpm_reference(void)
 /* What a backend leaves out runs as the reference's code: on host memory directly, else by way of the host (below). */
 static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
                                    double clamp);
-static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_address first);
+static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose);
 static ddpm_result update_on_host(ddpm_model *model, ddpm_step *step);
 
 static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *const *x, const ddpm_tensor *c,
@@ -2253,11 +2273,11 @@ static ddpm_result lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tensor *co
     return (backend->download ? lincomb_on_host : host_lincomb)(g, y, k, x, c, clamp);
 }
 
-static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
     const ddpm_backend *backend = backend_of(g->device);
-    if (backend->normal) return backend->normal(g, x, first);
-    return (backend->download ? normal_on_host : host_normal)(g, x, first);
+    if (backend->normal) return backend->normal(g, x, purpose);
+    return (backend->download ? normal_on_host : host_normal)(g, x, purpose);
 }
 
 static ddpm_adam adam_factors(const ddpm_step *step)
@@ -2289,12 +2309,28 @@ static void forget_squares(ddpm_model *model)
         model->param[p]->square = -1;
 }
 
-ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step)
+/* The update in two halves: a device of its own is asked for it, then how it went is heard. Elsewhere the second does
+ * all. */
+static ddpm_result ask_update(ddpm_model *model, ddpm_step *step)
+{
+    const ddpm_backend *backend = backend_of(model->device);
+    return backend->outcome ? backend->update(model, step) : DDPM_OK;
+}
+
+static ddpm_result finish_update(ddpm_model *model, ddpm_step *step)
 {
     const ddpm_backend *backend = backend_of(model->device);
     model->version++;
+    if (backend->outcome) return backend->outcome(model, step);
     if (backend->update) return backend->update(model, step);
     return (backend->download ? update_on_host : host_update)(model, step);
+}
+
+ddpm_result ddpm_update(ddpm_model *model, ddpm_step *step)
+{
+    TRY(ask_update(model, step));
+    if (backend_of(model->device)->outcome) TRY(backend_of(model->device)->sync(model->device->state));
+    return finish_update(model, step);
 }
 
 ddpm_result ddpm_device_open(ddpm_device *device, const ddpm_backend *backend, int threads, const char *isa)
@@ -2516,10 +2552,14 @@ ddpm_result ddpm_model_zero_grad(ddpm_model *model)
 }
 
 /* From zero; backward itself does so where activations lie in their memory. */
-static ddpm_result start_gradients(ddpm_net *net, int n)
+static ddpm_result start_gradients(ddpm_net *net)
 {
-    if (!net->graph->share || n == 0) return ddpm_model_zero_grad(net->model);
-    if (n <= net->graph->capacity) return DDPM_OK;
+    return net->graph->share ? DDPM_OK : ddpm_model_zero_grad(net->model);
+}
+
+static ddpm_result check_batch(const ddpm_net *net, int n)
+{
+    if (!net->graph->share || n <= net->graph->capacity) return DDPM_OK;
     return ddpm_fail(DDPM_ERR_ARGUMENT,
                      "%d pictures in a network built for 1 to %d that shares its gradients' memory: it has no "
                      "micro-batches\n      hint: create it without DDPM_SHARE_GRADIENTS",
@@ -3552,18 +3592,52 @@ static ddpm_result rescale_betas(ddpm_schedule *s)
     return DDPM_OK;
 }
 
+static void set_terms(ddpm_net *net, combination what, int terms, const double *c, int per_picture)
+{
+    size_t capacity = (size_t)net->graph->capacity;
+    ddpm_real *to = net->host_coefficients + 4 * capacity * (size_t)what;
+    for (int k = 0; k < terms; k++)
+        for (int n = 0; n < net->graph->n; n++)
+            to[(size_t)k * capacity + (size_t)n] = (ddpm_real)c[per_picture ? k * net->graph->n + n : k];
+}
+
+static ddpm_result upload_terms(ddpm_net *net)
+{
+    return ddpm_upload(net->model->device, net->coefficients, DDPM_DATA, net->graph->capacity, net->host_coefficients);
+}
+
+ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
+{
+    ddpm_graph *g = net->graph;
+    if (n < 1 || n > g->capacity)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    for (int i = 0; i < n; i++)
+        if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
+            return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
+    TRY(ddpm_graph_alloc(g));
+    TRY(set_noise(net, s, t, n));
+    TRY(upload_terms(net));
+    return add_noise(net);
+}
+
 /* net->noise becomes what the network is to predict: x_0, or v = sqrt(abar) eps - sqrt(1 - abar) x_0
  * (Salimans & Ho 2022; DDPMScheduler.get_velocity). */
-static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s, const int *t, int n)
+static void set_target_terms(ddpm_net *net, const ddpm_schedule *s, const int *t)
+{
+    int n = net->graph->n, v = s->config.prediction_type == DDPM_PREDICTS_V;
+    for (int i = 0; i < n; i++) {
+        net->host_terms[i] = v ? (double)sqrtf(s->alpha_bar[t[i]]) : 1;
+        net->host_terms[n + i] = -(double)sqrtf(1 - s->alpha_bar[t[i]]);
+    }
+    set_terms(net, OF_TARGET, v ? 2 : 1, net->host_terms, 1);
+}
+
+static ddpm_result set_target(ddpm_net *net, const ddpm_schedule *s)
 {
     if (s->config.prediction_type == DDPM_PREDICTS_EPSILON) return DDPM_OK;
     if (s->config.prediction_type == DDPM_PREDICTS_SAMPLE)
-        return combine(net, net->noise, 1, &net->image, &(double){1}, 0, 0);
-    for (int i = 0; i < n; i++) {
-        net->host_terms[i] = (double)sqrtf(s->alpha_bar[t[i]]);
-        net->host_terms[n + i] = -(double)sqrtf(1 - s->alpha_bar[t[i]]);
-    }
-    return combine(net, net->noise, 2, (ddpm_tensor *[]){net->noise, net->image}, net->host_terms, 1, 0);
+        return combine(net, OF_TARGET, net->noise, 1, &net->image, 0);
+    return combine(net, OF_TARGET, net->noise, 2, (ddpm_tensor *[]){net->noise, net->image}, 0);
 }
 
 /* ---- Other samplers ---------------------------------------------------------------------------------------------- */
@@ -3803,24 +3877,90 @@ static ddpm_result start_at(ddpm_net *net, const ddpm_schedule *s, const ddpm_sa
     if (!c->start) return DDPM_OK;
     double abar = (double)s->alpha_bar[t[c->skip]];
     TRY(ddpm_upload(net->model->device, net->image, DDPM_DATA, net->graph->n, c->start));
-    return combine(net, net->sample, 2, (ddpm_tensor *[]){net->image, net->sample},
-                   (double[]){sqrt(abar), sqrt(1 - abar)}, 0, 0);
+    set_terms(net, OF_SAMPLE, 2, (double[]){sqrt(abar), sqrt(1 - abar)}, 0);
+    TRY(upload_terms(net));
+    return combine(net, OF_SAMPLE, net->sample, 2, (ddpm_tensor *[]){net->image, net->sample}, 0);
 }
 
-/* net->prediction of net->sample at time t, for n pictures. */
-static ddpm_result predict_guided(ddpm_net *net, int t, int n, double guidance)
+/* Forward as in module.eval(), also on a network built for training: no dropout, running statistics. */
+static ddpm_result forward_eval(ddpm_net *net, int n)
 {
-    int all = is_guided(guidance) ? 2 * n : n;
+    ddpm_graph *g = net->graph;
+    if (!net->model->array[net->model->in_use])
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "the model holds no weights\n      hint: ddpm_model_alloc, then ddpm_model_init "
+                         "or load a file");
+    int training = g->training;
+    g->training = 0;
+    ddpm_result result = ddpm_graph_forward(g, n);
+    g->training = training;
+    return result;
+}
+
+static ddpm_result prepare_sampling(const drawing *d)
+{
+    ddpm_tensor *x[4];
+    double c[4];
+    set_terms(d->net, OF_IMAGE, 2, (double[]){d->terms.x0_sample, d->terms.x0_prediction}, 0);
+    set_terms(d->net, OF_SAMPLE, step_inputs(d, c, x), c, 0);
+    set_terms(d->net, OF_GUIDED, 2, (double[]){d->c->guidance, 1 - d->c->guidance}, 0);
+    set_terms(d->net, OF_COPY, 1, (double[]){1}, 0);
+    int all = is_guided(d->c->guidance) ? 2 * d->n : d->n;
     for (int i = 0; i < all; i++)
-        net->host_values[i] = (ddpm_real)t;
-    TRY(ddpm_upload(net->model->device, net->timestep, DDPM_DATA, all, net->host_values));
-    if (all == n) return forward_eval(net, n);
-    ddpm_tensor sample = pictures_from(net->sample, n), none = pictures_from(net->prediction, n);
-    TRY(combine(net, &sample, 1, &net->sample, &(double){1}, 0, 0));
-    TRY(forward_eval(net, all));
-    net->graph->n = n;
-    return combine(net, net->prediction, 2, (ddpm_tensor *[]){net->prediction, &none},
-                   (double[]){guidance, 1 - guidance}, 0, 0);
+        d->net->host_values[i] = (ddpm_real)d->t;
+    TRY(upload_terms(d->net));
+    return ddpm_upload(d->net->model->device, d->net->timestep, DDPM_DATA, all, d->net->host_values);
+}
+
+/* net->prediction of net->sample. */
+static ddpm_result predict_guided(const drawing *d)
+{
+    ddpm_net *net = d->net;
+    if (!is_guided(d->c->guidance)) return forward_eval(net, d->n);
+    ddpm_tensor sample = pictures_from(net->sample, d->n), none = pictures_from(net->prediction, d->n);
+    TRY(combine(net, OF_COPY, &sample, 1, &net->sample, 0));
+    TRY(forward_eval(net, 2 * d->n));
+    net->graph->n = d->n;
+    return combine(net, OF_GUIDED, net->prediction, 2, (ddpm_tensor *[]){net->prediction, &none}, 0);
+}
+
+/* ---- Steps that a device repeats -----------------------------------------------------------------------------------
+ * A key holds what the device is asked for by: sizes, which terms there are, which arrays. Whatever has its say on the
+ * host keeps a step from being repeated. */
+
+static int arrays_of(const ddpm_model *model)
+{
+    int there = 0;
+    for (int i = 0; i < DDPM_ARRAYS; i++)
+        there |= (model->array[i] != NULL) << i;
+    return there;
+}
+
+static ddpm_result repeat(ddpm_graph *g, const char *key, int on_host, ddpm_result (*work)(void *), void *of)
+{
+    const ddpm_backend *backend = backend_of(g->device);
+    return backend->repeat && !on_host ? backend->repeat(g, key, work, of) : work(of);
+}
+
+static ddpm_result repeat_training(ddpm_trainer *trainer, int first)
+{
+    const ddpm_net *net = trainer->net;
+    char key[96];
+    snprintf(key, sizeof key, "train %d of %s%s, predict %d, array %d of %x", net->graph->n, first ? "" : "first ",
+             first + net->graph->n < trainer->now.n ? "" : "last", (int)trainer->schedule->config.prediction_type,
+             (int)net->model->in_use, (unsigned)arrays_of(net->model));
+    return repeat(net->graph, key, net->pull || trainer->ranks, run_micro_batch, trainer);
+}
+
+static ddpm_result repeat_sampling(drawing *d)
+{
+    const ddpm_net *net = d->net;
+    const ddpm_step_terms *terms = &d->terms;
+    char key[96];
+    snprintf(key, sizeof key, "sample %d%s by %d, terms %d%d%d%d, clamp %.9g, array %d", d->n,
+             is_guided(d->c->guidance) ? " guided" : "", (int)d->c->sampler, terms->sample != 0, terms->prediction != 0,
+             terms->noise != 0, terms->previous != 0, terms->clamp, (int)net->model->in_use);
+    return repeat(net->graph, key, net->guide || d->s->config.thresholding || d->rng, sampling_step, d);
 }
 
 /* ---- Training with other recipes ------------------------------------------------------------------------------ */
@@ -3829,6 +3969,13 @@ int ddpm_part(int n, int rank, int size, int *first)
 {
     *first = (int)((int64_t)n * rank / size);
     return (int)((int64_t)n * (rank + 1) / size) - *first;
+}
+
+double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
+{
+    for (int i = 0; i < count; i++)
+        if (milestones[i] <= epoch) lr *= gamma;
+    return lr;
 }
 
 double ddpm_cosine_factor(uint64_t step, uint64_t warmup, uint64_t total)
@@ -3864,11 +4011,139 @@ double ddpm_snr_weight(const ddpm_schedule *s, int t, double gamma)
 
 static double weigh_picture(const ddpm_trainer *trainer, int i, int t, double square)
 {
-    uint64_t index = trainer->net->graph->step.first_picture - trainer->picture + (uint64_t)i; /* in the step */
-    if (trainer->picture_loss)
-        trainer->picture_loss[index] = square / (double)ddpm_elements(trainer->net->prediction, 1);
-    if (trainer->picture_t) trainer->picture_t[index] = t;
+    if (trainer->picture_loss) trainer->picture_loss[i] = square / (double)ddpm_elements(trainer->net->prediction, 1);
+    if (trainer->picture_t) trainer->picture_t[i] = t;
     return ddpm_snr_weight(trainer->schedule, t, trainer->config.snr_gamma);
+}
+
+ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n)
+{
+    ddpm_net *net = trainer->net;
+    const ddpm_backend *backend = backend_of(net->graph->device);
+    if (n < 1 || !pictures || (net->labels && !labels))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
+    const ddpm_ranks *ranks = trainer->ranks;
+    int first = 0, all = n;
+    if (ranks) n = ddpm_part(all, ranks->rank, ranks->size, &first);
+    TRY(check_batch(net, n));
+    TRY(ddpm_graph_alloc(net->graph));
+    if (n > net->losses_room) {
+        net->host_losses = ddpm_arena_alloc(&net->graph->arena, (size_t)n * sizeof *net->host_losses);
+        net->losses_room = net->host_losses ? n : 0;
+        if (!net->host_losses) return DDPM_ERR_MEMORY;
+    }
+    trainer->next.pictures = pictures, trainer->next.labels = labels;
+    trainer->next.n = n, trainer->next.first = first, trainer->next.all = all;
+    if (!backend->stage || !n) return DDPM_OK;
+    TRY(backend->stage(net->graph, net->image, n, pictures));
+    return net->labels ? backend->stage(net->graph, net->labels, n, labels) : DDPM_OK;
+}
+
+/* From the host, where they still are. */
+static ddpm_result upload_pictures(const ddpm_trainer *trainer, int first)
+{
+    const ddpm_net *net = trainer->net;
+    const ddpm_graph *g = net->graph;
+    TRY(ddpm_upload(g->device, net->image, DDPM_DATA, g->n,
+                    trainer->now.pictures + (size_t)first * ddpm_elements(net->image, 1)));
+    if (!net->labels) return DDPM_OK;
+    return ddpm_upload(g->device, net->labels, DDPM_DATA, g->n,
+                       trainer->now.labels + (size_t)first * ddpm_elements(net->labels, 1));
+}
+
+static ddpm_result take_pictures(ddpm_trainer *trainer, int first)
+{
+    const ddpm_net *net = trainer->net;
+    const ddpm_backend *backend = backend_of(net->graph->device);
+    if (!backend->unstage) return upload_pictures(trainer, first);
+    TRY(backend->unstage(net->graph, net->image, first));
+    return net->labels ? backend->unstage(net->graph, net->labels, first) : DDPM_OK;
+}
+
+static ddpm_result fetch_losses(ddpm_net *net, int first)
+{
+    const ddpm_graph *g = net->graph;
+    const ddpm_backend *backend = backend_of(g->device);
+    if (backend->fetch) return backend->fetch(g->device->state, net->loss, g->n, net->host_losses + first);
+    return ddpm_download(g->device, net->loss, DDPM_DATA, g->n, net->host_losses + first);
+}
+
+static ddpm_result await_losses(ddpm_net *net)
+{
+    const ddpm_backend *backend = backend_of(net->graph->device);
+    return backend->fetch ? backend->sync(net->graph->device->state) : DDPM_OK;
+}
+
+static double batch_elements(const ddpm_trainer *trainer)
+{
+    return (double)trainer->now.all * (double)ddpm_elements(trainer->net->image, 1);
+}
+
+static int draw_timestep(const ddpm_trainer *trainer, uint64_t picture)
+{
+    ddpm_address at = {trainer->config.seed, picture, 0, DDPM_RANDOM_TIMESTEP};
+    return (int)ddpm_uniform_int(at, (uint32_t)trainer->schedule->config.num_train_timesteps);
+}
+
+/* A loss that is not finite already has no say left to hear. */
+static ddpm_result pull_noise(ddpm_net *net, double elements)
+{
+    int n = net->graph->n;
+    TRY(ddpm_download(net->model->device, net->loss, DDPM_DATA, n, net->host_values));
+    for (int i = 0; i < n; i++)
+        if (!isfinite(net->host_values[i])) return DDPM_OK;
+    return net->pull(net->teacher, net, n, elements);
+}
+
+/* Forward again of the micro-batch whose loss it is. */
+static ddpm_result name_nonfinite(ddpm_trainer *trainer)
+{
+    ddpm_net *net = trainer->net;
+    ddpm_graph *g = net->graph;
+    int first = 0;
+    while (first < trainer->now.n - 1 && isfinite(net->host_losses[first]))
+        first++;
+    first = first / g->capacity * g->capacity;
+    TRY(prepare_micro_batch(trainer, first));
+    TRY(upload_pictures(trainer, first));
+    TRY(normal(g, net->noise, DDPM_RANDOM_NOISE));
+    TRY(add_noise(net));
+    TRY(set_target(net, trainer->schedule));
+    TRY(ddpm_graph_find_nonfinite(g));
+    return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
+}
+
+/* Sums this process's losses. */
+static ddpm_result sum_losses(ddpm_trainer *trainer, double *total)
+{
+    ddpm_net *net = trainer->net;
+    TRY(trainer->now.result);
+    TRY(await_losses(net));
+    for (int k = 0; k < trainer->now.n; k++) {
+        double square = (double)net->host_losses[k];
+        int i = trainer->now.first + k;
+        *total += square * weigh_picture(trainer, i, draw_timestep(trainer, trainer->picture + (uint64_t)i), square);
+    }
+    if (isfinite(*total)) return DDPM_OK;
+    if (!trainer->ranks) return name_nonfinite(trainer);
+    return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite"); /* gradients are still on their way */
+}
+
+ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss)
+{
+    ddpm_net *net = trainer->net;
+    const ddpm_ranks *ranks = trainer->ranks;
+    double total = 0;
+    ddpm_result result = sum_losses(trainer, &total);
+    if (ranks) result = ranks->finish(ranks->user, result, &total);
+    if (ranks && result == DDPM_OK) result = ask_update(net->model, &net->graph->step);
+    TRY(result);
+    TRY(finish_update(net->model, &net->graph->step));
+    trainer->grad_norm = net->graph->step.grad_norm;
+    trainer->step++;
+    trainer->picture += (uint64_t)trainer->now.all;
+    if (loss) *loss = total / batch_elements(trainer);
+    return DDPM_OK;
 }
 
 ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address first, const ddpm_real *pictures,
@@ -3882,19 +4157,19 @@ ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address fi
     TRY(ddpm_graph_alloc(g));
     for (int at = 0; at < n; at += g->capacity) {
         int count = n - at < g->capacity ? n - at : g->capacity;
-        ddpm_address address = first;
-        address.picture += (uint64_t)at;
         g->n = count;
+        g->step.seed = first.seed, g->step.first_picture = first.picture + (uint64_t)at, g->step.index = first.step;
         TRY(ddpm_upload(g->device, net->image, DDPM_DATA, count, pictures + (size_t)at * picture));
         if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)at * width));
-        TRY(normal(g, net->noise, address));
+        TRY(normal(g, net->noise, (ddpm_purpose)first.purpose));
         TRY(ddpm_add_noise(net, s, t + at, count));
-        TRY(set_target(net, s, t + at, count));
+        TRY(set_target(net, s));
         TRY(forward_eval(net, count));
         TRY(ddpm_download(g->device, net->loss, DDPM_DATA, count, net->host_values));
         for (int i = 0; i < count; i++)
             loss[at + i] = (double)net->host_values[i] / (double)picture;
     }
+    g->step.index = 0;
     return DDPM_OK;
 }
 
@@ -3925,7 +4200,8 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     if (n < 1 || !net->loss)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "gradients need pictures, and a network created for training");
     if (width && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
-    TRY(start_gradients(net, n));
+    TRY(check_batch(net, n));
+    TRY(start_gradients(net));
     TRY(ddpm_graph_alloc(g));
     for (int first = 0; first < n; first += g->capacity) {
         int count = n - first < g->capacity ? n - first : g->capacity;
@@ -3935,7 +4211,17 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
         TRY(ddpm_upload(g->device, net->timestep, DDPM_DATA, count, timestep + first));
         TRY(ddpm_upload(g->device, net->noise, DDPM_DATA, count, target + at));
         if (width) TRY(ddpm_upload(g->device, net->labels, DDPM_DATA, count, labels + (size_t)first * width));
-        TRY(run_micro_batch(net, count, elements, NULL, NULL, 0, &total));
+        TRY(ddpm_graph_forward(g, count));
+        TRY(ddpm_download(g->device, net->loss, DDPM_DATA, count, net->host_values));
+        for (int i = 0; i < count; i++) {
+            total += (double)net->host_values[i];
+            net->host_values[i] = (ddpm_real)(1 / elements);
+        }
+        if (!isfinite(total)) {
+            TRY(ddpm_graph_find_nonfinite(g));
+            return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
+        }
+        TRY(ddpm_graph_backward(g, net->host_values, NULL, NULL));
         if (prediction) TRY(ddpm_download(g->device, net->prediction, DDPM_DATA, count, prediction + at));
     }
     if (loss) *loss = total / elements;
@@ -4020,8 +4306,8 @@ static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_te
         k <= MOST ? DDPM_OK : ddpm_fail(DDPM_ERR_ARGUMENT, "a combination of %d tensors; at most %d", k, MOST);
     int n = g->n;
     for (int i = 0; i < k && result == DDPM_OK; i++) {
-        in[i] = &host[i];
-        result = copy_to_host(g, x[i], in[i], 0);
+        in[i] = x[i] ? &host[i] : NULL;
+        if (x[i]) result = copy_to_host(g, x[i], in[i], 0);
     }
     if (result == DDPM_OK) result = copy_to_host(g, y, &host[MOST], 0);
     g->n = g->capacity; /* coefficients are [k][capacity]: all of them */
@@ -4034,11 +4320,11 @@ static ddpm_result lincomb_on_host(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_te
     return result;
 }
 
-static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result normal_on_host(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
     ddpm_tensor host = {0};
     ddpm_result result = copy_to_host(g, x, &host, 0);
-    if (result == DDPM_OK) result = host_normal(g, &host, first);
+    if (result == DDPM_OK) result = host_normal(g, &host, purpose);
     if (result == DDPM_OK) result = ddpm_upload(g->device, x, DDPM_DATA, g->n, host.data);
     aligned_free(host.data);
     return result;

@@ -51,12 +51,14 @@ cli_text(const char *format, ...);
 
 typedef struct cli_progress {
     const char *label;
-    double total, started, shown; /* total: of whatever is counted; times in seconds */
+    double total, begun;   /* of whatever is counted: all, and what was done when it was first shown (-1: not yet) */
+    double started, shown; /* seconds: then, and the last time */
     int terminal;
 } cli_progress;
 double cli_seconds(void); /* a monotonic clock */
 void cli_progress_start(cli_progress *progress, const char *label, double total);
-/* Shows done of total and the printf-style rest. Cheap to call often: redraws a few times a second at most. */
+/* Shows done of total, the time left at the pace since the first call, and the printf-style rest. Cheap to call often:
+ * redraws a few times a second at most. */
 #ifdef __GNUC__
 __attribute__((format(printf, 3, 4)))
 #endif
@@ -82,8 +84,8 @@ typedef struct cli_model { /* start from {0} */
     lab_classes classes; /* count 0: the model does not say */
     char *path;          /* the model directory that was found */
 } cli_model;
-/* The model directory that PATH means: a run's best or latest checkpoint, or PATH itself; PATH NULL (no --model): the
- * bundled data/mini. free() it. NULL: see ddpm_error(). */
+/* The model directory that PATH means: a run's best or latest checkpoint, as RUN/step-N, or PATH itself; PATH NULL (no
+ * --model): the bundled data/mini. free() it. NULL: see ddpm_error(). */
 char *cli_find_model(const char *path);
 /* data/NAME of the working directory or, where that is not, of the program's; free() it. NULL: see ddpm_error(). */
 char *cli_bundled(const char *name);

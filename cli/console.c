@@ -91,9 +91,8 @@ double cli_seconds(void)
 
 void cli_progress_start(cli_progress *progress, const char *label, double total)
 {
-    *progress = (cli_progress){.label = label, .total = total, .terminal = isatty(STDERR_FILENO)};
-    progress->started = cli_seconds();
-    progress->shown = progress->terminal ? 0 : progress->started;
+    *progress = (cli_progress){.label = label, .total = total, .begun = -1, .terminal = isatty(STDERR_FILENO)};
+    progress->shown = progress->terminal ? 0 : cli_seconds();
 }
 
 static int terminal_width(void)
@@ -119,6 +118,10 @@ void cli_progress_show(cli_progress *progress, double done, const char *format, 
 {
     double now = cli_seconds(), share = progress->total > 0 ? done / progress->total : 1;
     if (is_quiet) return;
+    if (progress->begun < 0) {
+        progress->begun = done;
+        progress->started = now;
+    }
     if (now - progress->shown < (progress->terminal ? redraw_seconds : line_seconds)) return;
     progress->shown = now;
     char rest[256], left[48] = "";
@@ -126,12 +129,13 @@ void cli_progress_show(cli_progress *progress, double done, const char *format, 
     va_start(arguments, format);
     vsnprintf(rest, sizeof rest, format, arguments);
     va_end(arguments);
-    if (done > 0 && share < 1) {
+    if (done > progress->begun && share < 1) {
+        double rate = (done - progress->begun) / (now - progress->started);
         cli_short duration;
-        snprintf(left, sizeof left, "  %s left", cli_duration((now - progress->started) * (1 / share - 1), duration));
+        snprintf(left, sizeof left, "%s left  ", cli_duration((progress->total - done) / rate, duration));
     }
-    char all[320];
-    snprintf(all, sizeof all, "%s%s", rest, left);
+    char all[320]; /* the time comes first: a narrow terminal cuts off the end */
+    snprintf(all, sizeof all, "%s%s", left, rest);
     if (progress->terminal)
         draw_bar(progress, share, all);
     else

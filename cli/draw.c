@@ -153,6 +153,11 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
 static ddpm_result check_guidance(const cli_drawing *d)
 {
     if (d->sample.guidance == 1 || d->model->info.label_dropout > 0) return DDPM_OK;
+    if (ddpm_label_width(&d->model->model->config) == 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s takes no labels, so guidance %g has nothing to go towards\n"
+                         "      hint: leave out --guidance",
+                         d->model->path, d->sample.guidance);
     return ddpm_fail(DDPM_ERR_ARGUMENT,
                      "%s was trained without label dropout, so guidance %g has nothing to start from\n"
                      "      hint: ddpm train --cond-drop 0.1 trains for it; --guidance 1 draws without; if it was "
@@ -183,7 +188,7 @@ static ddpm_result check_labels(const cli_drawing *d)
                          d->model->path);
     if (width > 0 && d->sets->count == 0)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "%s draws label sets, none is given\n"
+                         "%s draws what labels name, and none is given\n"
                          "      hint: ddpm sample \"%s\", or --labels-file FILE",
                          d->model->path, d->model->classes.count > 0 ? d->model->classes.name[0] : "CLASS, CLASS");
     return DDPM_OK;

@@ -11,7 +11,7 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *images, *labels_file, *evaluator;
+    const char *images, *labels_file, *evaluator, *grid;
 } set;
 
 /* clang-format off */
@@ -24,6 +24,9 @@ static const cli_option options[] = {
     {"evaluator", NULL, CLI_TEXT, "PATH", "(the bundled judge)",
      "what judges: a directory that train-evaluator made, or torchvision's weights as .safetensors",
      &set.evaluator, 0, 0, 0},
+    {"grid", NULL, CLI_TEXT, "FILE.png", NULL,
+     "also the pictures as the judge sees them, eight in a row, a missed object's in a red frame",
+     &set.grid, 0, 0, 0},
     {0},
 };
 /* clang-format on */
@@ -32,14 +35,20 @@ static const cli_option options[] = {
 
 typedef struct listing {
     lab_label_sets sets;
-    char **file; /* of set i; NULL: I.png */
+    char **file;         /* of set i; NULL: I.png */
+    io_picture *picture; /* for the grid, of the judge's size; NULL: none is wanted */
+    int *hits;
 } listing;
 
 static void free_listing(listing *list)
 {
     for (int i = 0; list->file != NULL && i < list->sets.count; i++)
         free(list->file[i]);
+    for (int i = 0; list->picture != NULL && i < list->sets.count; i++)
+        io_picture_free(&list->picture[i]);
     free(list->file);
+    free(list->picture);
+    free(list->hits);
     lab_label_sets_free(&list->sets);
 }
 
@@ -70,12 +79,17 @@ static ddpm_result read_listing(const lab_classes *classes, listing *list)
     cJSON_Delete(json);
     if (result == DDPM_OK && list->sets.count == 0)
         result = ddpm_fail(DDPM_ERR_FORMAT, "%s holds no label sets", set.labels_file);
+    if (result == DDPM_OK) list->hits = cli_alloc((size_t)list->sets.count, sizeof *list->hits);
+    if (result == DDPM_OK && set.grid != NULL)
+        list->picture = cli_alloc((size_t)list->sets.count, sizeof *list->picture);
+    if (result == DDPM_OK && (list->hits == NULL || (set.grid != NULL && list->picture == NULL)))
+        result = DDPM_ERR_MEMORY;
     return result;
 }
 
 /* ---- 3. The command ------------------------------------------------------------------------------------------ */
 
-static ddpm_result judge_one(cli_judge *judge, const listing *list, int i)
+static ddpm_result judge_one(cli_judge *judge, listing *list, int i)
 {
     const lab_label_sets *sets = &list->sets;
     char *name = list->file != NULL ? cli_text("%s", list->file[i]) : cli_text("%d.png", i);
@@ -84,10 +98,23 @@ static ddpm_result judge_one(cli_judge *judge, const listing *list, int i)
     ddpm_result result = path != NULL ? io_picture_read(path, 3, &picture) : DDPM_ERR_MEMORY;
     if (result == DDPM_OK)
         result =
-            cli_judge_picture(judge, &picture, sets->label + sets->start[i], sets->start[i + 1] - sets->start[i], NULL);
+            cli_judge_picture(judge, &picture, sets->label + sets->start[i], lab_set_size(sets, i), &list->hits[i]);
+    int size = judge->ev->config.sample_size;
+    if (result == DDPM_OK && list->picture != NULL) result = io_picture_resize(&picture, size, size, &list->picture[i]);
     io_picture_free(&picture);
     free(path);
     free(name);
+    return result;
+}
+
+static ddpm_result write_grid(const cli_context *context, const cli_judge *judge, const listing *list)
+{
+    io_picture grid;
+    ddpm_result result = cli_make_judged_grid(list->picture, &list->sets, list->sets.count, list->hits, &grid);
+    if (result != DDPM_OK) return result;
+    io_text text[] = {{"command", context->command_line}, {"judge", judge->ev->path}, {"version", cli_version()}};
+    result = io_picture_write_png(set.grid, &grid, text, 3);
+    io_picture_free(&grid);
     return result;
 }
 
@@ -103,6 +130,7 @@ static ddpm_result eval(const cli_context *context, cli_judge *judge, listing *l
                           lab_tally_pictures(&judge->tally).value);
     }
     cli_progress_clear(&bar);
+    if (result == DDPM_OK && set.grid != NULL) result = write_grid(context, judge, list);
     if (result != DDPM_OK) return result;
     cli_note("judged by %s", judge->ev->path);
     cli_print_accuracy(&judge->tally);

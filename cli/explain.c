@@ -217,6 +217,11 @@ static ddpm_result write_figure(const figure *f, const char *labels)
 
 static ddpm_result read_labels(const cli_model *m, lab_label_sets *sets)
 {
+    if (set.labels == NULL && ddpm_label_width(&m->model->config) > 0 && m->info.label_dropout == 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s was trained without label dropout: it knows no picture without labels\n"
+                         "      hint: ddpm explain %s \"%s\"",
+                         m->path, set.image, m->classes.count > 0 ? m->classes.name[0] : "CLASS, CLASS");
     if (set.labels == NULL) return lab_label_sets_add(sets, NULL, 0);
     if (m->classes.count > 0) return lab_label_sets_add_text(sets, &m->classes, set.labels, 1);
     return ddpm_fail(DDPM_ERR_ARGUMENT,
@@ -232,6 +237,7 @@ static ddpm_result explain(figure *f, cli_model *m, lab_label_sets *sets)
     if (result == DDPM_OK) result = read_labels(m, sets);
     if (result != DDPM_OK) return result;
     d->sample = cli_sampler_config(options, &draw_with, m);
+    if ((result = cli_sampler_check(options, &draw_with)) != DDPM_OK) return result;
     d->take = take_column;
     d->user = f;
     result = cli_read_image(m, set.image, &f->original, &image);

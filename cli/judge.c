@@ -1,6 +1,6 @@
 /* cli/judge.c - see cli/judge.h.
  *
- * Contents: 1 opening   2 scoring   3 printing */
+ * Contents: 1 opening   2 scoring   3 the grid   4 printing */
 #include "cli/judge.h"
 
 #include <stdio.h>
@@ -97,7 +97,32 @@ ddpm_result cli_judge_labels(const cli_judge *judge, const lab_classes *classes,
     return DDPM_OK;
 }
 
-/* ---- 3. Printing --------------------------------------------------------------------------------------------- */
+/* ---- 3. The grid --------------------------------------------------------------------------------------------- */
+
+enum { GRID_COLUMNS = 8, GRID_PADDING = 2 };
+
+/* Reddens what lies between picture `index` of a grid and its neighbours. */
+static void frame_picture(io_picture *grid, int index, const io_picture *picture)
+{
+    static const unsigned char red[3] = {255, 32, 32};
+    int width = picture->width + GRID_PADDING, height = picture->height + GRID_PADDING;
+    int left = index % GRID_COLUMNS * width, top = index / GRID_COLUMNS * height;
+    for (int y = 0; y < height + GRID_PADDING; y++)
+        for (int x = 0; x < width + GRID_PADDING; x++)
+            if (x < GRID_PADDING || x >= width || y < GRID_PADDING || y >= height)
+                memcpy(grid->pixel + 3 * ((size_t)(top + y) * (size_t)grid->width + (size_t)(left + x)), red, 3);
+}
+
+ddpm_result cli_make_judged_grid(const io_picture *picture, const lab_label_sets *sets, int count, const int *hits,
+                                 io_picture *out)
+{
+    ddpm_result result = io_make_grid(picture, count, GRID_COLUMNS, GRID_PADDING, out);
+    for (int i = 0; result == DDPM_OK && hits != NULL && count > 1 && i < count; i++)
+        if (hits[i] < lab_set_size(sets, i)) frame_picture(out, i, &picture[i]);
+    return result;
+}
+
+/* ---- 4. Printing --------------------------------------------------------------------------------------------- */
 
 static void print_figure(const char *what, lab_accuracy a, const char *of, int count)
 {

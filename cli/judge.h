@@ -33,6 +33,11 @@ ddpm_result cli_judge_picture(cli_judge *judge, const io_picture *picture, const
 ddpm_result cli_judge_labels(const cli_judge *judge, const lab_classes *classes, const int *label, int labels,
                              int *out);
 
+/* The first `count` sets' pictures in rows of eight, as make_grid does; those of which an object was missed (hits: of
+ * each set; NULL: nobody judged) stand in a red frame. A lone picture has no room for one. */
+ddpm_result cli_make_judged_grid(const io_picture *picture, const lab_label_sets *sets, int count, const int *hits,
+                                 io_picture *out);
+
 /* "accuracy (mean of pictures): 0.9844" and "accuracy (pooled objects): 0.9861" with intervals, to stdout. */
 void cli_print_accuracy(const lab_tally *tally);
 /* Hits of each class, and what was taken for what, to stdout. */

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/model.h"
 
@@ -35,6 +36,21 @@ static char *find_bundled(void)
     return NULL;
 }
 
+/* RUN/best as the RUN/step-N that it now points at: a run that goes on moves its links. Takes path. */
+static char *follow_link(char *path)
+{
+    char target[64];
+    uint64_t step;
+    ssize_t length = path != NULL ? readlink(path, target, sizeof target - 1) : -1;
+    if (length < 0) return path;
+    target[length] = '\0';
+    if (!io_checkpoint_step(target, &step)) return path;
+    const char *slash = strrchr(path, '/');
+    char *followed = cli_text("%.*s%s", slash != NULL ? (int)(slash - path) + 1 : 0, path, target);
+    free(path);
+    return followed;
+}
+
 char *cli_find_model(const char *path)
 {
     static const char *const checkpoint[] = {"best", "latest"};
@@ -46,10 +62,10 @@ char *cli_find_model(const char *path)
                   path);
         return NULL;
     }
-    if (holds_model(path)) return cli_text("%s", path);
+    if (holds_model(path)) return follow_link(cli_text("%s", path));
     for (int i = 0; i < 2; i++) {
         char *inside = io_join(path, checkpoint[i]);
-        if (inside == NULL || holds_model(inside)) return inside;
+        if (inside == NULL || holds_model(inside)) return follow_link(inside);
         free(inside);
     }
     ddpm_fail(DDPM_ERR_FILE,

@@ -270,6 +270,13 @@ int cli_given(const cli_option *option)
     return 0;
 }
 
+int cli_given_name(const cli_option *table, const char *name)
+{
+    while (table->name != NULL && strcmp(table->name, name) != 0)
+        table++;
+    return table->name != NULL && cli_given(table);
+}
+
 static int parse_named(const cli_command *command, const cli_option *global, char ***argument)
 {
     const char *name = **argument + 2;

@@ -73,6 +73,7 @@ int cli_usage_error(const char *command, const char *format, ...);
 
 /* 1 if the option's value came from the command line of the last cli_parse, 0 if it is its default or a file's. */
 int cli_given(const cli_option *option);
+int cli_given_name(const cli_option *table, const char *name); /* the same of the table's option of that name */
 
 /* ---- 3. Help and nearest names ------------------------------------------------------------------------------- */
 

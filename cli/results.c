@@ -57,7 +57,7 @@ static int add_sets(cJSON *to, const cli_results *r)
         char *labels = lab_set_caption(sets, i, &r->drawing->model->classes);
         made = cJSON_AddItemToArray(list, one) && labels != NULL &&
                cJSON_AddStringToObject(one, "labels", labels) != NULL &&
-               cJSON_AddNumberToObject(one, "objects", sets->start[i + 1] - sets->start[i]) != NULL &&
+               cJSON_AddNumberToObject(one, "objects", lab_set_size(sets, i)) != NULL &&
                (r->hits == NULL || cJSON_AddNumberToObject(one, "hits", r->hits[i]) != NULL);
         free(labels);
     }

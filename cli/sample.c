@@ -313,7 +313,8 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.sample = cli_sampler_config(options, &draw_with, model);
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     d.guide_scale = set.guide_scale;
-    result = cli_open_guide(context, set.guide, set.guide_scale, &d.guide);
+    result = cli_sampler_check(options, &draw_with);
+    if (result == DDPM_OK) result = cli_open_guide(context, set.guide, set.guide_scale, &d.guide);
     ddpm_real *image = NULL;
     if (result == DDPM_OK) result = read_image(&d, &image);
     if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);
@@ -326,6 +327,10 @@ static int run(const cli_context *context)
 {
     if (set.labels != NULL && set.labels_file != NULL)
         return cli_usage_error("sample", "sample: labels and --labels-file exclude each other");
+    if (set.out_dir != NULL && cli_given_name(options, "out"))
+        return cli_usage_error("sample", "sample: --out (one picture) and --out-dir (single files) exclude each other");
+    if (set.image == NULL && cli_given_name(options, "strength"))
+        return cli_usage_error("sample", "sample: --strength is of --image, which is missing");
     cli_model model = {0};
     lab_label_sets sets = {0};
     int status = cli_exit(sample(context, &model, &sets));

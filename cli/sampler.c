@@ -5,13 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static int given(const cli_option *option, const char *name)
-{
-    while (option->name != NULL && strcmp(option->name, name) != 0)
-        option++;
-    return option->name != NULL && cli_given(option);
-}
-
 static int default_steps(const ddpm_schedule_config *schedule, ddpm_sampler sampler)
 {
     int all = schedule->num_train_timesteps, few = sampler == DDPM_SAMPLER_DDIM ? 50 : 20;
@@ -23,7 +16,7 @@ static int default_steps(const ddpm_schedule_config *schedule, ddpm_sampler samp
 /* The option's value if it was given, else the model's: both then hold it. */
 #define DECIDE(name, option_value, type, model_value)                                                                  \
     do {                                                                                                               \
-        if (given(option, name))                                                                                       \
+        if (cli_given_name(option, name))                                                                              \
             (model_value) = (type)(option_value);                                                                      \
         else                                                                                                           \
             (option_value) = (model_value);                                                                            \
@@ -60,6 +53,25 @@ ddpm_sample_config cli_sampler_config(const cli_option *option, cli_sampler *set
     DECIDE("lambda-min-clipped", set->lambda_min, double, s->lambda_min_clipped);
     if (isinf(set->lambda_min)) set->lambda_min = -1e3; /* which JSON can say, and no schedule reaches */
     return out;
+}
+
+ddpm_result cli_sampler_check(const cli_option *option, const cli_sampler *set)
+{
+    static const char *const word[] = {"ddpm", "ddim", "dpmsolver++"};
+    static const struct {
+        const char *name;
+        ddpm_sampler of;
+    } own[] = {{"variance-type", DDPM_SAMPLER_DDPM},          {"eta", DDPM_SAMPLER_DDIM},
+               {"set-alpha-to-one", DDPM_SAMPLER_DDIM},       {"solver-order", DDPM_SAMPLER_DPMSOLVER},
+               {"solver-type", DDPM_SAMPLER_DPMSOLVER},       {"lower-order-final", DDPM_SAMPLER_DPMSOLVER},
+               {"euler-at-final", DDPM_SAMPLER_DPMSOLVER},    {"final-sigmas-type", DDPM_SAMPLER_DPMSOLVER},
+               {"lambda-min-clipped", DDPM_SAMPLER_DPMSOLVER}};
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        if (own[i].of != (ddpm_sampler)set->sampler && cli_given_name(option, own[i].name))
+            return ddpm_fail(DDPM_ERR_ARGUMENT,
+                             "--%s is of %s, and this draws with %s\n      hint: --sampler %s; or leave it out",
+                             own[i].name, word[own[i].of], word[set->sampler], word[own[i].of]);
+    return DDPM_OK;
 }
 
 const char *cli_sampler_name(ddpm_sampler sampler)

@@ -66,6 +66,8 @@ typedef struct cli_sampler {
 /* What to draw with. What was given of `option`, the command's table, goes into the model's schedule, and what was not
  * from there into *set, so that settings written down are those that counted. */
 ddpm_sample_config cli_sampler_config(const cli_option *option, cli_sampler *set, cli_model *model);
+/* After that: DDPM_ERR_ARGUMENT if an option was given that the sampler does not have. */
+ddpm_result cli_sampler_check(const cli_option *option, const cli_sampler *set);
 const char *cli_sampler_name(ddpm_sampler sampler); /* "DDPM", "DDIM", "DPM-Solver++" */
 /* Words of scheduler_config.json, in the order of the enum, separated by '|'. */
 #define CLI_BETA_SCHEDULES "squaredcos_cap_v2|linear|scaled_linear|sigmoid|laplace"

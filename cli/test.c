@@ -69,7 +69,7 @@ static ddpm_result find_required_set(const lab_classes *classes, lab_label_sets 
     *index = -1;
     if (want[0] < 0 || want[1] < 0 || want[2] < 0) return DDPM_OK;
     for (int i = 0; i < sets->count; i++) {
-        int found = 0, size = sets->start[i + 1] - sets->start[i];
+        int found = 0, size = lab_set_size(sets, i);
         for (int k = sets->start[i]; k < sets->start[i + 1]; k++)
             for (int w = 0; w < 3; w++)
                 found += sets->label[k] == want[w];
@@ -99,8 +99,6 @@ static ddpm_result read_sets(const cli_model *model, lab_label_sets *sets, char 
 
 /* ---- 3. Pictures --------------------------------------------------------------------------------------------- */
 
-enum { GRID_COLUMNS = 8, GRID_PADDING = 2 };
-
 typedef struct exhibition {
     const cli_context *context;
     cli_drawing *drawing;
@@ -113,15 +111,10 @@ typedef struct exhibition {
     cli_short status;    /* the accuracy so far, for the progress bar */
 } exhibition;
 
-static int objects_of(const lab_label_sets *sets, int index)
-{
-    return sets->start[index + 1] - sets->start[index];
-}
-
 static ddpm_result ask(const exhibition *e, cli_judge *judge, int index, const io_picture *picture, int *hits)
 {
     const lab_label_sets *sets = e->drawing->sets;
-    int label[LAB_MAX_CLASSES], labels = objects_of(sets, index);
+    int label[LAB_MAX_CLASSES], labels = lab_set_size(sets, index);
     if (labels > LAB_MAX_CLASSES) return ddpm_fail(DDPM_ERR_RANGE, "set %d has %d labels", index, labels);
     ddpm_result result =
         cli_judge_labels(judge, &e->drawing->model->classes, sets->label + sets->start[index], labels, label);
@@ -190,25 +183,11 @@ static ddpm_result make_directories(void)
     return result;
 }
 
-/* Reddens what lies between picture `index` of a grid and its neighbours. */
-static void frame_picture(io_picture *grid, int index, const io_picture *picture)
-{
-    static const unsigned char red[3] = {255, 32, 32};
-    int width = picture->width + GRID_PADDING, height = picture->height + GRID_PADDING;
-    int left = index % GRID_COLUMNS * width, top = index / GRID_COLUMNS * height;
-    for (int y = 0; y < height + GRID_PADDING; y++)
-        for (int x = 0; x < width + GRID_PADDING; x++)
-            if (x < GRID_PADDING || x >= width || y < GRID_PADDING || y >= height)
-                memcpy(grid->pixel + 3 * ((size_t)(top + y) * (size_t)grid->width + (size_t)(left + x)), red, 3);
-}
-
-/* All listed pictures in rows of eight; those with a missed object framed. A lone picture has no room for a frame. */
 static ddpm_result write_grid(const exhibition *e, const char *path)
 {
     io_picture grid;
-    ddpm_result result = io_make_grid(e->picture, e->listed, GRID_COLUMNS, GRID_PADDING, &grid);
-    for (int i = 0; result == DDPM_OK && e->judge != NULL && e->listed > 1 && i < e->listed; i++)
-        if (e->hits[i] < objects_of(e->drawing->sets, i)) frame_picture(&grid, i, &e->picture[i]);
+    const int *hits = e->judge != NULL ? e->hits : NULL;
+    ddpm_result result = cli_make_judged_grid(e->picture, e->drawing->sets, e->listed, hits, &grid);
     if (result == DDPM_OK) result = cli_write_picture(e->context, e->drawing, path, NULL, &grid);
     io_picture_free(&grid);
     return result;
@@ -290,7 +269,8 @@ static ddpm_result test(exhibition *e, cli_drawing *d, cli_model *model, lab_lab
         d->count = sets->count;
         d->sample = cli_sampler_config(options, &draw_with, model);
         double started = cli_seconds();
-        result = draw(e);
+        result = cli_sampler_check(options, &draw_with);
+        if (result == DDPM_OK) result = draw(e);
         if (result == DDPM_OK) result = write_figures(e, labels_file, cli_seconds() - started);
     }
     free(labels_file);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cli/judge.h"
 #include "cli/run.h"
@@ -163,9 +164,7 @@ static const cli_option options[] = {
 
 static int is_given(const char *name)
 {
-    for (const cli_option *o = options; o->name != NULL; o++)
-        if (strcmp(o->name, name) == 0) return cli_given(o);
-    return 0;
+    return cli_given_name(options, name);
 }
 
 /* ---- 2. The run's objects ------------------------------------------------------------------------------------ */
@@ -192,9 +191,10 @@ typedef struct training {
     cli_samples samples;
     double *losses; /* of the pictures of a step, and their t */
     int *timesteps;
-    double held_out[2];           /* its loss with the live weights and with the averaged ones; NaN: not taken */
-    double step_seconds;          /* measured before the first step */
-    ddpm_real *pictures, *labels; /* one batch */
+    double held_out[2];               /* its loss with the live weights and with the averaged ones; NaN: not taken */
+    double step_seconds;              /* measured before the first step */
+    ddpm_real *pictures, *labels;     /* the batch that is read, */
+    ddpm_real *others, *other_labels; /* and the one that is trained on meanwhile: they change places */
     int lock;
     cli_csv metrics, timing;
     io_events events; /* --log-dir */
@@ -228,6 +228,8 @@ static void close_training(training *t)
     free(t->timesteps);
     free(t->pictures);
     free(t->labels);
+    free(t->others);
+    free(t->other_labels);
     free(t->source);
     free(t->guide_path);
     cJSON_Delete(t->args);
@@ -243,21 +245,39 @@ static void close_training(training *t)
     lab_dataset_close(t->data);
 }
 
-static volatile sig_atomic_t signalled;
+static volatile sig_atomic_t signalled, underway, others_tell; /* rank 0 says why all end */
+static double signalled_at;
 
+/* The first signal asks for a save and an end after the step in progress. One that comes a second or more later kills
+ * as usual; one that comes at once is the same again, as `timeout` and batch systems send it to the process and to its
+ * group. Before the first step there is nothing to save. */
 static void note_signal(int number)
 {
-    signalled = number;
+    static const char early[] = "\nstopped before the first step: there is nothing to save\n";
+    if (!underway) {
+        if (!others_tell && write(STDERR_FILENO, early, sizeof early - 1) < 0) _exit(CLI_FAILED);
+        _exit(CLI_DONE);
+    }
+    if (signalled == 0) {
+        signalled_at = cli_seconds();
+        signalled = number;
+    } else if (cli_seconds() - signalled_at > 1) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
 }
 
-/* The first SIGINT or SIGTERM asks for a save and an end after the step in progress, a second one kills as usual. A
- * file that may not grow (ulimit -f) is an error like a full disk, not a signal. */
+/* SIGHUP counts unless nohup has it ignored. A file that may not grow (ulimit -f) is an error like a full disk, not a
+ * signal; and that nobody reads the output any longer (a pipe to a tee that has ended) is no reason to stop. */
 static void catch_signals(void)
 {
-    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    struct sigaction action = {.sa_handler = note_signal, .sa_flags = SA_RESTART}, hangup;
+    sigfillset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
     signal(SIGXFSZ, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
 }
 
 /* ---- 3. The model -------------------------------------------------------------------------------------------- */
@@ -421,6 +441,22 @@ static ddpm_result fit_pictures(training *t, ddpm_model_config *config)
     return lab_dataset_set_size(t->data, width, height, u->in_channels / (factor * factor));
 }
 
+/* Two ways to say one thing: they must not contradict each other, or the batch. */
+static ddpm_result check_parts(void)
+{
+    if (set.grad_accum > 1 && set.micro_batch > 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--grad-accum %d and --micro-batch %d both say how a batch is divided\n"
+                         "      hint: leave one of them out",
+                         set.grad_accum, set.micro_batch);
+    if (set.grad_accum > set.batch_size)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "--grad-accum %d: a batch of %d pictures has no more than %d parts\n"
+                         "      hint: --batch-size is what a step learns from, all parts together",
+                         set.grad_accum, set.batch_size, set.batch_size);
+    return DDPM_OK;
+}
+
 /* Pictures of a step that a rank has at most. */
 static int rank_batch(const training *t)
 {
@@ -552,6 +588,15 @@ static ddpm_result measure_step(training *t, const ddpm_train_config *config)
     return result;
 }
 
+static ddpm_result divide_data(const training *t)
+{
+    ddpm_result result = lab_dataset_divide(t->data, set.held_out, set.overfit);
+    int all = t->data->count, training = t->data->training, held_out = t->data->held_out;
+    if (result == DDPM_OK && training < all)
+        cli_note("data    %d of the %d pictures are trained on, %d are held out", training, all, held_out);
+    return result;
+}
+
 static ddpm_result start_training(training *t)
 {
     ddpm_train_config config = ddpm_train_default();
@@ -561,9 +606,11 @@ static ddpm_result start_training(training *t)
     config.ema_decay = set.ema_decay;
     config.seed = set.seed;
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
-    if ((t->pictures = cli_alloc((size_t)set.batch_size * picture, sizeof *t->pictures)) == NULL ||
-        (t->labels = cli_alloc((size_t)set.batch_size * ((size_t)t->data->classes.count + 1), sizeof *t->labels)) ==
-            NULL)
+    size_t batch = (size_t)set.batch_size, width = (size_t)t->data->classes.count + 1;
+    if ((t->pictures = cli_alloc(batch * picture, sizeof *t->pictures)) == NULL ||
+        (t->others = cli_alloc(batch * picture, sizeof *t->others)) == NULL ||
+        (t->labels = cli_alloc(batch * width, sizeof *t->labels)) == NULL ||
+        (t->other_labels = cli_alloc(batch * width, sizeof *t->other_labels)) == NULL)
         return DDPM_ERR_MEMORY;
     if ((t->losses = cli_alloc((size_t)set.batch_size, sizeof *t->losses)) == NULL ||
         (t->timesteps = cli_alloc((size_t)set.batch_size, sizeof *t->timesteps)) == NULL)
@@ -610,22 +657,22 @@ enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by h
 
 static void list_troubles(const lab_survey *survey)
 {
-    static const char *const what[] = {"cannot be read and %s left out", "%s smaller than asked for and enlarged",
-                                       "%s of the same pixels as another one"};
+    static const char *const what[][2] = {
+        {"picture cannot be read and is left out", "pictures cannot be read and are left out"},
+        {"picture is smaller than asked for and enlarged", "pictures are smaller than asked for and enlarged"},
+        {"picture has the same pixels as another one", "pictures have the same pixels as another one"}};
     int next = 0;
     for (int k = 0; k < LAB_TROUBLES; k++) {
-        int count = survey->count[k];
-        char text[80];
-        snprintf(text, sizeof text, what[k], count == 1 ? "is" : "are");
-        if (count > 0) cli_note("warning %d picture%s %s:", count, count == 1 ? "" : "s", text);
-        for (int i = 0; i < count && i < SHOWN; i++) {
+        int count = survey->count[k], shown = count > SHOWN + 1 && !set.dry_run ? SHOWN : count;
+        if (count > 0) cli_note("warning %d %s:", count, what[k][count > 1]);
+        for (int i = 0; i < shown; i++) {
             const lab_finding *f = &survey->finding[next + i];
             if (k == LAB_UNREADABLE)
                 cli_note("          %s", f->about); /* begins with the path */
             else
                 cli_note("          %s (%s)", f->path, f->about);
         }
-        if (count > SHOWN) cli_note("          and %d more", count - SHOWN);
+        if (count > shown) cli_note("          and %d more: --dry-run lists all", count - shown);
         next += count;
     }
 }
@@ -649,11 +696,41 @@ static ddpm_result survey_data(const training *t)
     list_troubles(&survey);
     if (survey.count[LAB_UNREADABLE] > 0) cli_note("data    %s", lab_dataset_describe(t->data));
     lab_survey_free(&survey);
+    cli_short few;
     if (t->data->count < FEW)
         cli_note(
-            "warning fewer than %d pictures: the model may learn them by heart instead of what they have in common",
-            FEW);
+            "warning fewer than %s pictures: the model may learn them by heart instead of what they have in common",
+            cli_count(FEW, few));
     return DDPM_OK;
+}
+
+/* The largest micro-batch whose network takes no more than `bytes`, below the one that was asked for; 0: none. */
+static int largest_micro_batch(const training *t, double bytes)
+{
+    int fits = 0, too_large = micro_batch(t);
+    while (too_large - fits > 1) {
+        ddpm_net *net = NULL;
+        int n = fits + (too_large - fits) / 2, mode = training_mode(t) & ~DDPM_SHARE_GRADIENTS;
+        ddpm_result result = ddpm_net_create(&net, t->model, t->net->height, t->net->width, n, mode);
+        if (result == DDPM_OK && (double)net->graph->bytes <= bytes)
+            fits = n;
+        else
+            too_large = n;
+        ddpm_net_free(net);
+    }
+    return fits;
+}
+
+/* A device's own memory, or the machine's; 0: unknown. */
+static ddpm_result memory_available(const training *t, double *bytes)
+{
+    const ddpm_device *device = t->model->device;
+    size_t room;
+    *bytes = cli_memory_available() / t->comm->local_size;
+    if (device->backend->room == NULL) return DDPM_OK;
+    ddpm_result result = device->backend->room(device->state, &room);
+    if (result == DDPM_OK) *bytes = (double)room;
+    return result;
 }
 
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
@@ -664,25 +741,29 @@ static ddpm_result report_plan(const training *t)
     double arrays = parameters * sizeof(ddpm_real) * DDPM_ARRAYS, graph = (double)t->net->graph->bytes;
     double picture = (double)data->width * data->height * data->channels, cache = picture * t->data->count;
     if (cache > (double)data->cache_bytes) cache = (double)data->cache_bytes;
-    double batch = set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real);
+    double batch = 2.0 * set.batch_size * (picture + t->data->classes.count) * sizeof(ddpm_real); /* two */
     double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
-    double total = arrays + graph + drawing + cache + batch;
-    double available = cli_memory_available() / t->comm->local_size;
+    int apart = t->model->device->backend->room != NULL; /* from the pictures */
+    double total = arrays + graph + drawing + (apart ? batch / 2 : cache + batch), available;
+    ddpm_result result = memory_available(t, &available);
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
     if (t->saved == NULL && t->source != NULL)
         cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
                  t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
-    cli_note("memory  %s: weights, gradients, moments and average %s, network for %d pictures %s, data %s",
-             cli_bytes(total, a), cli_bytes(arrays, b), micro_batch(t), cli_bytes(graph, c),
-             cli_bytes(cache + batch, d));
-    if (available > 0 && total > available)
-        return ddpm_fail(DDPM_ERR_MEMORY,
-                         "the run needs %s of memory a rank, %s are available\n"
-                         "      hint: --recompute, a smaller --micro-batch (now %d: %s), --resolution or --model",
-                         cli_bytes(total, a), cli_bytes(available, e), micro_batch(t), cli_bytes(graph, c));
-    return DDPM_OK;
+    cli_note("memory  %s%s: weights, gradients, moments and average %s, network for %d pictures %s, data %s%s",
+             cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(t),
+             cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d), apart ? " at a time" : "");
+    if (result != DDPM_OK || available <= 0 || total <= available) return result;
+    int fits = largest_micro_batch(t, available - (total - graph));
+    cli_short largest;
+    snprintf(largest, sizeof largest, fits > 0 ? "--micro-batch %d fits" : "no --micro-batch fits", fits);
+    return ddpm_fail(DDPM_ERR_MEMORY,
+                     "the run needs %s of memory%s, %s are available\n"
+                     "      hint: %s (now %d: %s); --recompute, a smaller --resolution or --model need less",
+                     cli_bytes(total, a), t->comm->size > 1 ? " a rank" : "", cli_bytes(available, e), largest,
+                     micro_batch(t), cli_bytes(graph, c));
 }
 
 /* What the run will take, from the step that was measured. */
@@ -838,7 +919,7 @@ static void compare_backend(const training *t)
     if (strcmp(name->valuestring, device->backend->name) == 0 &&
         strcmp(isa->valuestring, ddpm_device_isa(device)) == 0 && ranks == t->comm->size)
         return;
-    cli_note("note    the run was computed by backend %s, %s, %d rank%s: it goes on, but not to the same bits",
+    cli_note("note    the run was computed by backend %s, %s, %d rank%s: it goes on, but perhaps not to the same bits",
              name->valuestring, isa->valuestring, ranks, ranks == 1 ? "" : "s");
 }
 
@@ -1016,7 +1097,7 @@ static ddpm_result try_to_save(training *t)
     return DDPM_OK;
 }
 
-/* RUN/loss.png from metrics.csv: every step pale, their running mean bold. */
+/* RUN/loss.png from metrics.csv: every step pale, the mean of those around it bold. */
 static ddpm_result draw_curve(const training *t)
 {
     unsigned char *text = NULL;
@@ -1033,8 +1114,7 @@ static ddpm_result draw_curve(const training *t)
         if (sscanf(line + 1, "%lf,%*d,%*f,%lf", &step, &y[points]) == 2)
             x[points++] = step * set.batch_size / t->data->training;
     }
-    double window = points < 1000 ? points / 20.0 : 50; /* steps */
-    io_series loss = {.x = x, .y = y, .count = points, .smooth = window / (1 + window)};
+    io_series loss = {.x = x, .y = y, .count = points, .reach = points < 2000 ? points / 40 : 50};
     io_plot plot = {.title = set.out, .x_label = "epochs", .y_label = "loss", .series = &loss, .count = 1, .log_y = 1};
     io_picture picture = {0};
     char *path = io_join(set.out, "loss.png");
@@ -1059,7 +1139,7 @@ static void show_curve(training *t)
 /* ---- 10. What ranks know of each other ------------------------------------------------------------------------- */
 
 /* Why this rank would end the run before its last epoch: the one that all come to is t->reason. */
-enum { BY_INTERRUPT, BY_TERMINATE, BY_STEPS, BY_TIME, REASONS };
+enum { BY_INTERRUPT, BY_TERMINATE, BY_HANGUP, BY_STEPS, BY_TIME, REASONS };
 
 static int save_is_due(const training *t)
 {
@@ -1068,19 +1148,21 @@ static int save_is_due(const training *t)
 }
 
 /* After a step, and before an epoch: clocks and signals are each rank's own, what follows from them is not. Sums t->tenth
- * on the way. */
-static ddpm_result look_around(training *t)
+ * on the way; agrees on `result`. */
+static ddpm_result look_around(training *t, ddpm_result result)
 {
-    static const char *const name[REASONS] = {"Ctrl-C", "SIGTERM", "--max-steps", "--max-time"};
+    static const char *const name[REASONS] = {"Ctrl-C", "SIGTERM", "SIGHUP (the terminal was closed)", "--max-steps",
+                                              "--max-time"};
     enum { VALUES = REASONS + 1 + 2 * TENTHS };
     double value[VALUES] = {0}, *tenth = value + REASONS + 1;
     value[BY_INTERRUPT] = signalled == SIGINT;
     value[BY_TERMINATE] = signalled == SIGTERM;
+    value[BY_HANGUP] = signalled == SIGHUP;
     value[BY_STEPS] = set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps;
     value[BY_TIME] = set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time;
     value[REASONS] = t->comm->rank == 0 && save_is_due(t);
     memcpy(tenth, t->tenth, sizeof t->tenth);
-    ddpm_result result = comm_agree(t->comm, DDPM_OK, value, VALUES);
+    result = comm_agree(t->comm, result, value, VALUES);
     t->reason = NULL;
     for (int k = REASONS - 1; k >= 0; k--)
         if (value[k] > 0) t->reason = name[k];
@@ -1216,45 +1298,48 @@ static ddpm_result take_held_out(training *t)
     return result;
 }
 
-/* The next pictures of this rank: `count` of a batch, after `first` that are others'. */
-static ddpm_result next_pictures(training *t, int first, int count)
+/* Reads this rank's part of the next batch of the epoch, before which `ahead` pictures are in the works, and hands it
+ * over: *n pictures have all ranks together, none at the epoch's end. The batch in the works keeps its place. */
+static ddpm_result read_batch(training *t, int ahead, int *n)
 {
-    int got = 0, classes = t->data->classes.count;
-    ddpm_address address = {.seed = set.seed, .picture = t->trainer.picture + (uint64_t)first};
-    if (count == 0) return DDPM_OK;
-    ddpm_result result = lab_dataset_next(t->data, count, t->pictures, t->labels, &got);
+    ddpm_real *pictures = t->others, *labels = t->other_labels;
+    int left = t->data->training - t->position - ahead, first, got = 0;
+    *n = left < set.batch_size ? left : set.batch_size;
+    if (*n == 0) return DDPM_OK;
+    int count = ddpm_part(*n, t->comm->rank, t->comm->size, &first);
+    t->others = t->pictures, t->other_labels = t->labels;
+    t->pictures = pictures, t->labels = labels;
+    ddpm_result result = count > 0 ? lab_dataset_next(t->data, count, t->pictures, t->labels, &got) : DDPM_OK;
     if (result != DDPM_OK) return result;
-    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, got, classes, t->labels);
-    return fit_labels(t, got);
+    ddpm_address address = {.seed = set.seed, .picture = t->trainer.picture + (uint64_t)(ahead + first)};
+    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, got, t->data->classes.count, t->labels);
+    if (got > 0 && (result = fit_labels(t, got)) != DDPM_OK) return result;
+    return ddpm_train_batch(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *n);
 }
 
-/* The next pictures of the epoch, which is not at its end. */
-static ddpm_result train_step(training *t)
+/* A step on the *n pictures that have been read; while the device is at it, the next ones are. */
+static ddpm_result train_step(training *t, int *n)
 {
     double loss = 0, lr = learning_rate(t), begin = cli_seconds();
-    const ddpm_ranks *ranks = t->trainer.ranks;
-    int left = t->data->training - t->position, all = left < set.batch_size ? left : set.batch_size, first;
-    int count = ddpm_part(all, t->comm->rank, t->comm->size, &first);
-    ddpm_result result = next_pictures(t, first, count);
-    if (result == DDPM_OK)
-        result = ddpm_train_step(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, all, lr, &loss);
-    else if (ranks != NULL) /* the others are in their step and must hear of it */
-        result = ranks->finish(ranks->user, result, &loss);
+    int pictures = *n, first, count = ddpm_part(pictures, t->comm->rank, t->comm->size, &first);
+    ddpm_result result = ddpm_train_start(&t->trainer, lr), read = DDPM_OK;
+    if (result == DDPM_OK) read = read_batch(t, pictures, n);
+    if (result == DDPM_OK) result = ddpm_train_wait(&t->trainer, &loss);
     int skipped = result == DDPM_ERR_NONFINITE;
-    if (skipped) result = comm_agree(t->comm, skip_step(t, all), NULL, 0);
+    if (skipped) result = comm_agree(t->comm, skip_step(t, pictures), NULL, 0);
     if (result != DDPM_OK) return result;
-    t->position += all;
+    t->position += pictures;
     memset(t->tenth, 0, sizeof t->tenth);
     if (!skipped) sort_losses(t, first, count);
     double seconds = cli_seconds() - begin;
-    result = look_around(t);
+    result = look_around(t, read);
     if (result != DDPM_OK || skipped) return result;
     t->bad_steps = 0;
-    t->loss_sum += loss * all;
-    t->loss_pictures += all;
+    t->loss_sum += loss * pictures;
+    t->loss_pictures += pictures;
     t->held_out[0] = t->held_out[1] = NAN;
     if (held_out_is_due(t)) result = alone(t, take_held_out);
-    return result == DDPM_OK && t->comm->rank == 0 ? write_metrics(t, lr, loss, all, seconds) : result;
+    return result == DDPM_OK && t->comm->rank == 0 ? write_metrics(t, lr, loss, pictures, seconds) : result;
 }
 
 static double average_loss(const training *t)
@@ -1264,29 +1349,51 @@ static double average_loss(const training *t)
 
 static void show_progress(training *t)
 {
-    double now = cli_seconds(), epochs = t->epoch + (double)t->position / t->data->training;
+    double now = cli_seconds();
     double pictures = (double)t->trainer.picture - t->first_picture;
-    cli_progress_show(&t->bar, set.max_steps > 0 ? (double)t->trainer.step : epochs,
-                      "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s", t->epoch, set.epochs,
-                      (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
+    cli_progress_show(&t->bar, (double)t->trainer.step, "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s",
+                      t->epoch, set.epochs, (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
                       pictures / (now - t->started));
 }
 
-/* RUN/samples/step-N.png. A picture is not worth a run: one that cannot be written costs a message. */
-static ddpm_result draw_samples(training *t)
+static ddpm_result stop_if_signalled(void *user, ddpm_net *net, int done, int steps)
 {
+    (void)user, (void)net, (void)done, (void)steps;
+    return signalled ? DDPM_STOPPED : DDPM_OK;
+}
+
+static int samples_are_due(const training *t)
+{
+    uint64_t step = t->trainer.step;
+    return set.sample_every > 0 && step > 0 && step % (uint64_t)set.sample_every == 0 && t->bad_steps == 0;
+}
+
+/* RUN/samples/step-N.png. A picture is not worth a run: one that cannot be written costs a message. Nor
+ * is it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
+static ddpm_result draw_picture(training *t, int missing)
+{
+    uint64_t step = t->trainer.step;
     char *directory = io_join(set.out, "samples");
-    char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)t->trainer.step);
+    char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)step);
     ddpm_result result = directory != NULL && path != NULL ? io_make_directory(directory) : DDPM_ERR_MEMORY;
     cli_progress_clear(&t->bar);
-    if (result == DDPM_OK) result = cli_samples_draw(&t->samples, &t->schedule, set.seed, path, set.show);
-    if (result == DDPM_ERR_FILE) {
-        cli_note("ddpm: %s", ddpm_error());
-        result = DDPM_OK;
-    }
+    if (result == DDPM_OK && !(missing && io_is_file(path)))
+        result = cli_samples_draw(&t->samples, &t->schedule, set.seed, stop_if_signalled, path, set.show);
+    if (result == DDPM_ERR_FILE) cli_note("ddpm: %s", ddpm_error());
+    if (result == DDPM_ERR_FILE || result == DDPM_STOPPED) result = DDPM_OK;
     free(directory);
     free(path);
     return result;
+}
+
+static ddpm_result draw_samples(training *t)
+{
+    return draw_picture(t, 0);
+}
+
+static ddpm_result draw_missing(training *t)
+{
+    return draw_picture(t, 1);
 }
 
 /* Labels of pictures from all over the data. */
@@ -1343,8 +1450,8 @@ static ddpm_result describe_score(training *t, cli_short score)
     return result;
 }
 
-/* Counts the epoch as done. */
-static ddpm_result end_epoch(training *t, double begin)
+/* Counts the epoch as done, of which this process did what came after `begin` and the first `before` pictures. */
+static ddpm_result end_epoch(training *t, double begin, int before)
 {
     double loss = average_loss(t), seconds = cli_seconds() - begin;
     int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best);
@@ -1352,7 +1459,7 @@ static ddpm_result end_epoch(training *t, double begin)
     cli_progress_clear(&t->bar);
     ddpm_result result = describe_score(t, score);
     cli_note("epoch %d: loss %.5f%s, lr %g, %.1f pictures/s, %s", t->epoch, loss, score, learning_rate(t),
-             t->loss_pictures / seconds, cli_duration(seconds, duration));
+             (t->loss_pictures - before) / seconds, cli_duration(seconds, duration));
     t->epoch++;
     t->position = t->loss_pictures = 0;
     t->loss_sum = 0;
@@ -1367,28 +1474,36 @@ static ddpm_result train_epoch(training *t)
 {
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
+    int pictures = 0, before = t->loss_pictures;
+    if (result == DDPM_OK) result = read_batch(t, 0, &pictures);
+    result = comm_agree(t->comm, result, NULL, 0);
     while (result == DDPM_OK && t->position < t->data->training && t->reason == NULL) {
-        result = train_step(t);
+        result = train_step(t, &pictures);
         if (result != DDPM_OK) break;
         show_progress(t);
-        if (set.sample_every > 0 && t->bad_steps == 0 && t->trainer.step % (uint64_t)set.sample_every == 0)
+        if (samples_are_due(t)) {
             result = alone(t, draw_samples);
+            memset(t->tenth, 0, sizeof t->tenth);
+            if (result == DDPM_OK) result = look_around(t, result); /* it may have taken long */
+        }
         if (result != DDPM_OK) break;
         if (t->position < t->data->training && t->reason == NULL && t->save_due) result = alone(t, try_to_save);
     }
-    return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin) : result;
+    return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin, before) : result;
 }
 
 static ddpm_result train_epochs(training *t)
 {
+    underway = 1;
     t->started = t->last_save = cli_seconds();
     t->first_picture = (double)t->trainer.picture;
-    cli_progress_start(&t->bar, "train", set.max_steps > 0 ? set.max_steps : set.epochs);
-    ddpm_result result = look_around(t);
+    cli_progress_start(&t->bar, "train", (double)planned_steps(t));
+    ddpm_result result = samples_are_due(t) ? alone(t, draw_missing) : DDPM_OK;
+    if (result == DDPM_OK) result = look_around(t, result);
     while (result == DDPM_OK && t->epoch < set.epochs && t->reason == NULL) {
         result = train_epoch(t);
         if (result == DDPM_OK) result = alone(t, keep_due);
-        if (result == DDPM_OK) result = look_around(t);
+        if (result == DDPM_OK) result = look_around(t, result);
     }
     cli_progress_clear(&t->bar);
     return result == DDPM_OK ? alone(t, keep_end) : result;
@@ -1415,9 +1530,16 @@ static void report_end(const training *t)
     unsigned long long step = t->trainer.step;
     cli_short duration;
     cli_duration(cli_seconds() - t->started, duration);
-    if (reason != NULL && strcmp(reason, "--max-steps") != 0)
+    int idle = (double)t->trainer.picture == t->first_picture,
+        stopped = reason != NULL && strcmp(reason, "--max-steps") != 0;
+    if (stopped && step == 0)
+        cli_note("stopped by %s before the first step", reason);
+    else if (stopped)
         cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s", reason, step,
                  duration, set.out);
+    else if (idle)
+        cli_note("all %llu steps were done already; a larger --%s goes on from there", step,
+                 reason != NULL ? "max-steps" : "epochs");
     else if (t->best_step > 0)
         cli_note("%llu steps in %s, lowest average loss %.5f (step-%llu)", step, duration, t->best,
                  (unsigned long long)t->best_step);
@@ -1433,12 +1555,13 @@ static ddpm_result prepare(const cli_context *context, training *t)
     if (set.model == NULL) set.model = strcmp(context->device.backend->name, "cuda") == 0 ? "lab" : "small";
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
+    if (result == DDPM_OK && t->saved == NULL) result = check_parts();
     if (result == DDPM_OK) result = plan_training(context, t);
     if (result == DDPM_OK) result = open_teacher(context, t);
     if (result == DDPM_OK) result = report_plan(t);
     if (result == DDPM_OK) result = survey_data(t);
     if (result == DDPM_OK && t->saved != NULL) result = read_state(t);
-    if (result == DDPM_OK) result = lab_dataset_divide(t->data, set.held_out, set.overfit);
+    if (result == DDPM_OK) result = divide_data(t);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = choose_samples(t);
     return result;
@@ -1459,7 +1582,8 @@ static ddpm_result compare_ranks(const training *t)
 
 static ddpm_result train(const cli_context *context, training *t)
 {
-    catch_signals();
+    others_tell = t->comm->rank > 0;
+    if (!set.dry_run) catch_signals();
     ddpm_result result = comm_agree(t->comm, prepare(context, t), NULL, 0);
     if (result == DDPM_OK) result = compare_ranks(t);
     if (result == DDPM_OK) report_time(t);
@@ -1496,7 +1620,7 @@ const cli_command cli_train = {
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
     "loss.png and args.json. The defaults are the lab's recipe, but for the model\n"
-    "where there is no GPU: --model lab. Ctrl-C or SIGTERM saves and ends;\n"
+    "where there is no GPU: --model lab. Ctrl-C, SIGTERM or a closed terminal saves and ends;\n"
     "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
     run,

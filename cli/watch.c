@@ -51,8 +51,8 @@ static ddpm_result write_grid(const cli_samples *samples, const char *path, int 
     return result;
 }
 
-ddpm_result cli_samples_draw(const cli_samples *samples, const ddpm_schedule *schedule, uint64_t seed, const char *path,
-                             int show)
+ddpm_result cli_samples_draw(const cli_samples *samples, const ddpm_schedule *schedule, uint64_t seed,
+                             ddpm_sample_callback on_step, const char *path, int show)
 {
     static const ddpm_array kind[] = {DDPM_WEIGHT, DDPM_EMA};
     ddpm_net *net = samples->net;
@@ -67,7 +67,7 @@ ddpm_result cli_samples_draw(const cli_samples *samples, const ddpm_schedule *sc
         result = ddpm_model_use(net->model, kind[k]);
         if (result == DDPM_OK)
             result = ddpm_sample(net, schedule, &config, net->labels != NULL ? samples->labels : NULL, CLI_SAMPLES,
-                                 samples->pictures + (size_t)k * CLI_SAMPLES * picture, NULL, NULL);
+                                 samples->pictures + (size_t)k * CLI_SAMPLES * picture, on_step, NULL);
     }
     ddpm_result back = ddpm_model_use(net->model, DDPM_WEIGHT); /* training goes on with these */
     if (result == DDPM_OK) result = back;

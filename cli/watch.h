@@ -20,9 +20,9 @@ typedef struct cli_samples { /* start from {0} */
  * training's. */
 ddpm_result cli_samples_create(cli_samples *samples, ddpm_model *model, int height, int width);
 /* Draws from the same noise and labels every time: the upper row with the weights that are being trained, the lower
- * one with their average; writes PATH (its directory is made) and, if `show`, shows it in the terminal. */
-ddpm_result cli_samples_draw(const cli_samples *samples, const ddpm_schedule *schedule, uint64_t seed, const char *path,
-                             int show);
+ * one with their average; writes PATH and, if `show`, shows it in the terminal. on_step may stop it, as ddpm_sample. */
+ddpm_result cli_samples_draw(const cli_samples *samples, const ddpm_schedule *schedule, uint64_t seed,
+                             ddpm_sample_callback on_step, const char *path, int show);
 void cli_samples_free(cli_samples *samples);
 
 /* ---- 2. Held-out loss ---------------------------------------------------------------------------------------- */

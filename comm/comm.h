@@ -54,7 +54,7 @@ typedef struct comm_ending { /* of ranks that were started here */
     long process;            /* and its number */
 } comm_ending;
 /* Starts `size` processes, 2 to 256, each a copy of this one, which return with their comm. The process that called
- * looks after them: it passes on SIGINT and SIGTERM, and when one rank dies ends the others; it returns with *out NULL
+ * looks after them: it passes on SIGINT, SIGTERM and SIGHUP, and when one rank dies ends the others; it returns with *out NULL
  * when all have ended. To be called before anything that a copy cannot have: threads, locks, a GPU.
  * DDPM_ERR_BACKEND, DDPM_ERR_MEMORY. */
 ddpm_result comm_local(int size, ddpm_comm **out, comm_ending *ending);

@@ -169,7 +169,11 @@ static ddpm_result become_rank(int rank, int size, pid_t starter, shared *memory
 
 /* ---- 5. Starting ranks, looking after them ----------------------------------------------------------------------- */
 
-enum { LOOK = 20, GRACE = 3000 }; /* ms: how often to look; that the others have to end by themselves after a failure */
+enum {
+    LOOK = 20,
+    GRACE = 3000,
+    PATIENCE = 30000
+}; /* ms: how often to look; that the others have to end by themselves after a failure */
 
 static void note_ending(comm_ending *ending, int rank, pid_t process, int status)
 {
@@ -206,7 +210,9 @@ static void look_after(pid_t *rank, int size, comm_ending *ending)
             rank[k] = 0;
             left--;
         }
-        if (ending->rank >= 0 && (ending->status > 128 || ++waited >= GRACE / LOOK)) send_all(rank, size, SIGKILL);
+        if (left < size) waited++; /* whose last step was the others' last, too */
+        int failed = ending->rank >= 0;
+        if (ending->status > 128 || waited >= (failed ? GRACE : PATIENCE) / LOOK) send_all(rank, size, SIGKILL);
     }
 }
 
@@ -242,20 +248,24 @@ ddpm_result comm_local(int size, ddpm_comm **out, comm_ending *ending)
     shared *memory = share_memory(size);
     if (memory == NULL) return DDPM_ERR_MEMORY;
     pid_t rank[MOST_RANKS], starter = getpid();
-    struct sigaction pass_on = {.sa_handler = note_signal}, interrupt, terminate;
+    struct sigaction pass_on = {.sa_handler = note_signal}, interrupt, terminate, hangup;
     sigset_t signals, before;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGHUP);
     sigprocmask(SIG_BLOCK, &signals, &before);
     ddpm_result result = start_ranks(size, memory, rank, &before, out);
     if (getpid() != starter) return result;
     sigaction(SIGINT, &pass_on, &interrupt);
     sigaction(SIGTERM, &pass_on, &terminate);
+    sigaction(SIGHUP, NULL, &hangup);
+    if (hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &pass_on, NULL);
     sigprocmask(SIG_SETMASK, &before, NULL);
     if (result == DDPM_OK) look_after(rank, size, ending);
     sigaction(SIGINT, &interrupt, NULL);
     sigaction(SIGTERM, &terminate, NULL);
+    sigaction(SIGHUP, &hangup, NULL);
     munmap(memory, bytes_for(size));
     return result;
 }

@@ -288,20 +288,25 @@ static unsigned color_of(const io_plot *plot, int series)
     return plot->series[series].color ? plot->series[series].color : palette[series % 8];
 }
 
-/* Covers the line through the points, or through their running mean. */
+/* Covers the line through the points, or through the mean of each with `reach` points on either side. */
 static void cover_line(canvas *c, const io_plot *plot, const io_series *series, const axis *across, const axis *up,
-                       double smooth, double width)
+                       int reach, double width)
 {
-    double mean = 0, weight = 0, last_x = 0, last_y = 0;
+    double last_x = 0, last_y = 0;
     for (int i = 0, joined = 0; i < series->count; i++) {
-        const double x = x_of(series, i), y = series->y[i];
-        if (!is_drawable(plot, x, y)) {
+        const double x = x_of(series, i);
+        if (!is_drawable(plot, x, series->y[i])) {
             joined = 0;
             continue;
         }
-        mean = smooth * mean + (1 - smooth) * y;
-        weight = smooth * weight + (1 - smooth);
-        const double to_x = pixel_x(c, across, x), to_y = pixel_y(c, up, mean / weight);
+        double sum = 0;
+        int summed = 0;
+        for (int k = i > reach ? i - reach : 0; k < series->count && k - i <= reach; k++) {
+            if (!is_drawable(plot, x_of(series, k), series->y[k])) continue;
+            sum += series->y[k];
+            summed++;
+        }
+        const double to_x = pixel_x(c, across, x), to_y = pixel_y(c, up, sum / summed);
         cover_segment(c, joined ? last_x : to_x, joined ? last_y : to_y, to_x, to_y, width);
         last_x = to_x;
         last_y = to_y;
@@ -312,13 +317,13 @@ static void cover_line(canvas *c, const io_plot *plot, const io_series *series, 
 static void draw_lines(canvas *c, const io_plot *plot, const axis *across, const axis *up)
 {
     for (int s = 0; s < plot->count; s++) {
-        if (plot->series[s].smooth > 0) {
+        if (plot->series[s].reach > 0) {
             cover_line(c, plot, &plot->series[s], across, up, 0, 1.2);
             paint(c, color_of(plot, s), 0.28);
         }
     }
     for (int s = 0; s < plot->count; s++) {
-        cover_line(c, plot, &plot->series[s], across, up, plot->series[s].smooth, 2.6);
+        cover_line(c, plot, &plot->series[s], across, up, plot->series[s].reach, 2.6);
         paint(c, color_of(plot, s), 1);
     }
 }
@@ -385,10 +390,9 @@ ddpm_result io_plot_draw(const io_plot *plot, io_picture *out)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "plot '%s': %d x %d pixels are too few\n      hint: at least 240 x 160",
                          title, width, height);
     for (int s = 0; s < plot->count; s++)
-        if (!(plot->series[s].smooth >= 0 && plot->series[s].smooth < 1))
-            return ddpm_fail(DDPM_ERR_ARGUMENT,
-                             "plot '%s': series %d has smooth %g\n      hint: 0 (none) up to, not including, 1", title,
-                             s, plot->series[s].smooth);
+        if (plot->series[s].reach < 0)
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "plot '%s': series %d has a reach of %d\n      hint: 0 is no mean",
+                             title, s, plot->series[s].reach);
     axis across, up;
     if (!find_axes(plot, &across, &up))
         return ddpm_fail(DDPM_ERR_ARGUMENT, "plot '%s': there is no point to draw\n      hint: points must be finite%s",

@@ -19,9 +19,7 @@ typedef struct io_series {
     const double *x, *y; /* count points in the order of the line; x NULL: 0, 1, 2, ... */
     int count;
     unsigned color; /* 0xRRGGBB; 0: the next of a palette of eight */
-    /* In [0,1). 0: one line. Else the points as a pale line and over it, bold, their running mean
-     * s_i = smooth s_(i-1) + (1 - smooth) y_i, divided by 1 - smooth^i as Adam does (Kingma & Ba 2015). */
-    double smooth;
+    int reach; /* 0: one line. Else the points as a pale line and, bold, the mean of each with `reach` on either side */
 } io_series;
 
 typedef struct io_plot {
@@ -35,7 +33,7 @@ typedef struct io_plot {
 /* ---- 2. Drawing ---- */
 
 /* Draws the chart into a new RGB picture. Points that are not finite (or beyond 1e30) are left out, and the line is
- * broken there. DDPM_ERR_ARGUMENT: no point to draw, a size that is too small, smooth outside [0,1);
+ * broken there. DDPM_ERR_ARGUMENT: no point to draw, a size that is too small, a negative reach;
  * DDPM_ERR_MEMORY. */
 ddpm_result io_plot_draw(const io_plot *plot, io_picture *out);
 

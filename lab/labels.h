@@ -48,6 +48,12 @@ typedef struct lab_label_sets { /* start from {0} */
     int label_room, set_room;
 } lab_label_sets;
 
+/* How many labels set `i` has. */
+static inline int lab_set_size(const lab_label_sets *sets, int i)
+{
+    return sets->start[i + 1] - sets->start[i];
+}
+
 /* Reads an array of arrays of class names (test.json). DDPM_ERR_FORMAT or, for an unknown label, DDPM_ERR_RANGE names
  * the file, the entry (counted from 0) and the label. The empty set [] is DDPM_ERR_ARGUMENT unless allow_empty. */
 ddpm_result lab_label_sets_read(const char *path, const lab_classes *classes, int allow_empty, lab_label_sets *out);

@@ -749,7 +749,7 @@ static int pick_class(stream *s, int used[LAB_RENDER_CLASSES], const int *set, i
 static int is_in(const lab_label_sets *sets, const int *set, int count)
 {
     for (int i = 0; i < sets->count; i++) {
-        int same = sets->start[i + 1] - sets->start[i] == count;
+        int same = lab_set_size(sets, i) == count;
         for (int k = 0; k < count && same; k++) {
             int found = 0;
             for (int m = sets->start[i]; m < sets->start[i + 1]; m++)
@@ -820,7 +820,7 @@ static void print_sets(FILE *text, const lab_classes *classes, const lab_label_s
 {
     for (int i = 0; i < sets->count; i++) {
         fputs(i > 0 ? ",\n " : "[", text);
-        print_set(text, classes, sets->label + sets->start[i], sets->start[i + 1] - sets->start[i]);
+        print_set(text, classes, sets->label + sets->start[i], lab_set_size(sets, i));
     }
     fputs("]\n", text);
 }
@@ -964,7 +964,7 @@ static ddpm_result write_scene(const job *j, int index)
     lab_scene scene;
     ddpm_result result;
     if (j->config->labels_file) {
-        int first = j->sets.start[index], count = j->sets.start[index + 1] - first;
+        int first = j->sets.start[index], count = lab_set_size(&j->sets, index);
         result = lab_scene_of(&scene, j->sets.label + first, count, j->config->seed, (uint64_t)index);
         snprintf(name, sizeof name, "%d.png", index);
         return result == DDPM_OK ? write_picture(j, &scene, index, scene.objects, name) : result;
@@ -1034,7 +1034,7 @@ static ddpm_result read_label_sets(job *j)
     const char *path = j->config->labels_file;
     ddpm_result result = lab_label_sets_read(path, &j->classes, 0, &j->sets);
     for (int i = 0; i < j->sets.count && result == DDPM_OK; i++) {
-        int count = j->sets.start[i + 1] - j->sets.start[i];
+        int count = lab_set_size(&j->sets, i);
         if (count > LAB_MAX_OBJECTS)
             return ddpm_fail(DDPM_ERR_RANGE, "%s: entry %d names %d objects\n      hint: at most %d fit in a scene",
                              path, i, count, LAB_MAX_OBJECTS);

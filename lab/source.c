@@ -247,7 +247,7 @@ static ddpm_result find_pictures(const listing *l, lab_dataset *ds)
     }
     return ddpm_fail(DDPM_ERR_FILE,
                      "%s: %d of %d pictures are missing, the first is '%.200s' (in %s)\n"
-                     "      hint: tried %s; put the pictures there or name their folder",
+                     "      hint: tried %s; --image-dir names another folder",
                      l->where, l->files - most, l->files, l->file[first_missing], best, tried);
 }
 

@@ -48,6 +48,8 @@ if [ "$(uname -m)" = x86_64 ] && command -v "${CXX:=c++}" > /dev/null; then
     export DDPM_TEST_FULL=1 # the checks would take an hour at these sizes
     run_tests "emulated GPU, all shapes," "$BUILD/$COMPILER/cuda/plain/test_cuda"
     unset DDPM_TEST_FULL
+    check "every mistake planted in cuda_backend.cu is caught" tests/cuda/planted.sh
+    sed -n '$s/^/  /p' "$scratch/log"
 else skip "emulated GPU" "it needs x86-64 and a C++ compiler"
 fi
 
@@ -67,9 +69,8 @@ if command -v clang > /dev/null; then
     printf 'leak:libomp.so\n' > "$scratch/leaks"
     export LSAN_OPTIONS="suppressions=$scratch/leaks:print_suppressions=0"
     check "builds with clang and sanitizers" build CC=clang VARIANT=sanitize tests
-    for source in $sources; do
-        run_tests "clang sanitized" "$BUILD/clang-sanitize/${source%.c}"
-    done
+    # shellcheck disable=SC2046
+    run_tests "clang sanitized" $(for source in $sources; do echo "$BUILD/clang-sanitize/${source%.c}"; done)
     check "builds with libFuzzer" build CC=clang VARIANT=fuzz fuzzers
     for source in $fuzzers; do
         name=$(basename "$source" .c)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""cuda_report.py LAUNCHES GRAPH > docs/CUDA.md: what is known of the CUDA kernels without running them on a GPU.
+"""cuda_report.py NOTED PICTURES > docs/CUDA.md: what is known of the CUDA kernels without running them on a GPU.
 
 From nvcc and ptxas: registers, spills; from the machine code: instructions (a 128-bit word each; the opcode is bits 0 to
-11, the width of an access bits 73 to 75). LAUNCHES: threads and shared memory of each kernel, as the emulated GPU saw them
-launched (CUDA_ON_CPU_LAUNCHES). GRAPH: `ddpm info lab --graph --training --batch 128`."""
-import collections, re, struct, subprocess, sys, tempfile
+11, the width of an access bits 73 to 75). NOTED: the launches of every row of the lab UNet's training step, and what the
+rows compute and move at least (tests/cuda/launches.c)."""
+import collections, csv, os, re, struct, subprocess, sys, tempfile
 
 NVCC = 'nvcc -std=c++17 -O3 --fmad=false -I. -cubin -Xptxas -v cuda_backend.cu'.split()
 # registers and shared bytes of a multiprocessor, its warps and blocks (CUDA C++ Programming Guide, Compute Capabilities)
@@ -69,33 +69,52 @@ def occupancy(arch, threads, registers, shared):
     return f'{100 * blocks * warps // all_warps}%'
 
 
-def launches(path):
-    """Of each kernel: the most threads and shared bytes it was launched with."""
-    most = {}
+def noted(path):
+    """Of each kernel the most threads and shared bytes; of each (row, pass): nodes, FLOP, bytes, launches of each kernel."""
+    most, rows, since, rest = {}, collections.OrderedDict(), collections.Counter(), {}
     for line in open(path):
-        threads, shared, name = line.rstrip('\n').split(' ', 2)
-        name = re.sub(r'^void ', '', re.sub(r'\(([^()]|\([^()]*\))*\)$', '', name)).replace(' ', '')
-        old = most.get(name, (0, 0))
-        most[name] = (max(old[0], int(threads)), max(old[1], int(shared)))
-    return most
+        what, text = line.rstrip('\n').split(' ', 1)
+        if what == 'launch':
+            threads, shared, name = text.split(' ', 2)
+            name = re.sub(r'^void ', '', re.sub(r'\(([^()]|\([^()]*\))*\)$', '', name)).replace(' ', '')
+            old = most.get(name, (0, 0))
+            most[name] = (max(old[0], int(threads)), max(old[1], int(shared)))
+            since[name] += 1
+        elif what == 'row':
+            op, way, flop, size = text.split()
+            row = rows.setdefault((op, way), [0, 0.0, 0.0, collections.Counter()])
+            row[0] += 1
+            row[1] += float(flop)
+            row[2] += float(size)
+            row[3] += since
+            since = collections.Counter()
+        else:
+            rest[what] = [int(v) for v in text.split()]
+    return most, rows, rest
 
 
-def graph(path):
-    """(operation, MFLOP forward and backward, bytes of its output) of every node, and the totals' line."""
-    unit = {'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30}
-    nodes, parameters = [], 0
-    for line in open(path):
-        if m := re.match(r'\S+ +(\w+) +[\dx]+ +([\d,]+)? +([\d.]+) +([\d.]+) (\w+)$', line.rstrip()):
-            nodes.append((m[1], float(m[3]), float(m[4]) * unit[m[5]]))
-        if m := re.match(r'parameters +([\d,]+)', line):
-            parameters = int(m[1].replace(',', ''))
-    return nodes, parameters
+def rounding(path):
+    """What docs/bf16.csv says of training with bf16 products, computed on the CPU."""
+    if not os.path.exists(path):
+        return ''
+    rows = [(float(r['fp32']), float(r['bf16'])) for r in csv.DictReader(open(path))]
+    last = rows[-100:]
+    mean = [sum(r[k] for r in last) / len(last) for k in (0, 1)]
+    apart = sorted(abs(b / a - 1) for a, b in last)
+    return f'''
+## bf16 and training
+![loss with float32 and with bf16 products](bf16.png)
+
+The small model trained twice for {len(rows)} steps on the same pictures, noise and order, in float32 and with the operands of all
+convolutions and linear layers rounded to bf16, by a model of that rounding on the CPU (`make bf16`). Over the last {len(last)}
+steps the mean loss is {mean[0]:.5f} in float32 and {mean[1]:.5f} with bf16 products; a step's two losses are {100 * apart[len(last) // 2]:.2f}% apart
+in the median, {100 * apart[-1]:.2f}% at most.'''
 
 
 def main():
     built = {arch: compiled(arch) for arch in SM}
-    launched = launches(sys.argv[1])
-    nodes, parameters = graph(sys.argv[2])
+    launched, rows, rest = noted(sys.argv[1])
+    pictures = int(sys.argv[2])
     version = subprocess.run(['nvcc', '--version'], capture_output=True, text=True).stdout.split('release ')[1].split(',')[0]
     print(f'''# The CUDA backend, as far as it is known without a GPU
 
@@ -106,7 +125,8 @@ is no measured speed here, and none is claimed.
 ## Kernels
 Registers of a thread and occupancy (the share of a multiprocessor's warps that fit at once), and for sm_80 the machine code's
 instructions: 128-bit accesses of all accesses to device memory, multiply-adds (FFMA), tensor-core products (HMMA). Threads
-and shared memory: the most that `ddpm selftest --quick` launches.
+and shared memory: the most that a training step of the lab's UNet launches, {pictures} pictures of 64x64 in TF32; nothing: it does
+not use that kernel.
 
 | kernel | threads | shared | registers sm_80, 89, 90 | occupancy | 128-bit | FFMA | HMMA |
 | --- | ---: | ---: | --- | --- | --- | ---: | ---: |''')
@@ -121,32 +141,39 @@ and shared memory: the most that `ddpm selftest --quick` launches.
               f"{wide} of {all_accesses} | {code['FFMA'] or ''} | {code['HMMA'] or ''} |")
     print(f'\nSpilled to local memory by all of them together: {spilled} bytes.')
 
-    work = collections.defaultdict(lambda: [0, 0.0, 0.0])
-    for op, mflop, size in nodes:
-        work[op][0] += 1
-        work[op][1] += mflop
-        work[op][2] += size
-    products = sum(work[op][1] for op in ('conv2d', 'linear', 'attention')) / 1e6
-    written = sum(work[op][2] for op in work if op != 'activation') / 1e9  # which group_norm does in passing
-    update = parameters * 4 * 9 / 1e9
+    launches = sum(sum(r[3].values()) for r in rows.values())
+    names = '<br>'.join
     print(f'''
-## Lower bounds of a training step: the lab's UNet, 128 pictures of 64x64
-| operation | nodes | TFLOP, forward and backward | GB of outputs |
-| --- | ---: | ---: | ---: |''')
-    for op in sorted(work, key=lambda o: -work[o][1]):
-        print(f'| {op} | {work[op][0]} | {work[op][1] / 1e6:.3f} | {work[op][2] / 1e9:.2f} |')
-    print(f'''
-Products (conv2d, linear, attention): {products:.2f} TFLOP; time is at least that over the device's peak. Outputs: {written:.1f} GB
-without the activations, which group_norm does in passing; each is written and read once, and so is its gradient, and most are
-far larger than a cache: at least 4 x {written:.1f} GB over the bandwidth. The update reads weights, gradients, both moments and the average and writes all
-but the gradients: 9 x 4 bytes x {parameters:,} parameters = {update:.2f} GB. Peaks: NVIDIA's data sheets, dense.
+## Lower bounds of a training step: the lab's UNet, {pictures} pictures of 64x64
+Of every row: what its kernels compute, and the least they can move, each tensor that they need once, in GB. Time is at least
+either over the device's peak, but for what a cache still holds of the row before. Some forward rows run again in backward. The
+rows and the update are {launches} launches, which the host makes twice: from the third step on they are one
+CUDA graph, and the host waits once, at its end, for {4 * pictures} bytes of losses and a report. SiLU after a norm runs inside it.
 
-| device | TFLOP/s fp32, TF32, bf16 | GB/s | products, ms: fp32, TF32, bf16 | other traffic, ms | update, ms |
-| --- | --- | ---: | --- | ---: | ---: |''')
-    for name, (fp32, tf32, bf16, bandwidth) in DEVICE.items():
-        times = ', '.join(f'{1e3 * products / p:.0f}' for p in (fp32, tf32, bf16))
-        print(f'| {name} | {fp32}, {tf32}, {bf16} | {bandwidth} | {times} | {1e3 * 4 * written / bandwidth:.0f} | {1e3 * update / bandwidth:.2f} |')
+| row | runs | kernels, launches | TFLOP | GB | {' | '.join(f'{d}, ms in fp32, TF32, bf16' for d in DEVICE)} |
+| --- | ---: | --- | ---: | ---: |{' ---: |' * len(DEVICE)}''')
+    total = {d: [0, 0, 0] for d in DEVICE}
+    for (op, way), (nodes, flop, size, kernels) in sorted(rows.items(), key=lambda r: -r[1][2]):
+        if size < 1e6 and op != 'mse':
+            continue
+        product = op in ('conv2d', 'linear')
+        times = []
+        for device, (fp32, tf32, bf16, bandwidth) in DEVICE.items():
+            peaks = (fp32, tf32, bf16) if product else (fp32, fp32, fp32)
+            least = [1e3 * max(flop / p / 1e12, size / bandwidth / 1e9) for p in peaks]
+            total[device] = [t + l for t, l in zip(total[device], least)]
+            times.append(', '.join(f'{t:.1f}' for t in least))
+        print(f"| {op}{'' if op == way else ' ' + way} | {nodes} | {names(f'`{k}` {n}' for k, n in kernels.most_common())} | "
+              f"{flop / 1e12:.3f} | {size / 1e9:.2f} | {' | '.join(times)} |")
+    print(f"| together | | | {sum(r[1] for r in rows.values()) / 1e12:.2f} | {sum(r[2] for r in rows.values()) / 1e9:.1f} | "
+          f"{' | '.join(', '.join(f'{t:.0f}' for t in total[d]) for d in DEVICE)} |")
+    print('\nPeaks, dense, from NVIDIA\'s data sheets: ' + '; '.join(
+        f'{d} {p[0]}, {p[1]}, {p[2]} TFLOP/s in fp32, TF32, bf16 and {p[3]} GB/s' for d, p in DEVICE.items()) + '.')
+    memory, parameters = rest['memory']
+    print(f"\nMemory of the step: {memory / 2**30:.1f} GiB for the network and {5 * 4 * parameters / 2**30:.1f} GiB for weights, gradients, both moments"
+          ' and average.')
     print('\nThese are bounds, not predictions: what a kernel reaches of them only a GPU can tell.')
+    print(rounding('docs/bf16.csv'))
 
 
 main()

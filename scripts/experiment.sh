@@ -6,7 +6,7 @@
 #   scripts/experiment.sh [DATA [JUDGE [OUT]]]
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}" "${TIMES:=500 1000 2000}" "${SEEDS:=1 2 3}" "${TYPES:=test new_test}" "${STEPS:=3000}"
-: "${MODEL:=--model scripts/mini.json --pixel-unshuffle 2 --batch-size 32 --lr 2e-4 --lr-schedule constant --warmup 500}"
+: "${MODEL:=--model scripts/mini.json --pixel-unshuffle 2 --batch-size 16 --lr 6e-4 --lr-schedule cosine --warmup 500 --prediction-type v_prediction}"
 : "${SAMPLING:=--sampler ddpm}" # in all T steps
 set -e
 . scripts/figures.sh

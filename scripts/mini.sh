@@ -1,15 +1,17 @@
 #!/bin/sh
 # `make mini`: the bundled model, data/mini, made anew: renders the scenes, trains the two evaluators and the model, packs
-# them, finds how to draw with them (the sweep), scores what was packed, and writes data/mini/README.md from what it finds. Days on two cores.
+# them, finds how to draw with them (the sweep), scores what was packed, and writes data/mini/README.md from what it finds. Hours on two cores.
 #   scripts/mini.sh [data|guide|judge|train|pack|sweep|score|readme]...      these stages alone; without a name all, in this order
+#   scripts/mini.sh twin        the same model trained in PyTorch for the same time, and its score (needs Python; see parity.sh)
 # What is done is passed over. Stopped, the same line goes on: the model from its last checkpoint, an evaluator from its
 # beginning. `pack` takes a run as it stands, also one that is being trained.
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
 : "${DATA:=runs/iclevr}" "${GUIDE:=runs/guide}" "${JUDGE:=runs/judge}" "${RUN:=runs/mini}" "${SCORE:=runs/mini-score}" "${MINI:=data/mini}"
-: "${SCENES:=6003}" "${SIZE:=320x240}"                            # the data
-: "${EVALUATOR_EPOCHS:=30}" "${EVALUATOR_OPTIONS:=}"              # the evaluators
-: "${EPOCHS:=200}" "${TRAIN_OPTIONS:=}"                           # the model
+: "${TWIN:=runs/twin}" "${HELD:=runs/held-out}"
+: "${SCENES:=6003}" "${SIZE:=160x120}" "${HELD_SCENES:=1000}"     # the data: more pixels than the 64x64 that are learned from
+: "${EVALUATOR_EPOCHS:=36}" "${EVALUATOR_OPTIONS:=}"              # the evaluators
+: "${STEPS:=12000}" "${TRAIN_OPTIONS:=}"                          # the model
 : "${SWEEP:=runs/sweep}" "${DRAW:=}"                              # how it is drawn: DRAW, else what the sweep found
 : "${SEEDS:=1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20}"  # of its score
 : "${LIMIT:=14000000}"                                            # bytes of data/mini
@@ -33,13 +35,14 @@ judge() { evaluator "$JUDGE" 2; }
 train() {
     if [ -f "$RUN/args.json" ]; then run "$PROGRAM" train --resume --out "$RUN"
     else
-        run "$PROGRAM" train "$DATA" --out "$RUN" --model scripts/mini.json --pixel-unshuffle 2 --epochs "$EPOCHS" \
-            --batch-size 32 --lr 2e-4 --lr-schedule constant --warmup 500 --snr-gamma 5 --cond-drop 0.1 \
-            --ema-decay 0.9998 --save-every 5 --save-minutes 10 --sample-every 1000 $TRAIN_OPTIONS
+        # v: at high noise the network says x_0, which the labels tell most about; predicting the noise, it learns them late.
+        run "$PROGRAM" train "$DATA" --out "$RUN" --model scripts/mini.json --pixel-unshuffle 2 --max-steps "$STEPS" \
+            --batch-size 16 --lr 6e-4 --lr-schedule cosine --warmup 500 --prediction-type v_prediction --cond-drop 0.1 \
+            --ema-decay 0.999 --save-every 2 --save-minutes 10 --sample-every 1000 --held-out 300 $TRAIN_OPTIONS
     fi
 }
 
-# The latest averaged weights: at a constant learning rate the lowest loss of an epoch is chance.
+# The latest averaged weights: which epoch has the lowest loss is chance.
 pack() { # beside, then in its place: a stopped one leaves the old one whole
     fresh=$MINI.tmp-$$
     trap 'rm -rf "$fresh"' EXIT
@@ -66,9 +69,17 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
 
 sweep() { scripts/sweep.sh "$MINI" "$MINI/evaluator_judge" "$SWEEP"; }
 
-# Each seed and label file in a folder of its own; beside them the ceiling, pictures rendered from the same labels, and
-# the floor, the pictures of one seed judged against the next set's labels.
+# The usual seed, whose grid and figures the model carries (tests/test_mini.c); each other seed and label file in a folder
+# of its own; the ceiling, pictures rendered from the same labels; the floor, pictures judged against the next set's
+# labels; and the evaluators on scenes that nobody has trained on.
 score() {
+    for type in test new_test; do
+        scored "$SCORE/usual" $type "$MINI" || run "$PROGRAM" test data --test-type $type --model "$MINI" --out "$SCORE/usual"
+    done
+    [ -f "$HELD/train.json" ] || run "$PROGRAM" render --out "$HELD" --scenes "$HELD_SCENES" --size "$SIZE" --seed 4048
+    for name in evaluator evaluator_judge; do
+        "$PROGRAM" eval "$HELD" --labels-file "$HELD/train.json" --evaluator "$MINI/$name" > "$SCORE/held-out-$name.txt"
+    done
     for type in test new_test; do
         for seed in $SEEDS; do
             out=$SCORE/$type-$seed
@@ -82,6 +93,19 @@ score() {
             awk 'NR == 1 { first = $0; next } { printf "%s%s", NR == 2 ? "[" : ",\n", $0 } END { print ",\n" first "]" }' > "$SCORE/shifted-$type.json"
         "$PROGRAM" eval "$SCORE/$type-${SEEDS%% *}/images/$type" --labels-file "$SCORE/shifted-$type.json" \
             --evaluator "$MINI/evaluator_judge" > "$SCORE/floor-$type.txt"
+    done
+}
+
+# Its settings and its time are the run's; its score is that of the same seeds.
+twin() {
+    [ -f "$TWIN/twin.json" ] || scripts/parity.sh tests/parity/twin.py "$RUN" "$TWIN" \
+        --threads "$(value "$RUN/args.json" threads)"
+    for type in test new_test; do
+        for seed in $SEEDS; do
+            out=$SCORE/twin-$type-$seed
+            scored "$out" $type "$TWIN" || run "$PROGRAM" test data --test-type $type --model "$TWIN" --evaluator "$MINI/evaluator_judge" \
+                --seed "$seed" --out "$out" ${DRAW:-$(cat "$SWEEP/default")}
+        done
     done
 }
 
@@ -125,9 +149,31 @@ unseen() { # model: what is known of the label sets that no training picture has
             else printf "%d of the label sets never occur in training; their pictures alone: %.4f (%d pictures).\n", different, sum / n, n
         }' - $results
 }
+twins_of() {
+    twins=$(twin_row test; twin_row new_test)
+    [ -n "$twins" ] || return 0
+    cat << END
+
+The same network, data and settings in PyTorch and diffusers, on as many threads ($(value "$TWIN/twin.json" threads)) for the same time
+($(value "$TWIN/twin.json" minutes) minutes: $(value "$TWIN/twin.json" steps) steps there, $(value "$TWIN/twin.json" run_steps) in $(value "$TWIN/twin.json" run_minutes) minutes here), drawn and judged in the same way:
+
+| label sets | accuracy of PyTorch's | 95% interval | seeds |
+| --- | --- | --- | --- |
+$twins
+END
+}
 value() { awk -F '"' -v name="$2" '$2 == name { sub(/^[^:]*:[ \t]*/, ""); gsub(/[",]/, ""); print; exit }' "$1"; } # of a JSON file
+held_out() { sed -n "s/^accuracy ($2): \([0-9.]*\).*interval \([0-9.]* to [0-9.]*\):.*/\1 (\2)/p" "$SCORE/held-out-$1.txt" 2> /dev/null; }
 evaluator_row() { # name, directory
-    tail -n 1 "$2/metrics.csv" | awk -F, -v name="$1" '{ printf "| `%s` | %d | %s | %s |\n", name, $1 + 1, $4, $5 }'
+    echo "| \`$1\` | $(rows "$2/metrics.csv") | $(held_out "$1" 'mean of pictures') | $(held_out "$1" 'pooled objects') |"
+}
+twin_row() { # type
+    figures=$(for seed in $SEEDS; do
+        scored "$SCORE/twin-$1-$seed" "$1" "$TWIN" && figure "$SCORE/twin-$1-$seed/results.json" "$1" accuracy_mean_of_pictures
+    done || true)
+    [ -n "$figures" ] || return 0
+    printf '%s\n' "$figures" | mean_and_error | awk -v type="$1" '{
+        printf "| `%s.json` | %.4f | %.4f to %.4f | %d |\n", type, $1, $1 - 1.96 * $2, $1 + 1.96 * $2, $3 }'
 }
 readme_of() { # the directory to write it into
     steps=$(tail -n 1 "$RUN/metrics.csv" | cut -d, -f 1)
@@ -164,7 +210,7 @@ END
 ## The evaluators
 
 ResNet18 in a quarter of its width. \`evaluator\` may guide (\`--guide\`); \`evaluator_judge\`, trained from another seed,
-never does: it gives every accuracy below. Held out are the last scenes of the data.
+never does: it gives every accuracy below. Held out: $HELD_SCENES scenes rendered from another seed; 95% intervals in brackets.
 
 | | epochs | held out, mean of pictures | held out, pooled objects |
 | --- | --- | --- | --- |
@@ -185,22 +231,23 @@ The ceiling are pictures freshly rendered from the same labels; the floor, drawn
 $rows
 
 $(unseen "$1")
+$(twins_of "$1")
 Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
 
 ![the 32 sets of test.json, what was missed framed in red](test_grid.png)
 END
         fi
     } > "$1/README.md"
-    if [ -n "$rows" ] && [ -f "$SCORE/test-${SEEDS%% *}/test_grid.png" ]; then cp "$SCORE/test-${SEEDS%% *}/test_grid.png" "$1/"; fi
+    if scored "$SCORE/usual" test "$1"; then cp "$SCORE/usual/test_grid.png" "$SCORE/usual/results.json" "$1/"; fi
 }
 readme() { readme_of "$MINI"; }
 
 [ $# -gt 0 ] || set -- data guide judge train pack sweep pack score readme
 for stage; do
     case $stage in
-    data | guide | judge | train | pack | sweep | score | readme) "$stage" ;;
+    data | guide | judge | train | pack | sweep | score | twin | readme) "$stage" ;;
     *)
-        sed -n '2,6s/^# *//p' "$0" >&2
+        sed -n '2,7s/^# *//p' "$0" >&2
         exit 2
         ;;
     esac

@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make parity`: compares with PyTorch and diffusers, and makes tests/vectors anew (tests/parity/run.py does both).
-#   scripts/parity.sh [SCRIPT.py]     another script of tests/parity/ in the same Python
+#   scripts/parity.sh [SCRIPT.py [ARGUMENT...]]     another script of tests/parity/ in the same Python
 # Uses $PYTHON if it is set; else makes build/venv once, which downloads about 300 MB (CPU) to 3 GB (with CUDA).
 cd "$(dirname "$0")/.." || exit 1
 : "${BUILD:=build}" "${MAKE:=make}" "${PROGRAM:=./ddpm}"
@@ -21,4 +21,5 @@ if [ -z "${PYTHON:-}" ]; then
         }
     fi
 fi
-"$MAKE" --no-print-directory program && DDPM=$PROGRAM run "$PYTHON" -W ignore "${1:-tests/parity/run.py}"
+[ $# -gt 0 ] || set -- tests/parity/run.py
+"$MAKE" --no-print-directory program && DDPM=$PROGRAM run "$PYTHON" -W ignore "$@"

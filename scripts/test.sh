@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.." || exit 1
 : "${CC:=cc}" "${BUILD:=build}" "${COMPILER:=cc}" "${MAKE:=make}"
 . scripts/report.sh
 # Threads that wait sleep: on a busy machine spinning ones make each other several times slower.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 build() { # goes on after an error so that the rest is tested too
     "$MAKE" --no-print-directory -k "$@"
 }
@@ -57,12 +57,13 @@ if [ "$(uname -m)" != x86_64 ]; then skip "emulated GPU" "its fibers are for x86
 elif ! command -v "$CXX" > /dev/null; then skip "emulated GPU" "no C++ compiler $CXX"
 else
     check "builds" build cuda-tests
-    run_tests "emulated GPU," "$BUILD/$COMPILER/cuda/plain/test_cuda" "$BUILD/$COMPILER/cuda/plain/test_vectors"
-    run_tests "checked GPU," "$BUILD/$COMPILER/cuda/checked/planted" "$BUILD/$COMPILER/cuda/checked/test_cuda"
+    emulated=$BUILD/$COMPILER/cuda # the longest first
+    run_tests "emulated GPU," "$emulated/checked/test_cuda" "$emulated/plain/test_vectors" "$emulated/plain/test_cuda" \
+        "$emulated/checked/planted"
 fi
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2> /dev/null | head -n 1)
 if [ -n "$nvcc" ]; then
-    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings \
+    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings --threads 0 \
         $(scripts/cuda_arch.sh 80 89 90) -I. -c cuda_backend.cu -o "$scratch/cuda_backend.o"
 else
     skip "nvcc for sm_80, sm_89 and sm_90" "no nvcc"

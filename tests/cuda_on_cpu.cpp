@@ -20,7 +20,8 @@ enum : size_t {
     MOST_SHARED = 99 * KIB,  /* of a block, on the smallest device meant: an RTX 4090 */
     USUAL_SHARED = 48 * KIB, /* without asking */
     STACK = 64 * KIB,        /* of a fiber */
-    ARENA = 16ull << 30,     /* addresses of device memory */
+    ARENA = 16ull << 30,     /* addresses of device memory, */
+    DRY_ARENA = 1ull << 40,  /* and where nothing runs */
     GAP = 4096,              /* between two buffers: nobody's */
 };
 
@@ -195,13 +196,16 @@ static std::string running_thread()
 
 /* ---- 3. Memory --------------------------------------------------------------------------------------------------- */
 
+/* Where launches are to be noted (`make cuda-report`), kernels and copies do not run, and memory is addresses only. */
+static const char *const noted = getenv("CUDA_ON_CPU_LAUNCHES");
+static const size_t arena_size = noted ? DRY_ARENA : ARENA;
 static char *arena;
 static size_t arena_used = GAP, arena_limit = 8ull << 30;
 static std::map<char *, size_t> buffers, pinned; /* device buffers; host memory from cudaMallocHost */
 
 static bool in_arena(const void *p)
 {
-    return arena && (size_t)((const char *)p - arena) < ARENA;
+    return arena && (size_t)((const char *)p - arena) < arena_size;
 }
 
 static void *reserve(size_t bytes, int protection)
@@ -608,7 +612,7 @@ static cudaError_t last_error = cudaSuccess;
 static void begin()
 {
     if (arena) return;
-    arena = (char *)reserve(ARENA, PROT_NONE);
+    arena = (char *)reserve(arena_size, PROT_NONE);
     if (checking) {
         device_cells = (cell *)reserve(ARENA / 2 * sizeof(cell), PROT_READ | PROT_WRITE);
         shared_cells = (cell *)reserve(sizeof cuda_shared / 2 * sizeof(cell), PROT_READ | PROT_WRITE);
@@ -661,24 +665,23 @@ static bool stalls_host(const char *what)
     return capturing();
 }
 
-/* For `make cuda-report`: threads, shared memory and name of each launch, to the file in the environment. */
+/* "launch THREADS SHARED KERNEL", at the end of the file. */
 static void note_launch(const work &w, uint64_t count)
 {
-    static const char *path = getenv("CUDA_ON_CPU_LAUNCHES");
-    static std::map<const void *, std::pair<uint64_t, size_t>> most;
-    if (!path) return;
-    auto &seen = most[w.kernel];
-    if (seen.first >= count && seen.second >= w.shared && seen.first) return;
-    seen = {std::max(seen.first, count), std::max(seen.second, w.shared)};
-    char command[300], name[500] = "";
-    snprintf(command, sizeof command, "addr2line -fCe /proc/%d/exe 0x%lx", (int)getpid(),
-             (unsigned long)((uintptr_t)w.kernel - (uintptr_t)&__executable_start));
-    if (FILE *pipe = popen(command, "r")) {
-        if (!fgets(name, sizeof name, pipe)) name[0] = 0;
-        pclose(pipe);
+    static std::map<const void *, std::string> names;
+    std::string &name = names[w.kernel];
+    if (name.empty()) {
+        char command[300], answer[500] = "";
+        snprintf(command, sizeof command, "addr2line -fCe /proc/%d/exe 0x%lx", (int)getpid(),
+                 (unsigned long)((uintptr_t)w.kernel - (uintptr_t)&__executable_start));
+        if (FILE *pipe = popen(command, "r")) {
+            if (!fgets(answer, sizeof answer, pipe)) answer[0] = 0;
+            pclose(pipe);
+        }
+        name = answer;
     }
-    if (FILE *file = fopen(path, "a")) {
-        fprintf(file, "%lu %zu %s", (unsigned long)seen.first, seen.second, name);
+    if (FILE *file = fopen(noted, "a")) {
+        fprintf(file, "launch %lu %zu %s", (unsigned long)count, w.shared, name.c_str());
         fclose(file);
     }
 }
@@ -700,8 +703,10 @@ void submit(cudaStream *stream, const work &w)
         fail(cudaErrorInvalidConfiguration);
         return;
     }
-    note_launch(w, count);
-    add_job(stream, [=] { run_grid(w); });
+    if (noted)
+        note_launch(w, count);
+    else
+        add_job(stream, [=] { run_grid(w); });
 }
 } // namespace cuda_on_cpu
 
@@ -824,11 +829,12 @@ cudaError_t cuda_on_cpu_malloc(void **memory, size_t bytes)
     begin();
     if (stalls_host("cudaMalloc")) return fail(cudaErrorStreamCaptureUnsupported);
     size_t room = (bytes + 255) / 256 * 256 + GAP;
-    if (in_use() + bytes > arena_limit || arena_used + room > ARENA) return fail(cudaErrorMemoryAllocation);
+    if (in_use() + bytes > arena_limit || arena_used + room > arena_size) return fail(cudaErrorMemoryAllocation);
     *memory = arena + arena_used;
     arena_used += room;
     buffers[(char *)*memory] = bytes;
     cells_of(*memory, bytes, [](cell *c) { *c = cell(), c->allocated = true; });
+    if (noted) return cudaSuccess;
     open_arena(true);
     memset(*memory, 0xFF, bytes); /* NaN */
     open_arena(false);
@@ -880,10 +886,12 @@ static void copy_now(void *to, const void *from, size_t bytes, cudaMemcpyKind ki
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     begin();
+    if (noted) return cudaSuccess;
     const void *host = kind == cudaMemcpyHostToDevice ? from : kind == cudaMemcpyDeviceToHost ? to : nullptr;
     bool is_pinned = !host || inside(pinned, host, bytes);
     if (host && in_arena(host)) report("a copy takes device memory for the host's");
     if (!is_pinned && stream && stream->capture) report("a captured copy of host memory that is not pinned");
+    if (!is_pinned) stalls++; /* at least until it is in pinned memory of CUDA's own */
     if (kind == cudaMemcpyHostToDevice && !is_pinned) {
         auto held = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
         add_job(stream, [=] { copy_now(to, held->data(), bytes, kind); });
@@ -896,6 +904,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
 {
     begin();
+    if (noted) return cudaSuccess;
     add_job(stream, [=] {
         if (host_touches(to, bytes, true, "cudaMemset")) memset(to, value, bytes);
     });
@@ -924,6 +933,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     if (stalls_host("cudaStreamSynchronize")) return fail(cudaErrorStreamCaptureUnsupported);
+    for (size_t i = 0; order_of_things == 1 && i < streams.size(); i++) /* the others were quicker */
+        drain(streams[i]);
     drain(stream ? stream : &default_stream);
     return last_error;
 }

@@ -363,8 +363,8 @@ static void test_folders(void **state)
     assert_has(err, ", 3 classes, single-label, from its folders");
     assert_has(err, "warning 1 picture cannot be read and is left out:\n          ");
     assert_has(err, "x.jpg: ");
-    assert_has(err, " of the same pixels as another one");
-    assert_has(err, "fewer than 1000 pictures");
+    assert_has(err, " the same pixels as another one");
+    assert_has(err, "fewer than 1,000 pictures");
     assert_runs("train --resume --out @/class --epochs 3");
     assert_has(err, "epoch 2: loss");
     shell("mkdir @/two; mv @/few/'red cube' @/few/'cyan sphere' @/two");
@@ -393,10 +393,14 @@ static void test_plain_pictures(void **state)
     assert_has(err, "12 pictures, unconditional, from a folder of pictures");
     assert_has(err, "warning 12 pictures are smaller than asked for and enlarged:");
     assert_has(err, "CLEVR_train_000000_0.png (32x24)\n");
-    assert_has(err, "          and 9 more\n");
+    assert_has(err, "          and 9 more: --dry-run lists all\n");
+    assert_runs("train @/plain --model tiny --resolution 40x24 --channels 1 --batch-size 12 --dry-run");
+    assert_has(err, "CLEVR_train_000003_2.png (32x24)\n");
+    assert_null(strstr(err, " more"));
     assert_runs("sample --model @/gray --steps 2 --out @/gray.png");
     assert_picture("gray.png", 40, 24);
     assert_fails(1, "sample 'red cube' --model @/gray --out @/none.png", "labels mean nothing to this model");
+    assert_fails(1, "sample --model @/gray --guidance 2 --out @/none.png", "takes no labels, so guidance 2");
     assert_runs("train @/data --out @/no_labels --model tiny --resolution 16 --unconditional --epochs 1");
     assert_has(err, "24 pictures, unconditional, from train.json");
     assert_fails(1, "train @/plain --out @/none --model tiny --channels 2", "2 channels");
@@ -434,7 +438,7 @@ static void test_sample(void **state)
     assert_text("a.png", "seed", "7");
     assert_text("a.png", "labels", "cyan cube");
     assert_text("a.png", "command", "ddpm sample \"red sphere, cyan cube\"");
-    assert_text("a.png", "model", "/run/best");
+    assert_text("a.png", "model", "/run/step-6"); /* what the link best points at */
     assert_has(out, "a.png\n");
     assert_has(out, "a_strip.png\n");
     assert_runs("sample 'red sphere, cyan cube' --model @/run/step-6 --sampler ddim --steps 3 --n 3 --seed 7 "
@@ -667,7 +671,9 @@ static void test_explain(void **state)
     assert_runs("explain @/gray.png --model @/gray --sampler ddim --steps 4 --at 50 --out @/explain.png");
     assert_fails(1, "explain @/data/CLEVR_train_000003_2.png 'pink' --model @/run --out @/none.png", "unknown label");
     assert_fails(1, "explain @/gray.png 'red sphere' --model @/gray --out @/none.png", "knows no class names");
-    assert_fails(1, "explain @/nothing.png --model @/run --out @/none.png", "nothing.png");
+    assert_fails(1, "explain @/nothing.png 'red sphere' --model @/run --out @/none.png", "nothing.png");
+    assert_fails(1, "explain @/data/CLEVR_train_000003_2.png --model @/run --out @/none.png",
+                 "knows no picture without labels\n      hint: ddpm explain ");
     assert_fails(2, "explain --model @/run", "FILE is missing");
 }
 
@@ -714,10 +720,10 @@ static void test_test(void **state)
 /* How many corners of the frame around picture `index` of a grid of pictures of 16x16 are red. */
 static int framed(const io_picture *grid, int index)
 {
-    int red = 0, top = index / 8 * 18, left = index % 8 * 18;
+    int red = 0, step = (grid->width - 2) / 8, top = index / 8 * step, left = index % 8 * step;
     for (int i = 0; i < 4; i++) {
         const unsigned char *p =
-            grid->pixel + 3 * ((top + (i / 2 ? 16 + 2 : 0)) * grid->width + left + (i % 2 ? 16 + 2 : 0));
+            grid->pixel + 3 * ((top + (i / 2 ? step : 0)) * grid->width + left + (i % 2 ? step : 0));
         red += p[0] == 255 && p[1] == 32 && p[2] == 32;
     }
     return red;
@@ -762,15 +768,26 @@ static void test_judged_test(void **state)
     assert_string_equal(member(settings, "sampler")->valuestring, "ddim");
     assert_string_equal(member(settings, "backend")->valuestring, "cpu");
 
+    /* eval finds the same in the folder, and frames the same pictures at the size that the judge sees. */
+    assert_runs("eval --images @/judged/images/new_test --labels-file data/new_test.json --evaluator @/evaluator "
+                "--grid @/judged/eval_grid.png");
+    assert_int_equal(strncmp(out, figures, strlen(figures)), 0);
+    free(figures);
+    assert_picture("judged/eval_grid.png", 8 * 34 + 2, 4 * 34 + 2);
+    assert_text("judged/eval_grid.png", "judge", in_folder("evaluator"));
+
     int hits = 0, objects = 0, missed = 0;
+    io_picture evaluated;
     assert_int_equal(io_picture_read(in_folder("judged/new_test_grid.png"), 3, &grid), DDPM_OK);
+    assert_int_equal(io_picture_read(in_folder("judged/eval_grid.png"), 3, &evaluated), DDPM_OK);
     assert_int_equal(cJSON_GetArraySize(sets), 32);
     for (int i = 0; i < 32; i++) {
         int h = member(cJSON_GetArrayItem(sets, i), "hits")->valueint;
         int all = member(cJSON_GetArrayItem(sets, i), "objects")->valueint;
         hits += h, objects += all, missed += h < all;
-        if (h < all) assert_int_equal(framed(&grid, i), 4);
+        if (h < all) assert_int_equal(framed(&grid, i) + framed(&evaluated, i), 8);
     }
+    io_picture_free(&evaluated);
     io_picture_free(&grid);
     assert_true(missed > 0);
     assert_int_equal(hits, member(one, "hits")->valueint);
@@ -786,9 +803,6 @@ static void test_judged_test(void **state)
     member(member(member(one, "model"), "sha256"), "unet/diffusion_pytorch_model.safetensors");
     cJSON_Delete(json);
 
-    assert_runs("eval --images @/judged/images/new_test --labels-file data/new_test.json --evaluator @/evaluator");
-    assert_int_equal(strncmp(out, figures, strlen(figures)), 0);
-    free(figures);
     assert_fails(1, "test --model @/run --steps 1 --out @/judged --evaluator @/nowhere", "train-evaluator makes one");
 }
 
@@ -1003,11 +1017,21 @@ static void test_memory_is_refused(void **state)
                      1);
     assert_has(err, "the run needs ");
     assert_has(err, "48 MiB are available");
-    assert_has(err, "--micro-batch");
+    const char *fits = strstr(err, "--micro-batch ");
+    assert_non_null(fits);
+    int most = atoi(fits + strlen("--micro-batch "));
+    assert_in_range(most, 1, 31);
+    char command[100];
+    for (int more = 0; more < 2; more++) { /* so many fit, one more does not */
+        snprintf(command, sizeof command, "train @/data --dry-run --model tiny --batch-size 32 --micro-batch %d",
+                 most + more);
+        assert_int_equal(run_with("DDPM_MEMORY_LIMIT=50000000", command), more);
+    }
     assert_false(io_is_directory(in_folder("new")));
     assert_int_equal(
         run_with("DDPM_MEMORY_LIMIT=50000000000", "train @/data --out @/new --model lab --batch-size 4096"), 1);
     assert_has(err, "the run needs ");
+    assert_has(err, "--micro-batch ");
     assert_false(io_is_directory(in_folder("new")));
 }
 
@@ -1035,11 +1059,17 @@ static void test_bad_labels(void **state)
     (void)state;
     assert_fails(1, "sample 'red sphere, purple elephant' --model @/run --out @/none.png",
                  "unknown label 'purple elephant'");
-    assert_fails(1, "sample --model @/run --out @/none.png", "draws label sets, none is given");
+    assert_fails(1, "sample --model @/run --out @/none.png", "draws what labels name, and none is given");
     shell("echo '[[\"red cube\"], [\"red cupe\"]]' > @/labels.json");
     assert_fails(1, "sample --labels-file @/labels.json --model @/run --out @/none.png", "red cupe");
     assert_fails(1, "test @/nothing --model @/run --out @/none", "test.json");
     assert_fails(1, "sample 'red cube' --model @/run --steps 2000 --out @/none.png", "2000 sampling steps");
+    assert_fails(1, "sample 'red cube' --model @/run --eta 1 --out @/none.png",
+                 "--eta is of ddim, and this draws with ddpm\n      hint: --sampler ddim");
+    assert_fails(1, "test --model @/run --sampler ddim --solver-order 1 --out @/none",
+                 "--solver-order is of dpmsolver++");
+    assert_fails(2, "sample 'red cube' --model @/run --strength 0.5 --out @/none.png", "--strength is of --image");
+    assert_fails(2, "sample 'red cube' --model @/run --out-dir @/none --out @/none.png", "exclude each other");
     assert_false(io_is_file(in_folder("none.png")));
 }
 

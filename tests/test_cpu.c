@@ -27,38 +27,44 @@
 typedef struct shape {
     const char *name;
     int n, ci, co, kernel, stride, pad_start, pad_end, h, w;
-    int winograd; /* chosen for it: its bound applies; 2: to the weights' gradient alone */
+    int tile, weight_tile; /* of Winograd's algorithm, where it is chosen: its bound applies; to y and dx, to dw */
 } shape;
 
 static const shape shapes[] = {
-    {"winograd 8x8", 5, 32, 48, 3, 1, 1, 1, 8, 8, 1},
-    {"winograd 16x16", 2, 16, 32, 3, 1, 1, 1, 16, 16, 1},
-    {"winograd 32x32, height no multiple of 4", 1, 16, 16, 3, 1, 1, 1, 30, 32, 1},
-    {"winograd 64 wide", 1, 32, 16, 3, 1, 1, 1, 9, 64, 1},
-    {"winograd 128 wide", 1, 16, 16, 3, 1, 1, 1, 8, 128, 1},
-    {"winograd 4x4", 19, 16, 32, 3, 1, 1, 1, 4, 4, 1},
-    {"winograd 8x8, many tiles", 13, 32, 32, 3, 1, 1, 1, 8, 8, 1},
-    {"winograd 16x16, fewer tiles than outputs", 4, 16, 96, 3, 1, 1, 1, 16, 16, 1},
-    {"packed 3x3", 1, 20, 13, 3, 1, 1, 1, 11, 13, 0},
-    {"packed stride 2", 2, 16, 24, 3, 2, 1, 1, 16, 16, 0},
-    {"packed stride 2, padded at the end", 2, 5, 7, 3, 2, 0, 1, 15, 14, 0},
-    {"stride 2 by parities, padded at the end", 2, 16, 16, 3, 2, 0, 1, 15, 14, 0},
-    {"stride 2 by parities, five pictures", 5, 16, 32, 3, 2, 1, 1, 9, 8, 0},
-    {"packed 1x1, rows as they lie", 1, 24, 16, 1, 1, 0, 0, 20, 16, 0},
-    {"packed 1x1, pictures as they lie", 3, 40, 24, 1, 1, 0, 0, 8, 8, 0},
-    {"packed 1x1, 16x16 as they lie", 2, 32, 16, 1, 1, 0, 0, 16, 16, 0},
-    {"packed 1x1, pictures of 9x7", 4, 40, 24, 1, 1, 0, 0, 9, 7, 0},
-    {"packed 5x5", 1, 3, 9, 5, 1, 2, 2, 12, 12, 0},
-    {"batch innermost 4x4, its weights by Winograd", 9, 32, 48, 3, 1, 1, 1, 4, 4, 2},
-    {"batch innermost 4x4", 5, 32, 48, 3, 1, 1, 1, 4, 4, 0},
-    {"batch innermost 2x2", 8, 48, 16, 3, 1, 1, 1, 2, 2, 0},
-    {"batch innermost 5x7", 3, 16, 32, 3, 1, 1, 1, 5, 7, 0},
-    {"batch innermost 8x8, one picture", 1, 16, 32, 3, 1, 1, 1, 8, 8, 0},
-    {"batch innermost 1x1", 3, 32, 16, 1, 1, 0, 0, 4, 4, 0},
-    {"thin 2x2", 4, 48, 33, 3, 1, 1, 1, 2, 2, 0},
-    {"thin 4x4", 2, 17, 32, 3, 1, 1, 1, 4, 4, 0},
-    {"thin, one pixel", 7, 65, 40, 1, 1, 0, 0, 1, 1, 0},
-    {"thin stride 2", 3, 16, 16, 3, 2, 1, 1, 8, 8, 0},
+    {"F(4), 8x8", 5, 32, 48, 3, 1, 1, 1, 8, 8, 4, 4},
+    {"F(4), 16x16", 2, 16, 32, 3, 1, 1, 1, 16, 16, 4, 4},
+    {"F(4), 32x32, height no multiple of 4", 1, 16, 16, 3, 1, 1, 1, 30, 32, 4, 4},
+    {"F(4), 64 wide", 1, 32, 16, 3, 1, 1, 1, 9, 64, 4, 4},
+    {"F(4), 128 wide", 1, 16, 16, 3, 1, 1, 1, 8, 128, 4, 4},
+    {"F(4), 4x4", 19, 16, 32, 3, 1, 1, 1, 4, 4, 4, 4},
+    {"F(4), 8x8, many tiles", 13, 32, 32, 3, 1, 1, 1, 8, 8, 4, 4},
+    {"F(4), 16x16, fewer tiles than outputs", 4, 16, 96, 3, 1, 1, 1, 16, 16, 4, 4},
+    {"packed 3x3", 1, 20, 13, 3, 1, 1, 1, 11, 13, 0, 0},
+    {"packed stride 2", 2, 16, 24, 3, 2, 1, 1, 16, 16, 0, 0},
+    {"packed stride 2, padded at the end", 2, 5, 7, 3, 2, 0, 1, 15, 14, 0, 0},
+    {"stride 2 by parities, padded at the end", 2, 16, 16, 3, 2, 0, 1, 15, 14, 0, 0},
+    {"stride 2 by parities, five pictures", 5, 16, 32, 3, 2, 1, 1, 9, 8, 0, 0},
+    {"packed 1x1, rows as they lie", 1, 24, 16, 1, 1, 0, 0, 20, 16, 0, 0},
+    {"packed 1x1, pictures as they lie", 3, 40, 24, 1, 1, 0, 0, 8, 8, 0, 0},
+    {"packed 1x1, 16x16 as they lie", 2, 32, 16, 1, 1, 0, 0, 16, 16, 0, 0},
+    {"packed 1x1, pictures of 9x7", 4, 40, 24, 1, 1, 0, 0, 9, 7, 0, 0},
+    {"packed 5x5", 1, 3, 9, 5, 1, 2, 2, 12, 12, 0, 0},
+    {"F(2) at 4x4, F(4) for its weights", 9, 32, 48, 3, 1, 1, 1, 4, 4, 2, 4},
+    {"F(2) at 4x4", 5, 32, 48, 3, 1, 1, 1, 4, 4, 2, 2},
+    {"batch innermost 4x4", 2, 32, 48, 3, 1, 1, 1, 4, 4, 0, 0},
+    {"one picture of 4x4", 1, 32, 48, 3, 1, 1, 1, 4, 4, 0, 0},
+    {"batch innermost 2x2", 8, 48, 16, 3, 1, 1, 1, 2, 2, 0, 0},
+    {"batch innermost 5x7", 3, 16, 32, 3, 1, 1, 1, 5, 7, 0, 0},
+    {"F(2) at 8x8", 1, 16, 48, 3, 1, 1, 1, 8, 8, 2, 2},
+    {"F(2) at 8x8, more tiles than outputs", 2, 48, 16, 3, 1, 1, 1, 8, 8, 2, 4},
+    {"F(2), 16 wide", 2, 16, 32, 3, 1, 1, 1, 6, 16, 2, 2},
+    {"F(2), 32 wide, height no multiple of 2", 1, 16, 32, 3, 1, 1, 1, 7, 32, 2, 2},
+    {"F(2), 64 wide", 1, 16, 16, 3, 1, 1, 1, 5, 64, 2, 2},
+    {"batch innermost 1x1", 3, 32, 16, 1, 1, 0, 0, 4, 4, 0, 0},
+    {"thin 2x2", 4, 48, 33, 3, 1, 1, 1, 2, 2, 0, 0},
+    {"thin 4x4", 2, 17, 32, 3, 1, 1, 1, 4, 4, 0, 0},
+    {"thin, one pixel", 7, 65, 40, 1, 1, 0, 0, 1, 1, 0, 0},
+    {"thin stride 2", 3, 16, 16, 3, 2, 1, 1, 8, 8, 0, 0},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -107,7 +113,7 @@ static result run(const shape *s, const inputs *in, const char *isa, int threads
     ddpm_graph *g;
     OK(ddpm_device_open(&device, ddpm_cpu(), threads, isa));
     assert_string_equal(ddpm_device_isa(&device), isa);
-    OK(ddpm_graph_create(&g, &device, s->n + 1, 1)); /* room for one picture more than it is run with */
+    OK(ddpm_graph_create(&g, &device, s->n + (s->n > 2), 1)); /* from 3 on room for one more than it is run with */
     size_t w_count = (size_t)(s->co * s->ci * s->kernel * s->kernel);
     result r = {.w_count = w_count, .x_count = (size_t)(s->n * s->ci * s->h * s->w)};
     r.dw = calloc(w_count, sizeof *r.dw);
@@ -150,25 +156,42 @@ static void free_result(result *r)
  *
  * Winograd: the same with B, G and A in absolute values holds, but such a bound is some hundred times what happens.
  * Rounding errors being independent to a good approximation (Higham & Mary 2019), their variances add: an element of U,
- * V or M of variance q (in units of the data's) carries u^2 q for each rounding on its way, and there are Ci + 40 at
- * most on the way to an output (4 + 4 in B, 4 + 4 in G, Ci + 1 in the sum, 5 + 5 in A, the constants' own). So with
- * squares of all coefficients and of all data,
- *     sigma^2 = (Ci + 40) u^2 (A^T)^2 [ sum_i (G^2 w^2 G^2^T) o (B^2^T x^2 B^2) ] A^2,
+ * V or M of variance q (in units of the data's) carries u^2 q for each rounding on its way, and there are Ci + R at
+ * most on the way to an output. F(4): R = 40 (4 + 4 in B, 4 + 4 in G, Ci + 1 in the sum, 5 + 5 in A, the constants'
+ * own). F(2): R = 11 (1 + 1 in B, 2 + 2 in G, Ci + 1 in the sum, 2 + 2 in A; its constants are exact). So with squares
+ * of all coefficients and of all data,
+ *     sigma^2 = (Ci + R) u^2 (A^T)^2 [ sum_i (G^2 w^2 G^2^T) o (B^2^T x^2 B^2) ] A^2,
  * and all of some ten thousand values lie within 6 sigma. A wrong coefficient or tile is off by thousands of sigma. */
 
 static const double unit = 0x1p-24;
+
+typedef struct transforms {
+    int tile;                     /* T; P = T + 2 */
+    double roundings;             /* R */
+    double bt[36], g[18], at[24]; /* (P,P), (P,3), (T,P) */
+} transforms;
+
 #define A 0.70710678118654752
 #define B 1.41421356237309505
 /* clang-format off */
-static const double bt[36] = { /* (6,6) */
-    1, 0, -2.5, 0, 1, 0,      0, -2 * A, -2, A, 1, 0,      0, 2 * A, -2, -A, 1, 0,
-    0, -B / 2, -0.5, B, 1, 0, 0, B / 2, -0.5, -B, 1, 0,    0, 1, 0, -2.5, 0, 1};
-static const double gm[18] = { /* (6,3) */
-    1, 0, 0,                -2. / 3, -2 * A / 3, -1. / 3,  -2. / 3, 2 * A / 3, -1. / 3,
-    1. / 6, B / 6, 1. / 3,  1. / 6, -B / 6, 1. / 3,        0, 0, 1};
-static const double at[24] = { /* (4,6) */
-    1, 1, 1, 1, 1, 0,       0, A, -A, B, -B, 0,            0, 0.5, 0.5, 2, 2, 0,  0, A / 2, -A / 2, 2 * B, -2 * B, 1};
+static const transforms winograd[] = {
+    {4, 40,
+     {1, 0, -2.5, 0, 1, 0,      0, -2 * A, -2, A, 1, 0,      0, 2 * A, -2, -A, 1, 0,
+      0, -B / 2, -0.5, B, 1, 0, 0, B / 2, -0.5, -B, 1, 0,    0, 1, 0, -2.5, 0, 1},
+     {1, 0, 0,                  -2. / 3, -2 * A / 3, -1. / 3,  -2. / 3, 2 * A / 3, -1. / 3,
+      1. / 6, B / 6, 1. / 3,    1. / 6, -B / 6, 1. / 3,        0, 0, 1},
+     {1, 1, 1, 1, 1, 0,         0, A, -A, B, -B, 0,
+      0, 0.5, 0.5, 2, 2, 0,     0, A / 2, -A / 2, 2 * B, -2 * B, 1}},
+    {2, 11,
+     {1, 0, -1, 0,  0, 1, 1, 0,  0, -1, 1, 0,  0, -1, 0, 1},
+     {1, 0, 0,      0.5, 0.5, 0.5,  0.5, -0.5, 0.5,  0, 0, 1},
+     {1, 1, 1, 0,   0, 1, -1, 1}}};
 /* clang-format on */
+
+static const transforms *transforms_of(int tile)
+{
+    return &winograd[tile == 2];
+}
 
 /* out (rows,rows) = M^2 in (M^2)^T, M (rows,columns); transposed: M^T in the place of M */
 static void squares(int rows, int columns, const double *m, int transposed, const double *in, double *out)
@@ -231,9 +254,8 @@ static void free_truth(truth *t)
     free(t->y_bound), free(t->dx_bound), free(t->dw_bound), free(t->db_bound);
 }
 
-/* Squares of rows [first, first + size) and columns of one plane, zero outside, through M as above. */
-static void tile_squares(const float *plane, int h, int w, int y0, int x0, int size, const double *m, int rows,
-                         int transposed, double *out)
+/* Squares of a patch of one plane, size x size from (y0,x0) on, zero outside: through B^T, or A if it is a tile. */
+static void tile_squares(const transforms *f, const float *plane, int h, int w, int y0, int x0, int size, double *out)
 {
     double in[36];
     for (int y = 0; y < size; y++)
@@ -242,15 +264,19 @@ static void tile_squares(const float *plane, int h, int w, int y0, int x0, int s
             double value = inside ? (double)plane[(y0 + y) * w + x0 + x] : 0;
             in[y * size + x] = value * value;
         }
-    squares(rows, transposed ? 6 : size, m, transposed, in, out);
+    if (size == f->tile)
+        squares(f->tile, f->tile + 2, f->at, 1, in, out);
+    else
+        squares(size, size, f->bt, 0, in, out);
 }
 
 /* sigma / (u sqrt(terms)) of a stride-1 3x3 convolution of x (n,ci,h,w): weight of (o,i) at w + o w_out + i w_in,
  * flipped or not (the squares of the flipped taps are the flipped squares). */
-static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, const float *weight, int w_out,
-                           int w_in, int flip, double *bound)
+static void winograd_bound(const transforms *f, int n, int ci, int co, int h, int w, const float *x,
+                           const float *weight, int w_out, int w_in, int flip, double *bound)
 {
-    double *u = calloc((size_t)(co * ci) * 36, sizeof *u), *v = calloc((size_t)ci * 36, sizeof *v);
+    int tile = f->tile, patch = tile + 2, all = patch * patch;
+    double *u = calloc((size_t)(co * ci * all), sizeof *u), *v = calloc((size_t)(ci * all), sizeof *v);
     for (int o = 0; o < co; o++)
         for (int i = 0; i < ci; i++) {
             double g[9];
@@ -258,22 +284,22 @@ static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, 
                 double value = (double)weight[o * w_out + i * w_in + (flip ? 8 - s : s)];
                 g[s] = value * value;
             }
-            squares(6, 3, gm, 0, g, u + (o * ci + i) * 36);
+            squares(patch, 3, f->g, 0, g, u + (o * ci + i) * all);
         }
     for (int p = 0; p < n; p++)
-        for (int ty = 0; ty < h; ty += 4)
-            for (int tx = 0; tx < w; tx += 4) {
+        for (int ty = 0; ty < h; ty += tile)
+            for (int tx = 0; tx < w; tx += tile) {
                 for (int i = 0; i < ci; i++)
-                    tile_squares(x + (p * ci + i) * h * w, h, w, ty - 1, tx - 1, 6, bt, 6, 0, v + i * 36);
+                    tile_squares(f, x + (p * ci + i) * h * w, h, w, ty - 1, tx - 1, patch, v + i * all);
                 for (int o = 0; o < co; o++) {
                     double m[36] = {0}, y[16];
                     for (int i = 0; i < ci; i++)
-                        for (int f = 0; f < 36; f++)
-                            m[f] += u[(o * ci + i) * 36 + f] * v[i * 36 + f];
-                    squares(4, 6, at, 0, m, y);
-                    for (int q = 0; q < 16; q++)
-                        if (ty + q / 4 < h && tx + q % 4 < w)
-                            bound[((p * co + o) * h + ty + q / 4) * w + tx + q % 4] = sqrt(y[q]);
+                        for (int k = 0; k < all; k++)
+                            m[k] += u[(o * ci + i) * all + k] * v[i * all + k];
+                    squares(tile, patch, f->at, 0, m, y);
+                    for (int q = 0; q < tile * tile; q++)
+                        if (ty + q / tile < h && tx + q % tile < w)
+                            bound[((p * co + o) * h + ty + q / tile) * w + tx + q % tile] = sqrt(y[q]);
                 }
             }
     free(u);
@@ -282,25 +308,26 @@ static void winograd_bound(int n, int ci, int co, int h, int w, const float *x, 
 
 /* The same of the weights' gradient: sigma^2 = terms u^2 (G^2)^T [ sum over tiles (A^2 dy^2 A^2^T) o (B^2 x^2 B^2) ]
  * G^2 */
-static void winograd_weight_bound(const shape *s, const inputs *in, double *bound)
+static void winograd_weight_bound(const transforms *f, const shape *s, const inputs *in, double *bound)
 {
-    double *sum = calloc((size_t)(s->co * s->ci) * 36, sizeof *sum), *v = calloc((size_t)s->ci * 36, sizeof *v),
+    int tile = f->tile, patch = tile + 2, all = patch * patch;
+    double *sum = calloc((size_t)(s->co * s->ci * all), sizeof *sum), *v = calloc((size_t)(s->ci * all), sizeof *v),
            d[36] = {0};
     for (int p = 0; p < s->n; p++)
-        for (int ty = 0; ty < s->h; ty += 4)
-            for (int tx = 0; tx < s->w; tx += 4) {
+        for (int ty = 0; ty < s->h; ty += tile)
+            for (int tx = 0; tx < s->w; tx += tile) {
                 for (int i = 0; i < s->ci; i++)
-                    tile_squares(in->x + pixel(s, p, i, 0, 0), s->h, s->w, ty - 1, tx - 1, 6, bt, 6, 0, v + i * 36);
+                    tile_squares(f, in->x + pixel(s, p, i, 0, 0), s->h, s->w, ty - 1, tx - 1, patch, v + i * all);
                 for (int o = 0; o < s->co; o++) {
-                    tile_squares(in->dy + (p * s->co + o) * s->h * s->w, s->h, s->w, ty, tx, 4, at, 4, 1, d);
+                    tile_squares(f, in->dy + (p * s->co + o) * s->h * s->w, s->h, s->w, ty, tx, tile, d);
                     for (int i = 0; i < s->ci; i++)
-                        for (int f = 0; f < 36; f++)
-                            sum[(o * s->ci + i) * 36 + f] += d[f] * v[i * 36 + f];
+                        for (int k = 0; k < all; k++)
+                            sum[(o * s->ci + i) * all + k] += d[k] * v[i * all + k];
                 }
             }
     for (int pair = 0; pair < s->co * s->ci; pair++) {
         double g[9];
-        squares(6, 3, gm, 1, sum + pair * 36, g);
+        squares(patch, 3, f->g, 1, sum + pair * all, g);
         for (int q = 0; q < 9; q++)
             bound[pair * 9 + q] = sqrt(g[q]);
     }
@@ -331,10 +358,13 @@ static void check_isa(const shape *s, const inputs *in, const truth *t, const ch
     int exact = strchr(isa, '+') != NULL;
     int taps = s->kernel * s->kernel, pixels = s->n * out_size(s, s->h) * out_size(s, s->w);
     double y = unit * (s->ci * taps + 3), dx = unit * (s->co * taps + 3), dw = unit * (pixels + 3);
-    if (s->winograd && !exact) {
-        if (s->winograd == 1) y = 6 * unit * sqrt(s->ci + 40.0);
-        if (s->winograd == 1) dx = 6 * unit * sqrt(s->co + 40.0);
-        dw = 6 * unit * sqrt(s->n * ((s->h + 3) / 4) * (s->w / 4) + 40.0);
+    if (s->tile && !exact) {
+        y = 6 * unit * sqrt(s->ci + transforms_of(s->tile)->roundings);
+        dx = 6 * unit * sqrt(s->co + transforms_of(s->tile)->roundings);
+    }
+    if (s->weight_tile && !exact) {
+        int tiles = s->n * ((s->h + s->weight_tile - 1) / s->weight_tile) * (s->w / s->weight_tile);
+        dw = 6 * unit * sqrt(tiles + transforms_of(s->weight_tile)->roundings);
     }
     double worst = compare(s, "y", isa, r.y_count, r.y, t->y, t->y_bound, y);
     worst = fmax(worst, compare(s, "dx", isa, r.x_count, r.dx, t->dx, t->dx_bound, dx));
@@ -362,17 +392,18 @@ static void test_shapes(void **state)
         const shape *s = &shapes[i];
         inputs in = make_inputs(s);
         truth t = sum_directly(s, &in);
-        if (s->winograd) winograd_weight_bound(s, &in, t.dw_bound);
-        if (s->winograd == 1) {
-            winograd_bound(s->n, s->ci, s->co, s->h, s->w, in.x, in.w, s->ci * 9, 9, 0, t.y_bound);
-            winograd_bound(s->n, s->co, s->ci, s->h, s->w, in.dy, in.w, 9, s->ci * 9, 1, t.dx_bound);
+        if (s->weight_tile) winograd_weight_bound(transforms_of(s->weight_tile), s, &in, t.dw_bound);
+        if (s->tile) {
+            const transforms *f = transforms_of(s->tile);
+            winograd_bound(f, s->n, s->ci, s->co, s->h, s->w, in.x, in.w, s->ci * 9, 9, 0, t.y_bound);
+            winograd_bound(f, s->n, s->co, s->ci, s->h, s->w, in.dy, in.w, 9, s->ci * 9, 1, t.dx_bound);
         }
         for (int set = 0; set < 3; set++)
             if (available(sets[set])) {
                 char exact[24];
                 snprintf(exact, sizeof exact, "%s+exact", sets[set]);
                 check_isa(s, &in, &t, sets[set]);
-                if (s->winograd) check_isa(s, &in, &t, exact); /* within the bound of plain sums then */
+                if (s->weight_tile) check_isa(s, &in, &t, exact); /* within the bound of plain sums then */
             }
         free_truth(&t);
         free_inputs(&in);

@@ -641,7 +641,7 @@ static void test_chart(void **state)
         x[i] = 10.0 * i;
         y[i] = 1.0 / (1 + i);
     }
-    const io_series series[] = {{"first", x, y, 100, 0xFF0000, 0.9}, {NULL, x, x, 2, 0x0000FF, 0}};
+    const io_series series[] = {{"first", x, y, 100, 0xFF0000, 9}, {NULL, x, x, 2, 0x0000FF, 0}};
     io_plot plot = {"Loss", "step", "error", series, 1, 0, 0, 0};
     io_picture one, again, two;
     succeeds(io_plot_draw(&plot, &one));
@@ -688,6 +688,31 @@ static void test_chart_places(void **state)
     io_picture_free(&picture);
 }
 
+/* The mean of the points on either side does not lag behind: that of a ramp is the ramp, but near its ends. */
+static void test_chart_mean(void **state)
+{
+    (void)state;
+    double ramp[81];
+    for (int i = 0; i <= 80; i++)
+        ramp[i] = i;
+    io_series series = {NULL, NULL, ramp, 81, 0xFF0000, 0};
+    io_plot plot = {.series = &series, .count = 1, .width = 400, .height = 300};
+    io_picture line, mean;
+    succeeds(io_plot_draw(&plot, &line));
+    series.reach = 5;
+    succeeds(io_plot_draw(&plot, &mean));
+    int red = 0;
+    for (int i = 0; i < 400 * 300; i++) {
+        const unsigned char *p = line.pixel + 3 * i;
+        if (i % 400 < 100 || i % 400 >= 300 || p[0] != 255 || p[1] || p[2]) continue;
+        assert_memory_equal(p, mean.pixel + 3 * i, 3);
+        red++;
+    }
+    assert_true(red >= 200);
+    io_picture_free(&line);
+    io_picture_free(&mean);
+}
+
 /* Whatever the numbers are, drawing ends and stays within its memory. */
 static void test_chart_of_odd_numbers(void **state)
 {
@@ -702,7 +727,7 @@ static void test_chart_of_odd_numbers(void **state)
                              {-1e-7, -3e-7, -2e-7, -5e-7}};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++)
         for (int log_y = 0; log_y < 2; log_y++) {
-            const io_series series = {"Größe – 雪, far longer than the chart is wide", NULL, odd[i], 4, 0, 0.5};
+            const io_series series = {"Größe – 雪, far longer than the chart is wide", NULL, odd[i], 4, 0, 1};
             io_plot plot = {series.name, series.name, series.name, &series, 1, log_y, 240, 160};
             io_picture picture;
             const int empty = log_y && (i == 2 || i == 6);
@@ -720,9 +745,9 @@ static void test_chart_errors(void **state)
     io_picture picture;
     fails(io_plot_draw(&plot, &picture), DDPM_ERR_ARGUMENT, "'Loss': 100 x 100 pixels");
     plot.width = plot.height = 0;
-    series.smooth = 1;
-    fails(io_plot_draw(&plot, &picture), DDPM_ERR_ARGUMENT, "series 0 has smooth 1");
-    series.smooth = 0;
+    series.reach = -1;
+    fails(io_plot_draw(&plot, &picture), DDPM_ERR_ARGUMENT, "series 0 has a reach of -1");
+    series.reach = 0;
     series.count = 0;
     fails(io_plot_draw(&plot, &picture), DDPM_ERR_ARGUMENT, "no point to draw");
     assert_null(picture.pixel);
@@ -757,6 +782,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_grid_errors),
         cmocka_unit_test(test_chart),
         cmocka_unit_test(test_chart_places),
+        cmocka_unit_test(test_chart_mean),
         cmocka_unit_test(test_chart_of_odd_numbers),
         cmocka_unit_test(test_chart_errors),
     };

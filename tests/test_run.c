@@ -122,7 +122,7 @@ static void test_max_steps(void **state)
 {
     (void)state;
     assert_runs(SETTINGS "--epochs 8 --out @/stopped --max-time 1e-9");
-    assert_has(err, "stopped by --max-time and saved as step-");
+    assert_has(err, "stopped by --max-time before the first step");
     assert_int_equal(newest("stopped"), 0); /* no time at all: no step, nothing to save */
     assert_runs("train --resume --out @/stopped --max-time 0.0001");
     uint64_t first = newest("stopped");
@@ -159,13 +159,16 @@ static void wait_for_rows(const char *run, size_t wanted)
     fail_msg("%zu rows instead of %zu within a minute", rows(run), wanted);
 }
 
+/* Each twice in quick succession, as timeout(1) sends them; in the second half while pictures are drawn. */
 static void test_signals(void **state)
 {
     (void)state;
-    static const int number[] = {SIGTERM, SIGINT};
-    pid_t child = start(SETTINGS "--out @/signalled --save-steps 2");
-    for (int i = 0; i < 2; i++) {
+    static const int number[] = {SIGTERM, SIGINT, SIGHUP};
+    pid_t child = start(SETTINGS "--out @/signalled --save-steps 2 --sample-every 4");
+    for (int i = 0; i < 3; i++) {
         wait_for_rows("signalled", i == 0 ? 2 : rows("signalled") + 1);
+        kill(child, number[i]);
+        sleep_ms(5);
         kill(child, number[i]);
         int status = finish(child);
         if (status != 0) fail_msg("exit status %d, it said:\n%s", status, err);
@@ -174,7 +177,46 @@ static void test_signals(void **state)
     }
     assert_int_equal(finish(child), 0);
     assert_same_run("straight", "signalled");
-    shell("rm -r @/signalled");
+    for (int step = 4; step <= 24; step += 4) {
+        char name[100];
+        snprintf(name, sizeof name, "signalled/samples/step-%d.png", step);
+        assert_picture(name, 8 * 10 + 2, 2 * 10 + 2);
+    }
+    shell("cp @/signalled/samples/step-24.png @/whole.png; rm @/signalled/samples/step-24.png");
+    assert_runs("train --resume --out @/signalled"); /* stopped before it was drawn: it is drawn now */
+    assert_has(err, "all 24 steps were done already; a larger --epochs goes on from there");
+    shell("cmp @/whole.png @/signalled/samples/step-24.png; rm -r @/signalled");
+}
+
+/* Before the first step there is nothing to save, and nothing to wait for. */
+static void test_early_signal(void **state)
+{
+    (void)state;
+    shell("rm -f @/stderr"); /* of the run before: what is read below must be this one's */
+    pid_t child = start(SETTINGS "--out @/early --model small --resolution 32 --batch-size 16 --micro-batch 16");
+    for (int i = 0; i < 6000; i++) { /* until it is about to measure a step, which takes a while */
+        unsigned char *text;
+        size_t size;
+        sleep_ms(10);
+        if (io_read_file(in_folder("stderr"), &text, &size) != DDPM_OK) continue;
+        int begun = strstr((char *)text, "warning fewer") != NULL;
+        free(text);
+        if (begun) break;
+    }
+    kill(child, SIGTERM);
+    assert_int_equal(finish(child), 0);
+    assert_has(err, "stopped before the first step: there is nothing to save");
+    assert_false(io_is_directory(in_folder("early")));
+}
+
+/* The reader of a pipe may end before the run does, as tee when a terminal is closed. */
+static void test_nobody_reads(void **state)
+{
+    (void)state;
+    char command[1400];
+    snprintf(command, sizeof command, "\"%s\" " SETTINGS "--out @/piped 2>&1 | head -n 2 > @/read", program);
+    shell(command);
+    assert_same_run("straight", "piped");
 }
 
 /* ---- 3. Killed ----------------------------------------------------------------------------------------------- */
@@ -283,7 +325,8 @@ static void test_fine_tune(void **state)
 {
     (void)state;
     assert_runs("train @/data --out @/tuned --model @/straight --lr 0 --epochs 1 --batch-size 24 --workers 1");
-    assert_has(err, "/straight/best: its weights; Adam's moments start at zero");
+    assert_has(err, "/straight/step-"); /* what best points at */
+    assert_has(err, ": its weights; Adam's moments start at zero");
     assert_same_file("tuned", "straight", "best/unet/diffusion_pytorch_model.safetensors"); /* a rate of 0 */
     shell(
         "mkdir @/two; cp @/data/CLEVR_train_000000_0.png @/two; echo '{\"ball\": 0, \"box\": 1}' > @/two/objects.json; "
@@ -398,6 +441,7 @@ static void test_dry_run(void **state)
     (void)state;
     assert_runs("train @/data --model @/config.json --dry-run --batch-size 10 --epochs 7");
     assert_has(err, "48,939 parameters");
+    assert_has(err, "warning fewer than 1,000 pictures");
     assert_has(err, "memory  ");
     assert_has(err, " an epoch of 3 steps; 21 steps to go take ");
     assert_string_equal(out, "");
@@ -405,6 +449,12 @@ static void test_dry_run(void **state)
     assert_has(err, " 0 steps to go take ");
     assert_fails(2, "train @/data", "--out is missing");
     assert_fails(1, "train @/data --dry-run --model @/config.json --held-out 24", "24 pictures are to be held out");
+    assert_runs("train @/data --model @/config.json --dry-run --held-out 3 --overfit 8");
+    assert_has(err, "data    8 of the 24 pictures are trained on, 3 are held out");
+    assert_fails(1, "train @/data --dry-run --model @/config.json --grad-accum 2 --micro-batch 4",
+                 "leave one of them out");
+    assert_fails(1, "train @/data --dry-run --model @/config.json --grad-accum 9 --batch-size 8",
+                 "no more than 8 parts");
 }
 
 /* Four pictures learnt by heart: the loss falls where nothing else is to be learnt. */
@@ -434,11 +484,22 @@ static void test_log_dir(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_max_steps), cmocka_unit_test(test_signals),   cmocka_unit_test(test_kill),
-        cmocka_unit_test(test_full_disk), cmocka_unit_test(test_lock),      cmocka_unit_test(test_changed_settings),
-        cmocka_unit_test(test_keep),      cmocka_unit_test(test_fine_tune), cmocka_unit_test(test_pixel_unshuffle),
-        cmocka_unit_test(test_args),      cmocka_unit_test(test_watching),  cmocka_unit_test(test_dry_run),
-        cmocka_unit_test(test_overfit),   cmocka_unit_test(test_log_dir),
+        cmocka_unit_test(test_max_steps),
+        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_early_signal),
+        cmocka_unit_test(test_nobody_reads),
+        cmocka_unit_test(test_kill),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_changed_settings),
+        cmocka_unit_test(test_keep),
+        cmocka_unit_test(test_fine_tune),
+        cmocka_unit_test(test_pixel_unshuffle),
+        cmocka_unit_test(test_args),
+        cmocka_unit_test(test_watching),
+        cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_overfit),
+        cmocka_unit_test(test_log_dir),
     };
     if (argc > 1) kills = atoi(argv[1]);
     return cmocka_run_group_tests_name("run", tests, make_runs, remove_folder);

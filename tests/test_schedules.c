@@ -189,9 +189,9 @@ static ddpm_result say_what_was_recorded(const ddpm_graph *g, const ddpm_node *n
     return DDPM_OK;
 }
 
-static ddpm_result draw_what_was_recorded(ddpm_graph *g, ddpm_tensor *x, ddpm_address first)
+static ddpm_result draw_what_was_recorded(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpose)
 {
-    memcpy(x->data, first.purpose == DDPM_RANDOM_START ? recorded.start : recorded.noise,
+    memcpy(x->data, purpose == DDPM_RANDOM_START ? recorded.start : recorded.noise,
            ddpm_elements(x, g->n) * sizeof(ddpm_real));
     return DDPM_OK;
 }

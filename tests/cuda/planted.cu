@@ -101,16 +101,19 @@ enum { THREADS = 64, BLOCKS = 4, COUNT = THREADS * BLOCKS };
 
 static void host_side(int plant, const memory &m)
 {
-    enum { TOO_MANY_THREADS = 1, TOO_MUCH_SHARED, GRID, COPY_BOUNDS, FREE_TWICE, SYNC_IN_CAPTURE, UNPINNED_IN_CAPTURE };
+    enum { TOO_MANY_THREADS = 1, TOO_MUCH_SHARED, GRID, COPY_BOUNDS, FREE_TWICE, SYNC_IN_CAPTURE, UNPINNED_IN_CAPTURE,
+           MALLOC_IN_CAPTURE };
     float host[COUNT] = {0};
     cudaGraph_t graph;
     cudaGraphExec_t exec;
-    bool capture = plant == 0 || plant == SYNC_IN_CAPTURE || plant == UNPINNED_IN_CAPTURE;
+    bool capture = plant == 0 || plant >= SYNC_IN_CAPTURE;
     if (capture) cudaStreamBeginCapture(m.stream, cudaStreamCaptureModeThreadLocal);
     LAUNCH(block_total, dim3(BLOCKS, plant == GRID ? 70000 : 1), plant == TOO_MANY_THREADS ? 1056 : THREADS,
            plant == TOO_MUCH_SHARED ? 60000 : THREADS * sizeof(float), m.stream, 0, m.x, m.y, nullptr);
     if (plant == SYNC_IN_CAPTURE) cudaStreamSynchronize(m.stream);
     if (plant == UNPINNED_IN_CAPTURE) cudaMemcpyAsync(m.x, host, sizeof host, cudaMemcpyHostToDevice, m.stream);
+    float *more = nullptr;
+    if (plant == MALLOC_IN_CAPTURE) cudaMalloc(&more, sizeof host);
     if (capture) {
         cudaStreamEndCapture(m.stream, &graph);
         cudaGraphInstantiate(&exec, graph, 0);
@@ -126,9 +129,33 @@ static void host_side(int plant, const memory &m)
     cudaGetLastError();
 }
 
+/* Two streams: one brings x, the other computes with it. */
+static void two_streams(int plant, const memory &m)
+{
+    enum { NO_WAIT = 1 };
+    float *fresh, *pinned;
+    cudaStream_t arrivals;
+    cudaEvent_t arrived;
+    cudaStreamCreateWithFlags(&arrivals, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&arrived, cudaEventDisableTiming);
+    cudaMalloc(&fresh, COUNT * sizeof(float));
+    cudaMallocHost(&pinned, COUNT * sizeof(float));
+    for (int i = 0; i < COUNT; i++)
+        pinned[i] = (float)i;
+    cudaMemcpyAsync(fresh, pinned, COUNT * sizeof(float), cudaMemcpyHostToDevice, arrivals);
+    cudaEventRecord(arrived, arrivals);
+    if (plant != NO_WAIT) cudaStreamWaitEvent(m.stream, arrived, 0);
+    LAUNCH(block_total, BLOCKS, THREADS, THREADS * sizeof(float), m.stream, 0, fresh, m.y, nullptr);
+    cudaStreamSynchronize(m.stream);
+    cudaEventDestroy(arrived);
+    cudaStreamDestroy(arrivals);
+    cudaFreeHost(pinned);
+    cudaFree(fresh);
+}
+
 /* ---- 3. Each with what must be said ---- */
 
-enum kind { BLOCK, WARP_, ATOMIC, COPY, TENSOR, HOST };
+enum kind { BLOCK, WARP_, ATOMIC, COPY, TENSOR, HOST, STREAMS };
 static const struct {
     enum kind kind;
     int plant;
@@ -143,6 +170,7 @@ static const struct {
     {TENSOR, 1, "rounded to TF32"},    {TENSOR, 2, "multiple of 32"},    {HOST, 1, "out of limits"},
     {HOST, 2, "out of limits"},        {HOST, 3, "out of limits"},       {HOST, 4, "outside a device buffer"},
     {HOST, 5, "no device buffer"},     {HOST, 6, "being captured"},      {HOST, 7, "not pinned"},
+    {HOST, 8, "being captured"},       {STREAMS, 1, "nobody has written"},
 };
 enum { PLANTED = sizeof planted / sizeof *planted };
 
@@ -167,6 +195,7 @@ static void run(enum kind kind, int plant, unsigned order, char *said, size_t si
     if (kind == COPY) LAUNCH(copy_later, 1, THREADS, shared, m.stream, plant, m.x, m.y);
     if (kind == TENSOR) LAUNCH(tensor_core, 1, 32, 0, m.stream, plant, m.x, m.y);
     if (kind == HOST) host_side(plant, m);
+    if (kind == STREAMS) two_streams(plant, m);
     cudaStreamSynchronize(m.stream);
     cudaFree(m.x);
     cudaFree(m.y);
@@ -179,7 +208,7 @@ static void test_right_ones(void **)
 {
     char said[600];
     for (unsigned order = 0; order < 3; order++)
-        for (int kind = BLOCK; kind <= HOST; kind++) {
+        for (int kind = BLOCK; kind <= STREAMS; kind++) {
             run((enum kind)kind, 0, order, said, sizeof said);
             assert_string_equal(said, "");
         }
@@ -190,6 +219,7 @@ static void test_planted(void **)
     char said[600];
     for (int i = 0; i < PLANTED; i++)
         for (unsigned order = 0; order < 3; order++) {
+            if (planted[i].kind == STREAMS && order == 1) continue; /* there the other stream happens to be first */
             run(planted[i].kind, planted[i].plant, order, said, sizeof said);
             if (!strstr(said, planted[i].said) && !(planted[i].or_said && strstr(said, planted[i].or_said)))
                 fail_msg("kind %d, mistake %d, order %u: '%s' should say '%s'", planted[i].kind, planted[i].plant,

@@ -3,7 +3,8 @@
  * training, sampling and a checkpoint's way from one backend to the other. The vectors from PyTorch are
  * test_vectors.c's.
  *
- * Contents: 1 help   2 rows   3 noise, combinations   4 a small network   5 devices   6 main */
+ * Contents: 1 help   2 rows   3 noise, combinations   4 a small network   5 steps that are repeated   6 devices
+ *           7 main */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +18,8 @@
 
 #include "cuda_backend.h"
 #include "ddpm.h"
+#include "io/checkpoint.h"
+#include "io/file.h"
 #include "tests/cuda_on_cpu.h"
 #include "tests/selftest.h"
 
@@ -119,7 +122,8 @@ static void test_normals(void **state)
     g->n = N;
     ddpm_address address = {0x123456789ABCDEFu, ((uint64_t)1 << 40) + 6, 17, DDPM_RANDOM_STEP};
     float got[N * PICTURE], wanted[PICTURE];
-    OK(device.backend->normal(g, x, address));
+    g->step.seed = address.seed, g->step.first_picture = address.picture, g->step.index = address.step;
+    OK(device.backend->normal(g, x, DDPM_RANDOM_STEP));
     OK(ddpm_download(&device, x, DDPM_DATA, N, got));
     for (int n = 0; n < N; n++, address.picture++) {
         ddpm_normals(address, PICTURE, wanted);
@@ -198,17 +202,26 @@ static void close_lab(lab *l)
     ddpm_device_close(&l->device);
 }
 
+typedef struct batch {
+    float pictures[PICTURES * PICTURE], labels[PICTURES * CLASSES];
+} batch;
+
+static void draw_batch(int step, batch *b)
+{
+    ddpm_normals((ddpm_address){9, (uint64_t)step, 0, DDPM_RANDOM_USER}, PICTURES * PICTURE, b->pictures);
+    for (int i = 0; i < PICTURES * PICTURE; i++)
+        b->pictures[i] = b->pictures[i] / 6;
+    for (int i = 0; i < PICTURES * CLASSES; i++)
+        b->labels[i] = (float)((i * 7 + step) % 3 == 0);
+}
+
 /* 7 pictures: two micro-batches of 3 and one of 1 */
 static void train(lab *l, int from, int to, trained *out)
 {
-    float pictures[PICTURES * PICTURE], labels[PICTURES * CLASSES];
+    batch b;
     for (int step = from; step < to; step++) {
-        ddpm_normals((ddpm_address){9, (uint64_t)step, 0, DDPM_RANDOM_USER}, PICTURES * PICTURE, pictures);
-        for (int i = 0; i < PICTURES * PICTURE; i++)
-            pictures[i] = pictures[i] / 6;
-        for (int i = 0; i < PICTURES * CLASSES; i++)
-            labels[i] = (float)((i * 7 + step) % 3 == 0);
-        OK(ddpm_train_step(&l->trainer, pictures, labels, PICTURES, 1e-3, &out->loss[step]));
+        draw_batch(step, &b);
+        OK(ddpm_train_step(&l->trainer, b.pictures, b.labels, PICTURES, 1e-3, &out->loss[step]));
         out->grad_norm[step] = l->trainer.grad_norm;
     }
 }
@@ -287,19 +300,19 @@ static void test_training(void **state)
     free_trained(&reference), free_trained(&forward), free_trained(&shuffled), free_trained(&again);
 }
 
-/* All arrays from one model to the other, and the counters: what a checkpoint holds. */
+/* By a checkpoint on disk. */
 static void hand_over(const lab *from, lab *to)
 {
-    for (int a = 0; a < DDPM_ARRAYS; a++)
-        for (int p = 0; p < from->model->params; p++) {
-            const ddpm_tensor *x = from->model->param[p];
-            float *value = calloc(ddpm_elements(x, 0), sizeof *value);
-            assert_non_null(value);
-            OK(ddpm_model_get(from->model, (ddpm_array)a, x, value));
-            OK(ddpm_model_set(to->model, (ddpm_array)a, to->model->param[p], value));
-            free(value);
-        }
-    to->trainer.step = from->trainer.step;
+    char run[] = "/tmp/ddpm_cuda_XXXXXX", *newest;
+    uint64_t step;
+    io_model_info info = io_model_info_default();
+    assert_non_null(mkdtemp(run));
+    OK(io_checkpoint_save(run, from->trainer.step, from->model, &from->schedule.config, &info, "{}"));
+    OK(io_checkpoint_newest(run, &newest, &step));
+    OK(io_checkpoint_load(newest, to->model));
+    OK(io_remove_tree(run));
+    free(newest);
+    to->trainer.step = step;
     to->trainer.picture = from->trainer.picture;
 }
 
@@ -343,7 +356,7 @@ static void test_skipped_update(void **state)
     value[0] = INFINITY;
     OK(ddpm_model_set(l.model, DDPM_GRAD, last, value));
     OK(ddpm_model_use(l.model, DDPM_WEIGHT));
-    assert_int_equal(l.device.backend->update(l.model, &l.net->graph->step), DDPM_ERR_NONFINITE);
+    assert_int_equal(ddpm_update(l.model, &l.net->graph->step), DDPM_ERR_NONFINITE);
     assert_non_null(strstr(ddpm_error(), last->name));
     trained after = {.count = 0};
     take(&l, &after);
@@ -354,7 +367,99 @@ static void test_skipped_update(void **state)
     close_lab(&l);
 }
 
-/* ---- 5. Devices ---- */
+/* ---- 5. Steps that are repeated ---- */
+
+enum { REPEATED = 4 };
+
+/* Each batch is handed over while the device is at the one before; lr, Adam's corrections, t and noise are new in each
+ * step. Then pictures are drawn twice, the second time by what the first one recorded. stalls: most that the host waited
+ * in a step, but for the wait at its end, from the third step on: by then each kind of micro-batch has been recorded. */
+static trained train_ahead(int repeat, const char *isa, unsigned order, unsigned long *stalls, unsigned long *waits)
+{
+    lab l;
+    trained t = {.count = 0};
+    batch b[2];
+    cuda_on_cpu_order(order);
+    if (!repeat) setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    open_lab(&l, ddpm_cuda(), isa);
+    unsetenv("CUDA_LAUNCH_BLOCKING");
+    *stalls = *waits = 0;
+    draw_batch(0, &b[0]);
+    OK(ddpm_train_batch(&l.trainer, b[0].pictures, b[0].labels, PICTURES));
+    for (int step = 0; step < REPEATED; step++) {
+        unsigned long begin = cuda_on_cpu_stalls();
+        OK(ddpm_train_start(&l.trainer, 1e-3 / (1 + step)));
+        draw_batch(step + 1, &b[(step + 1) % 2]);
+        OK(ddpm_train_batch(&l.trainer, b[(step + 1) % 2].pictures, b[(step + 1) % 2].labels, PICTURES));
+        unsigned long middle = cuda_on_cpu_stalls();
+        OK(ddpm_train_wait(&l.trainer, &t.loss[step]));
+        if (step >= 2 && middle - begin > *stalls) *stalls = middle - begin;
+        if (step >= 2 && cuda_on_cpu_stalls() - middle > *waits) *waits = cuda_on_cpu_stalls() - middle;
+        t.grad_norm[step] = l.trainer.grad_norm;
+    }
+    take(&l, &t);
+    draw(&l, &t);
+    draw(&l, &t);
+    close_lab(&l);
+    no_mistakes();
+    return t;
+}
+
+static void test_repeated_steps(void **state)
+{
+    (void)state;
+    unsigned long stalls, waits;
+    trained plain = train_ahead(0, "fp32", FORWARD_ORDER, &stalls, &waits);
+    for (unsigned order = FORWARD_ORDER; order <= BACKWARD_ORDER; order++) {
+        trained repeated = train_ahead(1, "fp32", order, &stalls, &waits);
+        assert_int_equal(stalls, 0);
+        assert_int_equal(waits, 1);
+        assert_memory_equal(repeated.loss, plain.loss, REPEATED * sizeof *plain.loss);
+        assert_memory_equal(repeated.grad_norm, plain.grad_norm, REPEATED * sizeof *plain.grad_norm);
+        assert_memory_equal(repeated.weights, plain.weights, plain.count * sizeof(float));
+        assert_memory_equal(repeated.average, plain.average, plain.count * sizeof(float));
+        assert_memory_equal(repeated.pictures, plain.pictures, sizeof plain.pictures);
+        free_trained(&repeated);
+    }
+    free_trained(&plain);
+}
+
+/* Within a sampling step the host waits for nothing and copies nothing, guided or not, whatever the sampler. */
+static ddpm_result note_stalls(void *user, ddpm_net *net, int done, int steps)
+{
+    unsigned long *stalls = user;
+    (void)net, (void)steps;
+    if (done == 0) stalls[0] = cuda_on_cpu_stalls();
+    stalls[1] = cuda_on_cpu_stalls() - stalls[0];
+    return DDPM_OK;
+}
+
+static void test_repeated_sampling(void **state)
+{
+    static const struct {
+        ddpm_sampler sampler;
+        double guidance;
+    } kinds[] = {{DDPM_SAMPLER_DDPM, 1}, {DDPM_SAMPLER_DDIM, 3}, {DDPM_SAMPLER_DPMSOLVER, 1}};
+    (void)state;
+    lab l, plain;
+    float labels[CLASSES] = {1, 0, 1}, pictures[PICTURE], wanted[PICTURE];
+    open_lab(&l, ddpm_cuda(), "fp32");
+    setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    open_lab(&plain, ddpm_cuda(), "fp32");
+    unsetenv("CUDA_LAUNCH_BLOCKING");
+    for (int i = 0; i < 2 * 3; i++) {
+        unsigned long stalls[2];
+        ddpm_sample_config c = ddpm_sample_default();
+        c.sampler = kinds[i % 3].sampler, c.guidance = kinds[i % 3].guidance, c.steps = 3, c.seed = (uint64_t)i;
+        OK(ddpm_sample(plain.net, &plain.schedule, &c, labels, 1, wanted, NULL, NULL));
+        OK(ddpm_sample(l.net, &l.schedule, &c, labels, 1, pictures, note_stalls, stalls));
+        assert_memory_equal(pictures, wanted, sizeof wanted);
+        assert_int_equal(stalls[1], 0);
+    }
+    close_lab(&l), close_lab(&plain);
+}
+
+/* ---- 6. Devices ---- */
 
 static void test_devices(void **state)
 {
@@ -372,23 +477,29 @@ static void test_devices(void **state)
     cuda_on_cpu_device(90, (size_t)1 << 20);
     OK(ddpm_device_open(&device, ddpm_cuda(), 1, NULL));
     assert_non_null(strstr(ddpm_device_isa(&device), "tf32"));
+    assert_non_null(strstr(ddpm_device_isa(&device), "driver"));
     void *memory;
+    size_t room;
+    OK(device.backend->room(device.state, &room));
+    assert_in_range(room, (size_t)1 << 19, (size_t)1 << 20);
     assert_int_equal(device.backend->alloc(device.state, (size_t)2 << 20, &memory), DDPM_ERR_MEMORY);
     assert_non_null(strstr(ddpm_error(), "device memory"));
     ddpm_device_close(&device);
 }
 
-/* ---- 6. main ---- */
+/* ---- 7. main ---- */
 
 #define TEST(f) cmocka_unit_test_teardown(f, end_of_test)
 
-int main(void)
+int main(int argc, char **argv) /* [TEST]: a pattern of those to run */
 {
     const struct CMUnitTest tests[] = {
         TEST(test_devices),   TEST(test_normals),  TEST(test_skipped_update), TEST(test_rows_shuffled),
         TEST(test_rows_tf32), TEST(test_training), TEST(test_rows_bf16),
     };
-    const struct CMUnitTest more[] = {TEST(test_rows), TEST(test_resumed_by_the_other)};
+    const struct CMUnitTest more[] = {TEST(test_rows), TEST(test_resumed_by_the_other), TEST(test_repeated_steps),
+                                      TEST(test_repeated_sampling)};
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = cmocka_run_group_tests_name("cuda backend", tests, NULL, NULL);
     if (all()) failed += cmocka_run_group_tests_name("cuda backend, all", more, NULL, NULL);
     return failed;
