@@ -11,11 +11,14 @@ WERROR   ?= -Werror#         empty: warnings do not stop the build
 INSTALL  ?= yes#             no: name what is missing instead of installing it
 FUZZ_SECONDS ?= 60#          for each fuzz target in `make check-long`
 CUDA     ?=#                 yes: with cuda_backend.cu, as `make cuda` builds
+MPI      ?=#                 yes: with comm/mpi.c, as `make mpi` builds
+NCCL_HOME ?=#                where NCCL is (include/nccl.h), for several GPUs; empty: where the compiler looks
 CUDA_ARCH ?=#                for `make cuda`: 80, 90, ...; empty: this machine's GPU, or sm_75 to sm_90 and PTX
 PYTHON   ?=#                 a Python with torch and diffusers for `make parity`; empty: build/venv is made
 # Also: CC (cc, gcc, clang), CFLAGS (-O3 -g), V=1 (prints whole commands)
 
 CFLAGS   ?= -O3 -g
+comma := ,
 VARIANT_sanitize := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 VARIANT_thread   := -O1 -fsanitize=thread
 VARIANT_fuzz     := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
@@ -30,15 +33,27 @@ CUDA_LIB := $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/.*LIBRARIES=//p' | 
 CUDA_FLAGS = -std=c++17 -O3 --fmad=false -lineinfo $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-fno-strict-aliasing -I.
 ALL_CFLAGS += -DDDPM_CUDA
 LIBS     += $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt
+# NCCL, if it is here; without it one GPU is the most.
+NCCL_CFLAGS := $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/.*[^_]INCLUDES=//p' | tr -d '"' | sed 's/-I/-isystem /g') $(patsubst %,-isystem %/include,$(strip $(NCCL_HOME)))
+NCCL_LIBS   := $(patsubst %,-L%/lib -Wl$(comma)-rpath$(comma)%/lib,$(strip $(NCCL_HOME))) -l:libnccl.so.2
+NCCL := $(shell printf '\043include <nccl.h>\nint main(void) { return !ncclGetErrorString(ncclSuccess); }' | \
+          $(CC) -x c $(NCCL_CFLAGS) - -o /dev/null $(NCCL_LIBS) $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt -lm > /dev/null 2>&1 && echo yes)
+ifeq ($(NCCL),yes)
+ALL_CFLAGS += -DDDPM_NCCL
+LIBS     += $(NCCL_LIBS)
+endif
+endif
+ifeq ($(strip $(MPI)),yes)
+ALL_CFLAGS += -DDDPM_MPI
 endif
 
 COMPILER := $(subst $() ,-,$(notdir $(CC)))
-OBJ := $(BUILD)/$(COMPILER)$(patsubst %,-%,$(filter-out release,$(VARIANT)))$(if $(filter yes,$(CUDA)),-cuda)
+OBJ := $(BUILD)/$(COMPILER)$(patsubst %,-%,$(filter-out release,$(VARIANT)))$(if $(filter yes,$(CUDA)),-cuda)$(if $(filter yes,$(MPI)),-mpi)
 PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo readme mini sweep experiment cuda cuda-tests cuda-report bf16 test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo readme mini sweep experiment cuda cuda-tests cuda-report mpi bf16 test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -48,13 +63,13 @@ endif
 
 # ---- dependencies ------------------------------------------------------------------------------------------------
 # Found by compiling small programs, once for each compiler; OPENMP, DEPS_CFLAGS, DEPS_LIBS and CMOCKA_* come from here.
-ifneq ($(filter-out help clean cuda parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
-include $(BUILD)/$(COMPILER)/$(if $(filter tests cuda-tests cuda-report bf16 fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS))$(findstring /cuda/,$(MAKECMDGOALS)),test-)dependencies.mk
+TESTED := $(filter tests cuda-tests cuda-report bf16 fuzzers objects flags lint,$(MAKECMDGOALS))$(findstring /tests/,$(MAKECMDGOALS))$(findstring /cuda/,$(MAKECMDGOALS))
+FOUND  := $(BUILD)/$(COMPILER)/$(if $(TESTED),test-)$(if $(filter yes,$(MPI)),mpi-)dependencies.mk
+ifneq ($(filter-out help clean cuda mpi parity bench-torch test check-long,$(or $(MAKECMDGOALS),all)),)
+include $(FOUND)
 endif
-$(BUILD)/$(COMPILER)/dependencies.mk: scripts/dependencies.sh
-	@scripts/dependencies.sh $@ openmp stb cjson csv gif
-$(BUILD)/$(COMPILER)/test-dependencies.mk: scripts/dependencies.sh
-	@scripts/dependencies.sh $@ openmp stb cjson csv gif cmocka
+$(FOUND): scripts/dependencies.sh
+	@scripts/dependencies.sh $@ openmp stb cjson csv gif $(if $(TESTED),cmocka) $(if $(filter yes,$(MPI)),mpi)
 ifeq ($(OPENMP_FOUND)$(filter-out all program demo readme mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif
@@ -63,7 +78,8 @@ endif
 # tests/check_grad.c is a private double-precision core with the gradient checks; `ddpm check-grad` prints its table.
 # Other files in tests/ that are no test_*.c are shared by the test programs.
 MAIN  := $(wildcard main.c)
-ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c tests/check_grad.c tests/selftest.c)
+ROOM  := $(filter-out main.c,$(wildcard *.c)) $(wildcard io/*.c lab/*.c cli/*.c tests/check_grad.c tests/selftest.c) \
+         $(filter-out comm/mpi.c comm/nccl.c,$(wildcard comm/*.c)) $(if $(filter yes,$(MPI)),comm/mpi.c) $(if $(NCCL),comm/nccl.c)
 SHARED := $(filter-out tests/test_%.c tests/check_grad.c tests/selftest.c,$(wildcard tests/*.c))
 TESTS := $(wildcard tests/test_*.c)
 FUZZ  := $(wildcard tests/fuzz/fuzz_*.c)
@@ -100,6 +116,7 @@ $(call object,$(PAGE)): $(OBJ)/%.o: $(OBJ)/%.c $(OBJ)/flags
 	$(call say,CC,lab/report.html) $(CC) $(ALL_CFLAGS) -c $< -o $@
 VERSIONED := $(call object,$(if $(MAIN),$(shell grep -l DDPM_VERSION $(MAIN) $(wildcard cli/*.c))))
 $(VERSIONED): $(OBJ)/version
+$(call object,comm/nccl.c): EXTRA = $(NCCL_CFLAGS)
 $(VERSIONED): EXTRA = -DDDPM_VERSION='"$(shell cat $(OBJ)/version 2>/dev/null)"'
 
 $(OBJ)/cuda_backend.o: cuda_backend.cu cuda_backend.h ddpm.h $(OBJ)/flags
@@ -175,6 +192,9 @@ cuda: ## builds ./ddpm with the CUDA backend, for this machine's GPU if it has o
 	 printf '%s\n' 'make cuda: nvcc was not found' '      hint: CUDA 12 or 13 from https://developer.nvidia.com/cuda-downloads, or the package' \
 	 '            nvidia-cuda-toolkit; then nvcc in PATH or in /usr/local/cuda/bin. Without it: make, and --backend cpu' >&2; exit 1; }
 	+@$(MAKE) --no-print-directory CUDA=yes program
+
+mpi: ## builds ./ddpm with MPI: mpirun -np 4 ./ddpm train ... (OpenMPI; with CUDA=yes NCCL under it on GPUs)
+	+@$(MAKE) --no-print-directory MPI=yes program
 
 cuda-report: $(OBJ)/cuda/plain/launches ## docs/CUDA.md: registers, occupancy, opcodes and bounds, from the compiler
 	@rm -f $(OBJ)/cuda/noted; CUDA_ON_CPU_LAUNCHES=$(OBJ)/cuda/noted $< 128

@@ -2822,3 +2822,8 @@ extern "C" const ddpm_backend *ddpm_cuda(void)
                                       cuda_outcome, cuda_fetch,  cuda_stage, cuda_unstage, cuda_repeat,   cuda_room};
     return &cuda;
 }
+
+extern "C" void *ddpm_cuda_stream(const ddpm_device *device)
+{
+    return ((cuda_state *)device->state)->stream;
+}

@@ -11,6 +11,8 @@ extern "C" {
  * 8.0; sums are float32); NULL: tf32 where the device has it. DDPM_ERR_BACKEND if there is no device. The same bits for
  * one device, precision and batch. */
 DDPM_API const ddpm_backend *ddpm_cuda(void);
+/* The cudaStream_t of a device it opened, on which it does everything: for who adds gradients between GPUs. */
+DDPM_API void *ddpm_cuda_stream(const ddpm_device *device);
 
 #ifdef __cplusplus
 }

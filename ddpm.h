@@ -647,15 +647,31 @@ typedef struct ddpm_train_config {
 } ddpm_train_config;
 DDPM_API ddpm_train_config ddpm_train_default(void); /* 0.9, 0.999, 1e-8, 0; 1.0; 0.9999; 529; 0 */
 
+/* Several processes that train together (comm/): each computes its part of a step's pictures, then all make the same
+ * update with the sum of their gradients. In every step every one of them must come to `finish`, once.
+ *   ready   as of ddpm_graph_backward; called while the last micro-batch's runs
+ *   finish  waits until the model's gradients and *total are the sums of all ranks. `result` is this rank's own; all
+ *           ranks get the same one back: DDPM_OK, or somebody's failure with its text */
+typedef struct ddpm_ranks {
+    int rank, size;
+    ddpm_grad_ready ready;
+    ddpm_result (*finish)(void *user, ddpm_result result, double *total);
+    void *user;
+} ddpm_ranks;
+/* How many of n pictures rank `rank` of `size` has; *first: those before them. In order, at most one more than others. */
+DDPM_API int ddpm_part(int n, int rank, int size, int *first);
+
 typedef struct ddpm_trainer {
     ddpm_net *net;
     const ddpm_schedule *schedule;
     ddpm_train_config config;
+    const ddpm_ranks *ranks; /* NULL: this process trains alone */
     uint64_t step, picture; /* optimiser steps and pictures so far: with the arrays, all that a resumed run needs */
     double grad_norm;       /* of the last step, before clipping */
     double *picture_loss;   /* the caller's, n entries or NULL: a step leaves each picture's mean squared error there */
     int *picture_t;         /* and its t here */
-    struct { const ddpm_real *pictures, *labels; int n; } next, now; /* batches: handed over; of the step in progress */
+    /* Batches, handed over and of the step in progress: this process's pictures, `n` of `all`, after `first` others. */
+    struct { const ddpm_real *pictures, *labels; int n, first, all; ddpm_result result; } next, now;
 } ddpm_trainer;
 /* net must have been created for training, its model allocated DDPM_FOR_TRAINING (EMA may be absent). config NULL:
  * default. */
@@ -664,7 +680,8 @@ DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, con
 /* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
  * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared
  * error over all elements of all of them, divided once; with snr_gamma the weighted one. DDPM_ERR_NONFINITE names the
- * first node that went wrong; the weights are then unchanged. */
+ * first node that went wrong; the weights are then unchanged. With trainer->ranks, n is the number of all ranks' pictures
+ * together, and pictures and labels hold this rank's part (ddpm_part), which may be empty. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
 /* The same in three parts, for a device that computes while the host goes on: batch, start; batch, wait, start; batch,

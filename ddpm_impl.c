@@ -941,9 +941,10 @@ static void host_adam(void *state, const ddpm_adam *s, size_t count, ddpm_real *
     }
 }
 
-/* Part II: the factors of this step; param->square, the squared norm of its gradient. */
+/* Part II: the factors of this step; param->square, the squared norm of its gradient, and all of them unknown again. */
 static ddpm_adam adam_factors(const ddpm_step *step);
 static void take_square(void *of, ddpm_tensor *param);
+static void forget_squares(ddpm_model *model);
 
 static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
 {
@@ -955,23 +956,24 @@ static ddpm_result host_update(ddpm_model *model, ddpm_step *step)
         ddpm_tensor *x = model->param[p];
         if (!x->trainable) continue;
         if (x->square < 0) take_square(model, x); /* backward has done so for most */
-        if (!isfinite(x->square))
+        if (!isfinite(x->square)) {
+            forget_squares(model);
             return ddpm_fail(DDPM_ERR_NONFINITE,
                              "the gradient of '%s' is not finite\n      hint: a smaller learning rate", x->name);
+        }
         total += x->square;
     }
     step->grad_norm = sqrt(total);
     const ddpm_adam s = adam_factors(step);
     for (int p = 0, end; p < model->params; p = end) { /* stretches of parameters that are trained, or are not */
         size_t at = model->param[p]->offset, last = at;
-        for (end = p; end < model->params && model->param[end]->trainable == model->param[p]->trainable; end++) {
+        for (end = p; end < model->params && model->param[end]->trainable == model->param[p]->trainable; end++)
             last = model->param[end]->offset + ddpm_elements(model->param[end], 0);
-            model->param[end]->square = -1;
-        }
         (backend->adam ? backend->adam : host_adam)(model->device ? model->device->state : NULL, &s, last - at, w + at,
                                                     model->param[p]->trainable ? grad + at : NULL, m + at, v + at,
                                                     ema ? ema + at : NULL);
     }
+    forget_squares(model);
     return DDPM_OK;
 }
 
@@ -1402,7 +1404,7 @@ static ddpm_result prepare_micro_batch(ddpm_trainer *trainer, int first)
     int n = trainer->now.n - first < g->capacity ? trainer->now.n - first : g->capacity;
     g->n = n;
     g->step.seed = trainer->config.seed;
-    g->step.first_picture = trainer->picture + (uint64_t)first;
+    g->step.first_picture = trainer->picture + (uint64_t)(trainer->now.first + first);
     for (int i = 0; i < n; i++)
         net->host_steps[i] = draw_timestep(trainer, g->step.first_picture + (uint64_t)i);
     TRY(set_noise(net, trainer->schedule, net->host_steps, n));
@@ -1422,8 +1424,11 @@ static ddpm_result run_micro_batch(void *of)
     ddpm_trainer *trainer = of;
     ddpm_net *net = trainer->net;
     ddpm_graph *g = net->graph;
-    int first = (int)(g->step.first_picture - trainer->picture);
+    const ddpm_ranks *ranks = trainer->ranks;
+    int first = (int)(g->step.first_picture - trainer->picture) - trainer->now.first,
+        last = first + g->n == trainer->now.n;
     ddpm_grad_ready ready = backend_of(g->device)->download ? NULL : take_square; /* while it is in the cache */
+    if (ranks) ready = last ? ranks->ready : NULL; /* what is squared is the sum of all ranks */
     if (first == 0) TRY(start_gradients(net));
     TRY(normal(g, net->noise, DDPM_RANDOM_NOISE));
     TRY(add_noise(net));
@@ -1433,23 +1438,32 @@ static ddpm_result run_micro_batch(void *of)
     ddpm_tensor seed = *net->loss;
     seed.data = net->loss->grad;
     TRY(combine(net, OF_LOSS, &seed, 2, (ddpm_tensor *[]){NULL, net->loss}, 0));
-    TRY(propagate(g, ready, net->model));
-    return first + g->n < trainer->now.n ? DDPM_OK : ask_update(net->model, &g->step);
+    TRY(propagate(g, ready, ranks ? ranks->user : net->model));
+    return ranks || !last ? DDPM_OK : ask_update(net->model, &g->step);
 }
 
-ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr)
+static ddpm_result start_batch(ddpm_trainer *trainer)
 {
     ddpm_net *net = trainer->net;
-    trainer->now = trainer->next;
-    trainer->next.n = 0;
-    if (!trainer->now.n) return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step before ddpm_train_batch");
-    ddpm_step_set(&net->graph->step, &trainer->config, trainer->step, lr);
+    if (!trainer->now.n) TRY(ddpm_model_zero_grad(net->model)); /* a rank may have no part in it */
     for (int first = 0; first < trainer->now.n; first += net->graph->capacity) {
         TRY(prepare_micro_batch(trainer, first));
         TRY(take_pictures(trainer, first));
         TRY(repeat_training(trainer, first));
         TRY(fetch_losses(net, first));
     }
+    return DDPM_OK;
+}
+
+ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr)
+{
+    trainer->now = trainer->next;
+    trainer->next.all = 0;
+    if (!trainer->now.all) return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step before ddpm_train_batch");
+    ddpm_step_set(&trainer->net->graph->step, &trainer->config, trainer->step, lr);
+    ddpm_result result = start_batch(trainer);
+    if (!trainer->ranks) return result;
+    trainer->now.result = result; /* the others are in this step, too, and hear of it when they wait */
     return DDPM_OK;
 }
 
@@ -2289,6 +2303,12 @@ static void take_square(void *of, ddpm_tensor *param)
                                                                          ddpm_elements(param, 0), grad);
 }
 
+static void forget_squares(ddpm_model *model)
+{
+    for (int p = 0; p < model->params; p++)
+        model->param[p]->square = -1;
+}
+
 /* The update in two halves: a device of its own is asked for it, then how it went is heard. Elsewhere the second does
  * all. */
 static ddpm_result ask_update(ddpm_model *model, ddpm_step *step)
@@ -2527,8 +2547,7 @@ ddpm_result ddpm_model_zero_grad(ddpm_model *model)
 {
     if (!model->array[DDPM_GRAD])
         return ddpm_fail(DDPM_ERR_ARGUMENT, "the model holds no gradients\n      hint: ddpm_model_alloc");
-    for (int p = 0; p < model->params; p++)
-        model->param[p]->square = -1;
+    forget_squares(model);
     return zero_array(model, DDPM_GRAD);
 }
 
@@ -3930,7 +3949,7 @@ static ddpm_result repeat_training(ddpm_trainer *trainer, int first)
     snprintf(key, sizeof key, "train %d of %s%s, predict %d, array %d of %x", net->graph->n, first ? "" : "first ",
              first + net->graph->n < trainer->now.n ? "" : "last", (int)trainer->schedule->config.prediction_type,
              (int)net->model->in_use, (unsigned)arrays_of(net->model));
-    return repeat(net->graph, key, net->pull != NULL, run_micro_batch, trainer);
+    return repeat(net->graph, key, net->pull || trainer->ranks, run_micro_batch, trainer);
 }
 
 static ddpm_result repeat_sampling(drawing *d)
@@ -3945,6 +3964,12 @@ static ddpm_result repeat_sampling(drawing *d)
 }
 
 /* ---- Training with other recipes ------------------------------------------------------------------------------ */
+
+int ddpm_part(int n, int rank, int size, int *first)
+{
+    *first = (int)((int64_t)n * rank / size);
+    return (int)((int64_t)n * (rank + 1) / size) - *first;
+}
 
 double ddpm_multistep_lr(double lr, int epoch, const int *milestones, int count, double gamma)
 {
@@ -3997,6 +4022,9 @@ ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, c
     const ddpm_backend *backend = backend_of(net->graph->device);
     if (n < 1 || !pictures || (net->labels && !labels))
         return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step needs pictures and their labels");
+    const ddpm_ranks *ranks = trainer->ranks;
+    int first = 0, all = n;
+    if (ranks) n = ddpm_part(all, ranks->rank, ranks->size, &first);
     TRY(check_batch(net, n));
     TRY(ddpm_graph_alloc(net->graph));
     if (n > net->losses_room) {
@@ -4004,8 +4032,9 @@ ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, c
         net->losses_room = net->host_losses ? n : 0;
         if (!net->host_losses) return DDPM_ERR_MEMORY;
     }
-    trainer->next.pictures = pictures, trainer->next.labels = labels, trainer->next.n = n;
-    if (!backend->stage) return DDPM_OK;
+    trainer->next.pictures = pictures, trainer->next.labels = labels;
+    trainer->next.n = n, trainer->next.first = first, trainer->next.all = all;
+    if (!backend->stage || !n) return DDPM_OK;
     TRY(backend->stage(net->graph, net->image, n, pictures));
     return net->labels ? backend->stage(net->graph, net->labels, n, labels) : DDPM_OK;
 }
@@ -4047,7 +4076,7 @@ static ddpm_result await_losses(ddpm_net *net)
 
 static double batch_elements(const ddpm_trainer *trainer)
 {
-    return (double)trainer->now.n * (double)ddpm_elements(trainer->net->image, 1);
+    return (double)trainer->now.all * (double)ddpm_elements(trainer->net->image, 1);
 }
 
 static int draw_timestep(const ddpm_trainer *trainer, uint64_t picture)
@@ -4084,20 +4113,35 @@ static ddpm_result name_nonfinite(ddpm_trainer *trainer)
     return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
 }
 
+/* Sums this process's losses. */
+static ddpm_result sum_losses(ddpm_trainer *trainer, double *total)
+{
+    ddpm_net *net = trainer->net;
+    TRY(trainer->now.result);
+    TRY(await_losses(net));
+    for (int k = 0; k < trainer->now.n; k++) {
+        double square = (double)net->host_losses[k];
+        int i = trainer->now.first + k;
+        *total += square * weigh_picture(trainer, i, draw_timestep(trainer, trainer->picture + (uint64_t)i), square);
+    }
+    if (isfinite(*total)) return DDPM_OK;
+    if (!trainer->ranks) return name_nonfinite(trainer);
+    return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite"); /* gradients are still on their way */
+}
+
 ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss)
 {
     ddpm_net *net = trainer->net;
+    const ddpm_ranks *ranks = trainer->ranks;
     double total = 0;
-    TRY(await_losses(net));
-    for (int i = 0; i < trainer->now.n; i++) {
-        double square = (double)net->host_losses[i];
-        total += square * weigh_picture(trainer, i, draw_timestep(trainer, trainer->picture + (uint64_t)i), square);
-    }
-    if (!isfinite(total)) return name_nonfinite(trainer);
+    ddpm_result result = sum_losses(trainer, &total);
+    if (ranks) result = ranks->finish(ranks->user, result, &total);
+    if (ranks && result == DDPM_OK) result = ask_update(net->model, &net->graph->step);
+    TRY(result);
     TRY(finish_update(net->model, &net->graph->step));
     trainer->grad_norm = net->graph->step.grad_norm;
     trainer->step++;
-    trainer->picture += (uint64_t)trainer->now.n;
+    trainer->picture += (uint64_t)trainer->now.all;
     if (loss) *loss = total / batch_elements(trainer);
     return DDPM_OK;
 }

@@ -1,12 +1,17 @@
 /* main.c - the program `ddpm`: finds the command and its options, opens the backend, runs the command.
  * Only this file and cli/ print or exit: results to stdout, everything else to stderr; exit 0, 1 (failed), 2 (usage).
  *
- * Contents: 1 commands, backends, global options   2 help   3 running a command */
+ * Contents: 1 commands, backends, global options   2 help   3 ranks   4 running a command */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "cli/cli.h"
+#include "comm/comm.h"
 #include "cpu_backend.h"
 #include "cuda_backend.h"
 
@@ -104,7 +109,91 @@ static int help_command(const char *name) /* NULL: of the program */
     return CLI_DONE;
 }
 
-/* ---- 3. Running a command ------------------------------------------------------------------------------------ */
+/* ---- 3. Ranks ------------------------------------------------------------------------------------------------ */
+
+/* What the options ask for cannot be had: a usage error, or CLI_DONE. gpus makes cuda the backend. */
+static int check_ranks(const cli_command *command, cli_ranks wanted)
+{
+    int cuda = strcmp(backends[global.backend].name, "cuda") == 0, given = cli_given(&global_options[0]);
+    if (wanted.processes > 0 && wanted.gpus > 0)
+        return cli_usage_error(command->name, "%s: --gpus starts a process for each GPU; --ranks would start others",
+                               command->name);
+    if (wanted.gpus > 0 && given && !cuda)
+        return cli_usage_error(command->name, "%s: --gpus is for --backend cuda, not %s", command->name,
+                               backends[global.backend].name);
+    if (wanted.processes > 1 && cuda)
+        return cli_usage_error(command->name, "%s: --ranks shares work among processors; for GPUs it is --gpus %d",
+                               command->name, wanted.processes);
+    for (int i = 0; wanted.gpus > 0 && i < (int)(sizeof backends / sizeof backends[0]); i++)
+        if (strcmp(backends[i].name, "cuda") == 0) global.backend = i;
+    return CLI_DONE;
+}
+
+/* Those that mpirun started, or as many as the options say. */
+static ddpm_result find_ranks(const cli_command *command, cli_ranks wanted, ddpm_comm **comm, comm_ending *ending)
+{
+    int processes = wanted.gpus > 0 ? wanted.gpus : wanted.processes, started = comm_mpirun_size();
+    *comm = comm_alone();
+    if (started > 1 && command->ranks == NULL)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s under mpirun: %d processes would do the same work\n"
+                         "      hint: without mpirun; ddpm train can be shared",
+                         command->name, started);
+    if (started > 1 && processes > 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "mpirun has started %d ranks already\n"
+                         "      hint: leave out --ranks and --gpus; GPUs are --backend cuda here",
+                         started);
+    if (wanted.gpus > 0 && backends[global.backend].get == NULL)
+        return ddpm_fail(DDPM_ERR_BACKEND,
+                         "--gpus %d: backend 'cuda' is not in this build\n"
+                         "      hint: make cuda builds it in; --ranks %d shares the work among as many "
+                         "processes without a GPU",
+                         wanted.gpus, wanted.gpus);
+#ifndef DDPM_NCCL
+    if (strcmp(backends[global.backend].name, "cuda") == 0 && (wanted.gpus > 1 || started > 1))
+        return ddpm_fail(DDPM_ERR_BACKEND, "more than one GPU needs NCCL, which is not in this build\n"
+                                           "      hint: install libnccl-dev, or set NCCL_HOME to a folder with "
+                                           "include/nccl.h and lib/libnccl.so, then make cuda");
+#endif
+#ifdef DDPM_MPI
+    if (started > 1) return comm_mpi(comm);
+#else
+    if (started > 1)
+        return ddpm_fail(DDPM_ERR_BACKEND,
+                         "mpirun has started %d processes, and MPI is not in this build\n"
+                         "      hint: make mpi builds it in; --ranks %d needs no mpirun on one machine",
+                         started, started);
+#endif
+    return processes > 1 ? comm_local(processes, comm, ending) : DDPM_OK;
+}
+
+/* What the process that looked after the ranks has to say. A rank that failed by itself has said why. */
+static int report_ending(const comm_ending *ending)
+{
+    if (ending->status > 128)
+        cli_note(
+            "ddpm: rank %d (process %ld) was killed by signal %d (%s), and the run ends with it\n"
+            "      hint: what was saved is there: the same command with --resume goes on from it. Signal 9 is what "
+            "a machine without memory sends, too",
+            ending->rank, ending->process, ending->status - 128, strsignal(ending->status - 128));
+    return ending->status > CLI_USAGE ? CLI_FAILED : ending->status;
+}
+
+/* Ranks on one machine divide its processors, unless mpirun has bound each to its own. */
+static int threads_of_rank(const ddpm_comm *comm)
+{
+    int threads = global.threads;
+#ifdef _OPENMP
+    if (threads == 0 && comm->local_size > 1 && omp_get_num_procs() == sysconf(_SC_NPROCESSORS_ONLN))
+        threads = (omp_get_max_threads() + comm->local_size - 1) / comm->local_size;
+#else
+    (void)comm;
+#endif
+    return threads;
+}
+
+/* ---- 4. Running a command ------------------------------------------------------------------------------------ */
 
 /* The command line as typed, arguments with blanks in quotes: it goes into the pictures' text chunks. malloc'ed. */
 static char *join_arguments(int argc, char **argv)
@@ -122,7 +211,8 @@ static char *join_arguments(int argc, char **argv)
     return line;
 }
 
-static ddpm_result open_backend(ddpm_device *device)
+/* This rank's, and the GPUs' own way to add gradients. */
+static ddpm_result open_backend(ddpm_device *device, ddpm_comm **comm)
 {
     if (backends[global.backend].get == NULL)
         return ddpm_fail(
@@ -134,26 +224,60 @@ static ddpm_result open_backend(ddpm_device *device)
     snprintf(exact, sizeof exact, "%s+exact", isa != NULL ? isa : "");
     if (global.exact && backends[global.backend].get == ddpm_cpu) isa = exact; /* the reference knows nothing else */
     if (global.exact && !strcmp(backends[global.backend].name, "cuda")) isa = "fp32";
-    return ddpm_device_open(device, backends[global.backend].get(), global.threads, isa);
+    ddpm_result result = DDPM_OK;
+#ifdef DDPM_NCCL
+    int gpus = strcmp(backends[global.backend].name, "cuda") == 0 && (*comm)->size > 1;
+    if (gpus) result = comm_choose_gpu(*comm);
+#endif
+    if (result == DDPM_OK)
+        result = ddpm_device_open(device, backends[global.backend].get(), threads_of_rank(*comm), isa);
+    result = comm_agree(*comm, result, NULL, 0);
+#ifdef DDPM_NCCL
+    if (gpus && result == DDPM_OK) result = comm_nccl(comm, *comm, ddpm_cuda_stream(device));
+#endif
+    return result;
+}
+
+/* In each rank. */
+static int run_as_rank(const cli_command *command, cli_context *context)
+{
+    char ranks[80] = "";
+    int status;
+    cli_set_quiet(context->comm->rank > 0);
+    ddpm_result result = open_backend(&context->device, &context->comm);
+    const ddpm_device *device = &context->device;
+    if (result == DDPM_OK) {
+        if (context->comm->size > 1)
+            snprintf(ranks, sizeof ranks, ", each of %d ranks (%s)", context->comm->size, context->comm->name);
+        cli_note("ddpm %s: backend %s, %d thread%s, %s%s", cli_version(), backends[global.backend].name,
+                 device->threads, device->threads == 1 ? "" : "s", ddpm_device_isa(device), ranks);
+        status = command->run(context);
+    } else {
+        status = cli_exit_rank(context->comm, result);
+    }
+    int failed = status != CLI_DONE && !context->comm->agreed;
+    context->comm->close(context->comm, failed);
+    ddpm_device_close(&context->device);
+    return status;
 }
 
 static int run_command(const cli_command *command, int argc, char **argv)
 {
     int help;
+    comm_ending ending = {.rank = -1};
     int status = cli_parse(command, global_options, argc - 2, argv + 2, &help);
     if (status != CLI_DONE) return status;
     if (help) return help_command(command->name);
+    cli_ranks wanted = {0};
+    if (command->ranks != NULL) wanted = command->ranks();
+    if ((status = check_ranks(command, wanted)) != CLI_DONE) return status;
     cli_context context = {.command_line = join_arguments(argc, argv)};
     if (context.command_line == NULL) return cli_exit(DDPM_ERR_MEMORY);
-    ddpm_result result = open_backend(&context.device);
-    if (result == DDPM_OK) {
-        cli_note("ddpm %s: backend %s, %d thread%s, %s", cli_version(), backends[global.backend].name,
-                 context.device.threads, context.device.threads == 1 ? "" : "s", ddpm_device_isa(&context.device));
-        status = command->run(&context);
-        ddpm_device_close(&context.device);
-    } else {
+    ddpm_result result = find_ranks(command, wanted, &context.comm, &ending);
+    if (result != DDPM_OK)
         status = cli_exit(result);
-    }
+    else
+        status = context.comm != NULL ? run_as_rank(command, &context) : report_ending(&ending);
     free(context.command_line);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "ddpm: the results could not be written to stdout\n");

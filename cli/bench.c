@@ -399,4 +399,5 @@ const cli_command cli_bench = {
     "Work: lab_forward_b1, lab_forward_b8, lab_train_b4, lab_train_b8, small_forward_b32, small_train_b32,\n"
     "tiny_forward_b32, tiny_train_b32. --json without --only runs the first six.",
     options,
-    run};
+    run,
+    NULL};

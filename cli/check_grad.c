@@ -47,4 +47,5 @@ const cli_command cli_check_grad = {
     "checks every operation's gradient against central differences",
     "In double precision: g by backward, r = (L(x + h) - L(x - h)) / 2h; the error is |g - r| / max(|r|, floor).",
     options,
-    run};
+    run,
+    NULL};

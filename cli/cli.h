@@ -6,6 +6,7 @@
 #define DDPM_CLI_H
 
 #include "cli/options.h"
+#include "comm/comm.h"
 #include "ddpm.h"
 #include "io/config.h"
 #include "lab/labels.h"
@@ -14,6 +15,7 @@
 
 typedef struct cli_context {
     ddpm_device device; /* the opened backend */
+    ddpm_comm *comm;    /* the processes that share the work; this one is one of them */
     char *command_line; /* as typed */
 } cli_context;
 
@@ -26,6 +28,10 @@ extern const cli_command cli_render, cli_train, cli_sample, cli_test, cli_info, 
 
 /* Prints ddpm_error() after a failure; returns the exit status. */
 int cli_exit(ddpm_result result);
+/* The same for one of several ranks: what all know of (comm_agree) rank 0 alone prints. */
+int cli_exit_rank(const ddpm_comm *comm, ddpm_result result);
+/* Notes and progress are not shown: what rank 0 says suffices. */
+void cli_set_quiet(int quiet);
 /* A line on stderr, for people. */
 #ifdef __GNUC__
 __attribute__((format(printf, 1, 2)))

@@ -30,8 +30,23 @@ int cli_exit(ddpm_result result)
     return CLI_FAILED;
 }
 
+int cli_exit_rank(const ddpm_comm *comm, ddpm_result result)
+{
+    if (result == DDPM_OK || comm->rank == 0) return cli_exit(result);
+    if (!comm->agreed) fprintf(stderr, "ddpm: rank %d: %s\n", comm->rank, ddpm_error());
+    return CLI_FAILED;
+}
+
+static int is_quiet;
+
+void cli_set_quiet(int quiet)
+{
+    is_quiet = quiet;
+}
+
 void cli_note(const char *format, ...)
 {
+    if (is_quiet) return;
     va_list arguments;
     va_start(arguments, format);
     vfprintf(stderr, format, arguments);
@@ -102,6 +117,7 @@ static void draw_bar(const cli_progress *progress, double share, const char *res
 void cli_progress_show(cli_progress *progress, double done, const char *format, ...)
 {
     double now = cli_seconds(), share = progress->total > 0 ? done / progress->total : 1;
+    if (is_quiet) return;
     if (progress->begun < 0) {
         progress->begun = done;
         progress->started = now;
@@ -128,7 +144,7 @@ void cli_progress_show(cli_progress *progress, double done, const char *format, 
 
 void cli_progress_clear(cli_progress *progress)
 {
-    if (progress->terminal) fprintf(stderr, "\r\033[K");
+    if (progress->terminal && !is_quiet) fprintf(stderr, "\r\033[K");
 }
 
 /* ---- 3. Numbers ---------------------------------------------------------------------------------------------- */

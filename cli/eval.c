@@ -155,4 +155,5 @@ const cli_command cli_eval = {
     "Of a picture with k labels, the k classes that the evaluator scores highest are compared with them. Prints both\n"
     "averages with 95% intervals, the hits of each class, and what was named in the place of what.",
     options,
-    run};
+    run,
+    NULL};

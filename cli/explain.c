@@ -272,4 +272,5 @@ const cli_command cli_explain = {
     "shows what a model does with one picture: noise, one step, many steps",
     "Prints a table of the columns. With --sampler ddim the way from x_t back is the shortest to draw.",
     options,
-    run};
+    run,
+    NULL};

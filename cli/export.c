@@ -73,4 +73,5 @@ const cli_command cli_export = {
     "a run's model alone, in half the bytes, with the sampler that suits it",
     "The directory is diffusers': UNet2DModel.from_pretrained(DIR, subfolder=\"unet\") reads it.",
     options,
-    run};
+    run,
+    NULL};

@@ -384,4 +384,5 @@ const cli_command cli_info = {
     "tells what a file, model, run or picture holds",
     "PATH is a .safetensors, .png or .json file, a model or run directory, a UNet2DModel's config.json, or a preset.",
     options,
-    run};
+    run,
+    NULL};

@@ -264,4 +264,5 @@ const cli_command cli_nearest = {
     "pictures has distances near 0; one that has learned what they have in common is as far from them as they are\n"
     "from each other.",
     options,
-    run};
+    run,
+    NULL};

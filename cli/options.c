@@ -259,13 +259,15 @@ static void set_defaults(const cli_option *table)
 }
 
 enum { CLI_TABLE_MAX = 96 };
-static const cli_option *parsed_table; /* of the last cli_parse, and which of its options were given */
-static char given[2][CLI_TABLE_MAX];   /* [0]: of the command, [1]: global */
+static const cli_option *parsed[2];  /* the tables of the last cli_parse, [0] the command's, [1] the global one, */
+static char given[2][CLI_TABLE_MAX]; /* and which of their options were given */
 
 int cli_given(const cli_option *option)
 {
-    ptrdiff_t index = parsed_table != NULL ? option - parsed_table : -1;
-    return index >= 0 && index < CLI_TABLE_MAX && given[0][index];
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; parsed[k] != NULL && parsed[k][i].name != NULL; i++)
+            if (&parsed[k][i] == option) return given[k][i];
+    return 0;
 }
 
 int cli_given_name(const cli_option *table, const char *name)
@@ -329,7 +331,8 @@ int cli_parse(const cli_command *command, const cli_option *global, int argc, ch
     int only_positional = 0, position = 0;
     *help = 0;
     memset(given, 0, sizeof given);
-    parsed_table = command->option;
+    parsed[0] = command->option;
+    parsed[1] = global;
     set_defaults(command->option);
     set_defaults(global);
     for (char **argument = argv; argument < argv + argc && *argument != NULL; argument++) {

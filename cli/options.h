@@ -42,6 +42,10 @@ typedef struct cli_option {
 } cli_option;
 extern const char CLI_REQUIRED[];
 
+typedef struct cli_ranks { /* that the options ask for; 0: none were named */
+    int processes, gpus;
+} cli_ranks;
+
 struct cli_context;
 typedef struct cli_command {
     const char *name, *usage;                      /* "train", "DATA --out RUN" */
@@ -49,6 +53,7 @@ typedef struct cli_command {
     const char *details;                           /* printed by --help below the usage; may be NULL */
     const cli_option *option;                      /* ends with a NULL name */
     int (*run)(const struct cli_context *context); /* returns the exit status */
+    cli_ranks (*ranks)(void);                      /* after parsing; NULL: the command cannot be shared */
 } cli_command;
 
 enum { CLI_DONE, CLI_FAILED, CLI_USAGE }; /* exit statuses */

@@ -201,4 +201,5 @@ const cli_command cli_predict = {
     "runs the network once on tensors from a file",
     "What diffusers' UNet2DModel(sample, timestep, class_labels) gives; gradients have its parameters' names.",
     options,
-    run};
+    run,
+    NULL};

@@ -80,4 +80,5 @@ const cli_command cli_render = {
     "draws scenes and writes a data set in the lab's files and names",
     "Files: CLEVR_train_*.png, train.json, objects.json, test.json, new_test.json. The same seed gives the same bytes.",
     options,
-    run};
+    run,
+    NULL};

@@ -44,4 +44,5 @@ const cli_command cli_report = {
     "One HTML file with everything inside: it opens without a network, on a phone, on paper. A run is a directory of\n"
     "ddpm train; what ddpm test wrote counts as well, also when it lies inside a run (--out RUN/test).",
     options,
-    run};
+    run,
+    NULL};

@@ -340,4 +340,5 @@ const cli_command cli_sample = {
     "draws pictures of label sets",
     "The seed, the labels and this command line are kept in the PNG: ddpm info FILE.png shows them.",
     options,
-    run};
+    run,
+    NULL};

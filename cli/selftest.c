@@ -75,4 +75,5 @@ const cli_command cli_selftest = {
     "the "
     "most that passes. --backend says which backend.",
     options,
-    run};
+    run,
+    NULL};

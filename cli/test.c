@@ -297,4 +297,5 @@ const cli_command cli_test = {
     "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png, and the strip that the lab asks for twice:\n"
     "required_strip.png and red_sphere+cyan_cylinder+cyan_cube.png.",
     options,
-    run};
+    run,
+    NULL};

@@ -3,7 +3,7 @@
  *
  * Contents: 1 options   2 the run's objects   3 the model   4 the data and the network   5 the data's troubles, memory
  *           6 settings of a resumed run   7 state: training.json   8 the run directory   9 checkpoints
- *           10 steps   11 epochs   12 the command */
+ *           10 what ranks know of each other   11 steps   12 epochs   13 the command */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <signal.h>
@@ -35,7 +35,7 @@ static struct {
     int epochs, batch_size, micro_batch, recompute, lr_schedule, warmup, timesteps, beta_schedule, prediction_type,
         zero_snr, save_every, save_steps, keep, max_steps, workers, pixel_unshuffle, resolution[2], resize, channels,
         random_flip, unconditional, resume, force, grad_accum, overfit, held_out, eval_every, sample_every, show,
-        dry_run;
+        dry_run, ranks, gpus;
     double lr, gamma, beta, weight_decay, max_grad_norm, ema_decay, cond_drop, snr_gamma, save_minutes, max_time,
         beta_start, beta_end;
     cli_list milestones;
@@ -66,9 +66,13 @@ static const cli_option options[] = {
     {"max-time", NULL, CLI_REAL, "MINUTES", "(no limit)",
      "saves and ends after so long; --resume goes on", &set.max_time, 0, 1e9, 0},
     {"batch-size", "train_batch_size", CLI_INT, "N", "32",
-     "pictures in a step", &set.batch_size, 1, 65536, 0},
+     "pictures in a step, of all ranks together", &set.batch_size, 1, 65536, 0},
+    {"ranks", NULL, CLI_INT, "N", "(1, or as mpirun says)",
+     "processes that share each step's pictures; the same weights to rounding", &set.ranks, 1, 256, 0},
+    {"gpus", NULL, CLI_INT, "N", "(as --backend says)",
+     "GPUs of this machine that do, a process for each; mpirun is for more machines (make mpi)", &set.gpus, 1, 256, 0},
     {"micro-batch", NULL, CLI_INT, "N", "(the whole batch)",
-     "pictures computed at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
+     "pictures a rank computes at once: less memory, the same gradients to rounding", &set.micro_batch, 1, 65536, 0},
     {"recompute", NULL, CLI_FLAG, NULL, NULL,
      "keep only what leaves each block: less memory, the same bits, a part of forward twice", &set.recompute, 0, 0, 0},
     {"grad-accum", "gradient_accumulation_steps", CLI_INT, "K", "1",
@@ -167,7 +171,11 @@ static int is_given(const char *name)
 
 enum { MAX_BAD_STEPS = 10 }; /* in a row, that are skipped because a loss or gradient was not finite */
 
+enum { TENTHS = 10 }; /* of [0,T), for the losses by t */
+
 typedef struct training {
+    ddpm_comm *comm; /* the ranks; number 0 alone writes */
+    comm_reducer *reducer;
     lab_dataset *data;
     ddpm_model *model;
     ddpm_net *net;
@@ -202,6 +210,9 @@ typedef struct training {
     double best;                        /* lowest average loss of an epoch so far */
     uint64_t best_step;                 /* of its checkpoint; 0: none */
     int bad_steps;                      /* in a row, up to now */
+    int save_due;                       /* --save-minutes have passed */
+    const char *reason;                 /* why the run ends before its last epoch; NULL: it does not */
+    double tenth[2 * TENTHS];           /* of the last step, by t: sums of its pictures' losses, and their numbers */
     uint64_t tried_step;                /* of the last attempt at one */
     uint64_t saved_step, saved_picture; /* of the newest checkpoint */
 } training;
@@ -225,6 +236,7 @@ static void close_training(training *t)
     cJSON_Delete(t->saved);
     lab_teacher_free(t->teacher);
     lab_evaluator_free(t->guide);
+    comm_reducer_free(t->reducer);
     io_model_info_free(&t->info);
     ddpm_net_free(t->net);
     io_schedule_config_free(&t->schedule.config);
@@ -233,7 +245,7 @@ static void close_training(training *t)
     lab_dataset_close(t->data);
 }
 
-static volatile sig_atomic_t signalled, underway;
+static volatile sig_atomic_t signalled, underway, others_tell; /* rank 0 says why all end */
 static double signalled_at;
 
 /* The first signal asks for a save and an end after the step in progress. One that comes a second or more later kills
@@ -243,7 +255,7 @@ static void note_signal(int number)
 {
     static const char early[] = "\nstopped before the first step: there is nothing to save\n";
     if (!underway) {
-        if (write(STDERR_FILENO, early, sizeof early - 1) < 0) _exit(CLI_FAILED);
+        if (!others_tell && write(STDERR_FILENO, early, sizeof early - 1) < 0) _exit(CLI_FAILED);
         _exit(CLI_DONE);
     }
     if (signalled == 0) {
@@ -253,11 +265,6 @@ static void note_signal(int number)
         signal(number, SIG_DFL);
         raise(number);
     }
-}
-
-static const char *signal_name(int number)
-{
-    return number == SIGINT ? "Ctrl-C" : number == SIGTERM ? "SIGTERM" : "SIGHUP (the terminal was closed)";
 }
 
 /* SIGHUP counts unless nohup has it ignored. A file that may not grow (ulimit -f) is an error like a full disk, not a
@@ -450,18 +457,24 @@ static ddpm_result check_parts(void)
     return DDPM_OK;
 }
 
-static int micro_batch(void)
+/* Pictures of a step that a rank has at most. */
+static int rank_batch(const training *t)
 {
-    int part = (set.batch_size + set.grad_accum - 1) / set.grad_accum;
+    return (set.batch_size + t->comm->size - 1) / t->comm->size;
+}
+
+static int micro_batch(const training *t)
+{
+    int whole = rank_batch(t), part = (whole + set.grad_accum - 1) / set.grad_accum;
     if (set.micro_batch > 0) part = set.micro_batch;
-    return part < set.batch_size ? part : set.batch_size;
+    return part < whole ? part : whole;
 }
 
 /* Without micro-batches gradients need not add up, and their memory serves activations first. */
-static int training_mode(void)
+static int training_mode(const training *t)
 {
     return DDPM_TRAINING | (set.recompute ? DDPM_RECOMPUTE : 0) |
-           (micro_batch() == set.batch_size ? DDPM_SHARE_GRADIENTS : 0);
+           (micro_batch(t) == rank_batch(t) ? DDPM_SHARE_GRADIENTS : 0);
 }
 
 /* Options that were given go before what the model says. */
@@ -503,8 +516,8 @@ static ddpm_result plan_training(const cli_context *context, training *t)
     const lab_dataset_config *data = &t->data->config;
     result = ddpm_model_create(&t->model, &config, &context->device);
     if (result == DDPM_OK)
-        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(), training_mode());
-    if (result == DDPM_OK && set.sample_every > 0)
+        result = ddpm_net_create(&t->net, t->model, data->height, data->width, micro_batch(t), training_mode(t));
+    if (result == DDPM_OK && set.sample_every > 0 && t->comm->rank == 0)
         result = cli_samples_create(&t->samples, t->model, data->height, data->width);
     if (result == DDPM_OK) result = choose_schedule(t, schedule);
     if (result == DDPM_OK) {
@@ -537,7 +550,7 @@ static ddpm_result open_teacher(const cli_context *context, training *t)
     if (set.guide == NULL || set.beta == 0) return DDPM_OK;
     ddpm_result result = lab_evaluator_load(set.guide, &context->device, &t->guide);
     if (result != DDPM_OK) return result;
-    result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch());
+    result = lab_teacher_create(&t->teacher, t->guide, &t->data->classes, &t->schedule, set.beta, micro_batch(t));
     if (result == DDPM_OK) result = lab_teacher_fits(t->teacher, t->net);
     t->net->pull = lab_teacher_pull;
     t->net->teacher = t->teacher;
@@ -558,7 +571,7 @@ static ddpm_result fill_model(training *t)
 static ddpm_result measure_step(training *t, const ddpm_train_config *config)
 {
     ddpm_trainer trainer;
-    int n = micro_batch();
+    int n = micro_batch(t);
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
     for (int i = 0; i < n; i++)
         ddpm_normals((ddpm_address){.picture = (uint64_t)i, .purpose = DDPM_RANDOM_USER}, picture,
@@ -572,7 +585,7 @@ static ddpm_result measure_step(training *t, const ddpm_train_config *config)
         seconds = cli_seconds() - begin;
     }
     if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
-    t->step_seconds = seconds * set.batch_size / n;
+    t->step_seconds = seconds * rank_batch(t) / n;
     return result;
 }
 
@@ -608,6 +621,11 @@ static ddpm_result start_training(training *t)
     if (result == DDPM_OK) result = measure_step(t, &config);
     if (result == DDPM_OK) result = fill_model(t);
     if (result == DDPM_OK) result = ddpm_trainer_init(&t->trainer, t->net, &t->schedule, &config);
+    if (result == DDPM_OK && t->comm->size > 1) {
+        lab_dataset_share(t->data, set.batch_size, t->comm->rank, t->comm->size);
+        result = comm_reducer_create(&t->reducer, t->comm, t->model, COMM_BUCKET);
+        if (result == DDPM_OK) t->trainer.ranks = comm_reducer_ranks(t->reducer);
+    }
     t->trainer.picture_loss = t->losses;
     t->trainer.picture_t = t->timesteps;
     t->trainer.step = t->saved_step;
@@ -690,10 +708,10 @@ static ddpm_result survey_data(const training *t)
 /* The largest micro-batch whose network takes no more than `bytes`, below the one that was asked for; 0: none. */
 static int largest_micro_batch(const training *t, double bytes)
 {
-    int fits = 0, too_large = micro_batch();
+    int fits = 0, too_large = micro_batch(t);
     while (too_large - fits > 1) {
         ddpm_net *net = NULL;
-        int n = fits + (too_large - fits) / 2, mode = training_mode() & ~DDPM_SHARE_GRADIENTS;
+        int n = fits + (too_large - fits) / 2, mode = training_mode(t) & ~DDPM_SHARE_GRADIENTS;
         ddpm_result result = ddpm_net_create(&net, t->model, t->net->height, t->net->width, n, mode);
         if (result == DDPM_OK && (double)net->graph->bytes <= bytes)
             fits = n;
@@ -705,10 +723,11 @@ static int largest_micro_batch(const training *t, double bytes)
 }
 
 /* A device's own memory, or the machine's; 0: unknown. */
-static ddpm_result memory_available(const ddpm_device *device, double *bytes)
+static ddpm_result memory_available(const training *t, double *bytes)
 {
+    const ddpm_device *device = t->model->device;
     size_t room;
-    *bytes = cli_memory_available();
+    *bytes = cli_memory_available() / t->comm->local_size;
     if (device->backend->room == NULL) return DDPM_OK;
     ddpm_result result = device->backend->room(device->state, &room);
     if (result == DDPM_OK) *bytes = (double)room;
@@ -727,7 +746,7 @@ static ddpm_result report_plan(const training *t)
     double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
     int apart = t->model->device->backend->room != NULL; /* from the pictures */
     double total = arrays + graph + drawing + (apart ? batch / 2 : cache + batch), available;
-    ddpm_result result = memory_available(t->model->device, &available);
+    ddpm_result result = memory_available(t, &available);
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
@@ -735,16 +754,17 @@ static ddpm_result report_plan(const training *t)
         cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
                  t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
     cli_note("memory  %s%s: weights, gradients, moments and average %s, network for %d pictures %s, data %s%s",
-             cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(),
+             cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(t),
              cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d), apart ? " at a time" : "");
     if (result != DDPM_OK || available <= 0 || total <= available) return result;
     int fits = largest_micro_batch(t, available - (total - graph));
     cli_short largest;
     snprintf(largest, sizeof largest, fits > 0 ? "--micro-batch %d fits" : "no --micro-batch fits", fits);
     return ddpm_fail(DDPM_ERR_MEMORY,
-                     "the run needs %s of memory, %s are available\n"
+                     "the run needs %s of memory%s, %s are available\n"
                      "      hint: %s (now %d: %s); --recompute, a smaller --resolution or --model need less",
-                     cli_bytes(total, a), cli_bytes(available, e), largest, micro_batch(), cli_bytes(graph, c));
+                     cli_bytes(total, a), t->comm->size > 1 ? " a rank" : "", cli_bytes(available, e), largest,
+                     micro_batch(t), cli_bytes(graph, c));
 }
 
 /* What the run will take, from the step that was measured. */
@@ -765,9 +785,10 @@ static void report_time(const training *t)
 
 /* On resuming, these may differ from the run's settings: they do not change what is computed. With the cosine schedule
  * the end of the run does. */
-static const char *const free_settings[] = {
-    "data",  "image-dir", "out",     "max-time", "save-every", "save-steps", "save-minutes", "keep",    "resume",
-    "force", "args",      "workers", "epochs",   "max-steps",  "show",       "sample-every", "dry-run", "log-dir"};
+static const char *const free_settings[] = {"data",         "image-dir",    "out",     "max-time",  "save-every",
+                                            "save-steps",   "save-minutes", "keep",    "resume",    "force",
+                                            "args",         "workers",      "epochs",  "max-steps", "show",
+                                            "sample-every", "dry-run",      "log-dir", "ranks",     "gpus"};
 /* And these are what the network is: another one cannot go on with its weights. */
 static const char *const fixed_settings[] = {"model",         "pixel-unshuffle", "resolution",    "channels",
                                              "unconditional", "timesteps",       "beta-schedule", "beta-start",
@@ -811,22 +832,24 @@ static ddpm_result compare_settings(const cJSON *settings)
                      set.out, changed);
 }
 
+/* But for what is this call's alone. */
 static ddpm_result take_settings(const cJSON *settings, const char *path)
 {
+    int resume = set.resume, force = set.force, dry_run = set.dry_run, ranks = set.ranks, gpus = set.gpus;
     const char *wrong = cli_settings_from_json(options, settings);
+    set.resume = resume;
+    set.force = force;
+    set.dry_run = dry_run;
+    set.ranks = ranks;
+    set.gpus = gpus;
     return wrong == NULL ? DDPM_OK
                          : ddpm_fail(DDPM_ERR_FORMAT, "%s: %s\n      hint: mend it, or give that option", path, wrong);
 }
 
 static ddpm_result read_args(training *t, const char *path)
 {
-    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* this call's */
     ddpm_result result = io_json_read(path, &t->args);
-    if (result == DDPM_OK) result = take_settings(t->args, path);
-    set.resume = resume;
-    set.force = force;
-    set.dry_run = dry_run;
-    return result;
+    return result == DDPM_OK ? take_settings(t->args, path) : result;
 }
 
 /* Finds what --resume goes on with. A run that was killed before its first checkpoint starts again with its settings;
@@ -835,7 +858,7 @@ static ddpm_result find_generation(training *t)
 {
     uint64_t step;
     if (!io_is_directory(set.out)) return DDPM_OK;
-    ddpm_result result = cli_run_lock(set.out, &t->lock);
+    ddpm_result result = t->comm->rank == 0 ? cli_run_lock(set.out, &t->lock) : DDPM_OK;
     if (result == DDPM_OK) result = io_checkpoint_newest(set.out, &t->source, &step);
     if (result != DDPM_OK) return result;
     char *path = t->source != NULL ? io_join(t->source, "training.json") : io_join(set.out, "args.json");
@@ -848,11 +871,7 @@ static ddpm_result find_generation(training *t)
         result = io_json_read(path, &t->args);
         settings = t->args;
     }
-    int resume = set.resume, force = set.force, dry_run = set.dry_run; /* not the run's, but this call's */
     if (result == DDPM_OK && settings != NULL) result = take_settings(settings, path);
-    set.resume = resume;
-    set.force = force;
-    set.dry_run = dry_run;
     if (result == DDPM_OK && settings != NULL) result = compare_settings(settings);
     free(path);
     return result;
@@ -877,7 +896,8 @@ static char *describe_state(const training *t)
         cJSON_AddNumberToObject(object, "bad_steps", t->bad_steps) != NULL &&
         cJSON_AddNumberToObject(object, "data_pictures", t->data->count) != NULL &&
         cJSON_AddStringToObject(object, "backend", t->model->device->backend->name) != NULL &&
-        cJSON_AddStringToObject(object, "instruction_set", ddpm_device_isa(t->model->device)) != NULL) {
+        cJSON_AddStringToObject(object, "instruction_set", ddpm_device_isa(t->model->device)) != NULL &&
+        cJSON_AddNumberToObject(object, "ranks", t->comm->size) != NULL) {
         cJSON_AddItemToObject(object, "settings", settings);
         settings = NULL;
         text = cJSON_Print(object);
@@ -888,17 +908,20 @@ static char *describe_state(const training *t)
     return text;
 }
 
-/* Both have a say in the last bits. */
+/* They have a say in the last bits. */
 static void compare_backend(const training *t)
 {
     const ddpm_device *device = t->model->device;
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(t->saved, "backend");
     const cJSON *isa = cJSON_GetObjectItemCaseSensitive(t->saved, "instruction_set");
+    const cJSON *number = cJSON_GetObjectItemCaseSensitive(t->saved, "ranks");
+    int ranks = cJSON_IsNumber(number) ? number->valueint : 1;
     if (!cJSON_IsString(name) || !cJSON_IsString(isa)) return;
-    if (strcmp(name->valuestring, device->backend->name) == 0 && strcmp(isa->valuestring, ddpm_device_isa(device)) == 0)
+    if (strcmp(name->valuestring, device->backend->name) == 0 &&
+        strcmp(isa->valuestring, ddpm_device_isa(device)) == 0 && ranks == t->comm->size)
         return;
-    cli_note("note    the run was computed by backend %s, %s: it goes on, but perhaps not to the same bits",
-             name->valuestring, isa->valuestring);
+    cli_note("note    the run was computed by backend %s, %s, %d rank%s: it goes on, but perhaps not to the same bits",
+             name->valuestring, isa->valuestring, ranks, ranks == 1 ? "" : "s");
 }
 
 static int take_integer(const cJSON *object, const char *name, double high, int64_t *out)
@@ -1114,7 +1137,50 @@ static void show_curve(training *t)
     cli_note("ddpm: %s", ddpm_error());
 }
 
-/* ---- 10. Steps ----------------------------------------------------------------------------------------------- */
+/* ---- 10. What ranks know of each other ------------------------------------------------------------------------- */
+
+/* Why this rank would end the run before its last epoch: the one that all come to is t->reason. */
+enum { BY_INTERRUPT, BY_TERMINATE, BY_HANGUP, BY_STEPS, BY_TIME, REASONS };
+
+static int save_is_due(const training *t)
+{
+    return (set.save_steps > 0 && t->trainer.step % (uint64_t)set.save_steps == 0) ||
+           (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
+}
+
+/* After a step, and before an epoch: clocks and signals are each rank's own, what follows from them is not. Sums t->tenth
+ * on the way; agrees on `result`. */
+static ddpm_result look_around(training *t, ddpm_result result)
+{
+    static const char *const name[REASONS] = {"Ctrl-C", "SIGTERM", "SIGHUP (the terminal was closed)", "--max-steps",
+                                              "--max-time"};
+    enum { VALUES = REASONS + 1 + 2 * TENTHS };
+    double value[VALUES] = {0}, *tenth = value + REASONS + 1;
+    value[BY_INTERRUPT] = signalled == SIGINT;
+    value[BY_TERMINATE] = signalled == SIGTERM;
+    value[BY_HANGUP] = signalled == SIGHUP;
+    value[BY_STEPS] = set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps;
+    value[BY_TIME] = set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time;
+    value[REASONS] = t->comm->rank == 0 && save_is_due(t);
+    memcpy(tenth, t->tenth, sizeof t->tenth);
+    result = comm_agree(t->comm, result, value, VALUES);
+    t->reason = NULL;
+    for (int k = REASONS - 1; k >= 0; k--)
+        if (value[k] > 0) t->reason = name[k];
+    t->save_due = value[REASONS] > 0;
+    memcpy(t->tenth, tenth, sizeof t->tenth);
+    return result;
+}
+
+/* Rank 0 does it, however long it takes; the others wait asleep, and get its result. */
+static ddpm_result alone(training *t, ddpm_result (*work)(training *))
+{
+    ddpm_result result = t->comm->rank == 0 ? work(t) : DDPM_OK;
+    ddpm_result met = t->comm->barrier(t->comm);
+    return met == DDPM_OK ? comm_agree(t->comm, result, NULL, 0) : met;
+}
+
+/* ---- 11. Steps ----------------------------------------------------------------------------------------------- */
 
 static double learning_rate(const training *t)
 {
@@ -1142,21 +1208,24 @@ static ddpm_result skip_step(training *t, int pictures)
     return DDPM_OK;
 }
 
-/* ",value" for each tenth of [0,T) and the two held-out losses; nothing behind the comma where there is none. */
-static void describe_losses(const training *t, int pictures, char *text, size_t size)
+/* Losses of this rank's pictures, `count` from `first` on. */
+static void sort_losses(training *t, int first, int count)
 {
-    enum { TENTHS = 10 };
-    double sum[TENTHS] = {0};
-    int count[TENTHS] = {0}, T = t->schedule.config.num_train_timesteps;
-    for (int i = 0; i < pictures; i++) {
+    int T = t->schedule.config.num_train_timesteps;
+    for (int i = first; i < first + count; i++) {
         int tenth = (int)((int64_t)TENTHS * t->timesteps[i] / T);
-        sum[tenth] += t->losses[i];
-        count[tenth]++;
+        t->tenth[tenth] += t->losses[i];
+        t->tenth[TENTHS + tenth]++;
     }
+}
+
+/* ",value" for each tenth of [0,T) and the two held-out losses; nothing behind the comma where there is none. */
+static void describe_losses(const training *t, char *text, size_t size)
+{
     size_t used = 0;
     for (int k = 0; k < TENTHS + 2; k++) {
-        int there = k < TENTHS ? count[k] > 0 : !isnan(t->held_out[k - TENTHS]);
-        double value = k < TENTHS ? sum[k] / (there ? count[k] : 1) : t->held_out[k - TENTHS];
+        int there = k < TENTHS ? t->tenth[TENTHS + k] > 0 : !isnan(t->held_out[k - TENTHS]);
+        double value = k < TENTHS ? t->tenth[k] / (there ? t->tenth[TENTHS + k] : 1) : t->held_out[k - TENTHS];
         used += (size_t)snprintf(text + used, size - used, there ? ",%.9g" : ",", value);
     }
 }
@@ -1181,7 +1250,7 @@ static ddpm_result write_metrics(training *t, double lr, double loss, int pictur
     char losses[300];
     unsigned long long step = t->trainer.step;
     write_events(t, lr, loss);
-    describe_losses(t, pictures, losses, sizeof losses);
+    describe_losses(t, losses, sizeof losses);
     ddpm_result result =
         cli_csv_add(&t->metrics, "%llu,%d,%.9g,%.9g,%.9g%s\n", step, t->epoch, lr, loss, t->trainer.grad_norm, losses);
     if (result == DDPM_OK)
@@ -1202,7 +1271,12 @@ static ddpm_result fit_labels(const training *t, int n)
     return lab_class_labels(t->labels, n, t->data->classes.count, t->info.none_class, t->labels);
 }
 
-/* After the last step of an epoch that is due: both losses of the held-out pictures, batch by batch. */
+static int held_out_is_due(const training *t)
+{
+    return t->data->held_out > 0 && t->position >= t->data->training && t->epoch % set.eval_every == 0;
+}
+
+/* Both losses of the held-out pictures, batch by batch. */
 static ddpm_result take_held_out(training *t)
 {
     size_t picture = (size_t)t->net->channels * (size_t)t->net->height * (size_t)t->net->width;
@@ -1210,8 +1284,6 @@ static ddpm_result take_held_out(training *t)
     int total = t->data->held_out;
     double sum[2] = {0};
     ddpm_result result = DDPM_OK;
-    t->held_out[0] = t->held_out[1] = NAN;
-    if (total == 0 || t->position < t->data->training || t->epoch % set.eval_every != 0) return DDPM_OK;
     for (int first = 0; result == DDPM_OK && first < total; first += set.batch_size) {
         int n = total - first < set.batch_size ? total - first : set.batch_size;
         for (int i = 0; result == DDPM_OK && i < n; i++)
@@ -1227,38 +1299,48 @@ static ddpm_result take_held_out(training *t)
     return result;
 }
 
-/* Reads the next batch of the epoch, whose first picture is the run's `first`-th, and hands it over: *n pictures, none
- * at its end. The batch before, which may be in the works, keeps its place. */
-static ddpm_result read_batch(training *t, uint64_t first, int *n)
+/* Reads this rank's part of the next batch of the epoch, before which `ahead` pictures are in the works, and hands it
+ * over: *n pictures have all ranks together, none at the epoch's end. The batch in the works keeps its place. */
+static ddpm_result read_batch(training *t, int ahead, int *n)
 {
     ddpm_real *pictures = t->others, *labels = t->other_labels;
+    int left = t->data->training - t->position - ahead, first, got = 0;
+    *n = left < set.batch_size ? left : set.batch_size;
+    if (*n == 0) return DDPM_OK;
+    int count = ddpm_part(*n, t->comm->rank, t->comm->size, &first);
     t->others = t->pictures, t->other_labels = t->labels;
     t->pictures = pictures, t->labels = labels;
-    ddpm_result result = lab_dataset_next(t->data, set.batch_size, t->pictures, t->labels, n);
-    if (result != DDPM_OK || *n == 0) return result;
-    ddpm_address address = {.seed = set.seed, .picture = first};
-    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, *n, t->data->classes.count, t->labels);
-    if ((result = fit_labels(t, *n)) != DDPM_OK) return result;
+    ddpm_result result = count > 0 ? lab_dataset_next(t->data, count, t->pictures, t->labels, &got) : DDPM_OK;
+    if (result != DDPM_OK) return result;
+    ddpm_address address = {.seed = set.seed, .picture = t->trainer.picture + (uint64_t)(ahead + first)};
+    if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, got, t->data->classes.count, t->labels);
+    if (got > 0 && (result = fit_labels(t, got)) != DDPM_OK) return result;
     return ddpm_train_batch(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *n);
 }
 
 /* A step on the *n pictures that have been read; while the device is at it, the next ones are. */
 static ddpm_result train_step(training *t, int *n)
 {
-    double loss, lr = learning_rate(t), begin = cli_seconds();
-    int pictures = *n;
-    ddpm_result result = ddpm_train_start(&t->trainer, lr);
-    if (result == DDPM_OK) result = read_batch(t, t->trainer.picture + (uint64_t)pictures, n);
+    double loss = 0, lr = learning_rate(t), begin = cli_seconds();
+    int pictures = *n, first, count = ddpm_part(pictures, t->comm->rank, t->comm->size, &first);
+    ddpm_result result = ddpm_train_start(&t->trainer, lr), read = DDPM_OK;
+    if (result == DDPM_OK) read = read_batch(t, pictures, n);
     if (result == DDPM_OK) result = ddpm_train_wait(&t->trainer, &loss);
-    t->position += pictures;
-    if (result == DDPM_ERR_NONFINITE) return skip_step(t, pictures);
+    int skipped = result == DDPM_ERR_NONFINITE;
+    if (skipped) result = comm_agree(t->comm, skip_step(t, pictures), NULL, 0);
     if (result != DDPM_OK) return result;
+    t->position += pictures;
+    memset(t->tenth, 0, sizeof t->tenth);
+    if (!skipped) sort_losses(t, first, count);
+    double seconds = cli_seconds() - begin;
+    result = look_around(t, read);
+    if (result != DDPM_OK || skipped) return result;
     t->bad_steps = 0;
     t->loss_sum += loss * pictures;
     t->loss_pictures += pictures;
-    double seconds = cli_seconds() - begin;
-    result = take_held_out(t);
-    return result == DDPM_OK ? write_metrics(t, lr, loss, pictures, seconds) : result;
+    t->held_out[0] = t->held_out[1] = NAN;
+    if (held_out_is_due(t)) result = alone(t, take_held_out);
+    return result == DDPM_OK && t->comm->rank == 0 ? write_metrics(t, lr, loss, pictures, seconds) : result;
 }
 
 static double average_loss(const training *t)
@@ -1281,13 +1363,17 @@ static ddpm_result stop_if_signalled(void *user, ddpm_net *net, int done, int st
     return signalled ? DDPM_STOPPED : DDPM_OK;
 }
 
-/* RUN/samples/step-N.png, if it is due. A picture is not worth a run: one that cannot be written costs a message. Nor
- * is it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
-static ddpm_result draw_samples(training *t, int missing)
+static int samples_are_due(const training *t)
 {
     uint64_t step = t->trainer.step;
-    if (set.sample_every == 0 || step == 0 || step % (uint64_t)set.sample_every != 0 || t->bad_steps > 0)
-        return DDPM_OK;
+    return set.sample_every > 0 && step > 0 && step % (uint64_t)set.sample_every == 0 && t->bad_steps == 0;
+}
+
+/* RUN/samples/step-N.png. A picture is not worth a run: one that cannot be written costs a message. Nor
+ * is it worth waiting for: a signal leaves it out, and the run that is resumed draws it first, if it is `missing`. */
+static ddpm_result draw_picture(training *t, int missing)
+{
+    uint64_t step = t->trainer.step;
     char *directory = io_join(set.out, "samples");
     char *path = cli_text("%s/samples/step-%llu.png", set.out, (unsigned long long)step);
     ddpm_result result = directory != NULL && path != NULL ? io_make_directory(directory) : DDPM_ERR_MEMORY;
@@ -1299,6 +1385,16 @@ static ddpm_result draw_samples(training *t, int missing)
     free(directory);
     free(path);
     return result;
+}
+
+static ddpm_result draw_samples(training *t)
+{
+    return draw_picture(t, 0);
+}
+
+static ddpm_result draw_missing(training *t)
+{
+    return draw_picture(t, 1);
 }
 
 /* Labels of pictures from all over the data. */
@@ -1316,35 +1412,53 @@ static ddpm_result choose_samples(training *t)
     return result;
 }
 
-/* ---- 11. Epochs ---------------------------------------------------------------------------------------------- */
+/* ---- 12. Epochs ---------------------------------------------------------------------------------------------- */
 
-/* Why the run ends before its last epoch; NULL: it does not. */
-static const char *reason_to_stop(const training *t)
+/* Of an epoch that is done: what is due, the last, or the best so far. */
+static ddpm_result keep_epoch(training *t)
 {
-    if (signalled) return signal_name(signalled);
-    if (set.max_steps > 0 && t->trainer.step >= (uint64_t)set.max_steps) return "--max-steps";
-    if (set.max_time > 0 && cli_seconds() - t->started >= 60 * set.max_time) return "--max-time";
-    return NULL;
+    if (cli_seconds() - t->last_curve >= 30) show_curve(t);
+    return due_epoch(t->epoch - 1) || t->best_step == t->trainer.step ? try_to_save(t) : DDPM_OK;
 }
 
-static int save_is_due(const training *t)
+static ddpm_result keep_due(training *t)
 {
-    return (set.save_steps > 0 && t->trainer.step % (uint64_t)set.save_steps == 0) ||
-           (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
+    return t->tried_step != t->trainer.step && save_is_due(t) ? try_to_save(t) : DDPM_OK;
 }
 
-/* Counts the epoch as done, of which this process did what came after `begin` and the first `before` pictures. Saves it
- * if it is due, the last, or the best so far. */
+static ddpm_result keep_end(training *t)
+{
+    ddpm_result result = t->saved_step != t->trainer.step ? save_checkpoint(t) : DDPM_OK;
+    if (result != DDPM_OK)
+        cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
+                 "step %llu",
+                 (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
+    if (result == DDPM_OK) show_curve(t);
+    return result;
+}
+
+/* What the evaluator of --beta thought of the epoch's pictures. */
+static ddpm_result describe_score(training *t, cli_short score)
+{
+    double value[2] = {0};
+    score[0] = '\0';
+    if (t->teacher == NULL) return DDPM_OK;
+    value[0] = t->teacher->log_p;
+    value[1] = t->teacher->pictures;
+    t->teacher->log_p = t->teacher->pictures = 0;
+    ddpm_result result = comm_agree(t->comm, DDPM_OK, value, 2);
+    if (result == DDPM_OK && value[1] > 0) snprintf(score, sizeof(cli_short), ", -log p %.4f", -value[0] / value[1]);
+    return result;
+}
+
+/* Counts the epoch as done, of which this process did what came after `begin` and the first `before` pictures. */
 static ddpm_result end_epoch(training *t, double begin, int before)
 {
     double loss = average_loss(t), seconds = cli_seconds() - begin;
-    int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best), due = due_epoch(t->epoch);
-    cli_short duration;
+    int best = t->loss_pictures > 0 && (t->best_step == 0 || loss < t->best);
+    cli_short duration, score;
     cli_progress_clear(&t->bar);
-    cli_short score = "";
-    if (t->teacher != NULL && t->teacher->pictures > 0)
-        snprintf(score, sizeof score, ", -log p %.4f", -t->teacher->log_p / t->teacher->pictures);
-    if (t->teacher != NULL) t->teacher->log_p = t->teacher->pictures = 0;
+    ddpm_result result = describe_score(t, score);
     cli_note("epoch %d: loss %.5f%s, lr %g, %.1f pictures/s, %s", t->epoch, loss, score, learning_rate(t),
              (t->loss_pictures - before) / seconds, cli_duration(seconds, duration));
     t->epoch++;
@@ -1354,24 +1468,27 @@ static ddpm_result end_epoch(training *t, double begin, int before)
         t->best = loss;
         t->best_step = t->trainer.step;
     }
-    if (cli_seconds() - t->last_curve >= 30) show_curve(t);
-    return due || best ? try_to_save(t) : DDPM_OK;
+    return result == DDPM_OK ? alone(t, keep_epoch) : result;
 }
 
 static ddpm_result train_epoch(training *t)
 {
     double begin = cli_seconds();
     ddpm_result result = lab_dataset_resume_epoch(t->data, (uint32_t)t->epoch, t->position);
-    int stop = 0, pictures = 0, before = t->loss_pictures;
-    if (result == DDPM_OK) result = read_batch(t, t->trainer.picture, &pictures);
-    while (result == DDPM_OK && t->position < t->data->training && !stop) {
+    int pictures = 0, before = t->loss_pictures;
+    if (result == DDPM_OK) result = read_batch(t, 0, &pictures);
+    result = comm_agree(t->comm, result, NULL, 0);
+    while (result == DDPM_OK && t->position < t->data->training && t->reason == NULL) {
         result = train_step(t, &pictures);
         if (result != DDPM_OK) break;
         show_progress(t);
-        result = draw_samples(t, 0);
+        if (samples_are_due(t)) {
+            result = alone(t, draw_samples);
+            memset(t->tenth, 0, sizeof t->tenth);
+            if (result == DDPM_OK) result = look_around(t, result); /* it may have taken long */
+        }
         if (result != DDPM_OK) break;
-        stop = reason_to_stop(t) != NULL;
-        if (t->position < t->data->training && !stop && save_is_due(t)) result = try_to_save(t);
+        if (t->position < t->data->training && t->reason == NULL && t->save_due) result = alone(t, try_to_save);
     }
     return result == DDPM_OK && t->position >= t->data->training ? end_epoch(t, begin, before) : result;
 }
@@ -1382,24 +1499,18 @@ static ddpm_result train_epochs(training *t)
     t->started = t->last_save = cli_seconds();
     t->first_picture = (double)t->trainer.picture;
     cli_progress_start(&t->bar, "train", (double)planned_steps(t));
-    ddpm_result result = draw_samples(t, 1);
-    while (result == DDPM_OK && t->epoch < set.epochs && reason_to_stop(t) == NULL) {
+    ddpm_result result = samples_are_due(t) ? alone(t, draw_missing) : DDPM_OK;
+    if (result == DDPM_OK) result = look_around(t, result);
+    while (result == DDPM_OK && t->epoch < set.epochs && t->reason == NULL) {
         result = train_epoch(t);
-        if (result == DDPM_OK && t->tried_step != t->trainer.step && save_is_due(t)) result = try_to_save(t);
+        if (result == DDPM_OK) result = alone(t, keep_due);
+        if (result == DDPM_OK) result = look_around(t, result);
     }
     cli_progress_clear(&t->bar);
-    if (result == DDPM_OK && t->saved_step != t->trainer.step) {
-        result = save_checkpoint(t);
-        if (result != DDPM_OK)
-            cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
-                     "step %llu",
-                     (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
-    }
-    if (result == DDPM_OK) show_curve(t);
-    return result;
+    return result == DDPM_OK ? alone(t, keep_end) : result;
 }
 
-/* ---- 12. The command ----------------------------------------------------------------------------------------- */
+/* ---- 13. The command ----------------------------------------------------------------------------------------- */
 
 /* Before anything large is allocated: where the run stands, if it goes on. */
 static ddpm_result find_run(training *t)
@@ -1416,7 +1527,7 @@ static ddpm_result find_run(training *t)
 
 static void report_end(const training *t)
 {
-    const char *reason = t->epoch < set.epochs ? reason_to_stop(t) : NULL;
+    const char *reason = t->epoch < set.epochs ? t->reason : NULL;
     unsigned long long step = t->trainer.step;
     cli_short duration;
     cli_duration(cli_seconds() - t->started, duration);
@@ -1438,9 +1549,9 @@ static void report_end(const training *t)
     printf("%s\n", set.out);
 }
 
-static ddpm_result train(const cli_context *context, training *t)
+/* Up to the first step; everything that can be refused. */
+static ddpm_result prepare(const cli_context *context, training *t)
 {
-    if (!set.dry_run) catch_signals();
     ddpm_result result = set.args != NULL ? read_args(t, set.args) : DDPM_OK;
     if (set.model == NULL) set.model = strcmp(context->device.backend->name, "cuda") == 0 ? "lab" : "small";
     if (result == DDPM_OK) result = find_run(t);
@@ -1454,26 +1565,54 @@ static ddpm_result train(const cli_context *context, training *t)
     if (result == DDPM_OK) result = divide_data(t);
     if (result == DDPM_OK) result = start_training(t);
     if (result == DDPM_OK) result = choose_samples(t);
+    return result;
+}
+
+/* Ranks that differ in any of this would each train something else. */
+static ddpm_result compare_ranks(const training *t)
+{
+    cli_short parameters;
+    char *text =
+        cli_text("ddpm %s on %s, %s; %s; %s parameters; step %llu", cli_version(), t->model->device->backend->name,
+                 ddpm_device_isa(t->model->device), lab_dataset_describe(t->data),
+                 cli_count(cli_parameters(t->model), parameters), (unsigned long long)t->saved_step);
+    ddpm_result result = text != NULL ? comm_same(t->comm, text) : DDPM_ERR_MEMORY;
+    free(text);
+    return result;
+}
+
+static ddpm_result train(const cli_context *context, training *t)
+{
+    others_tell = t->comm->rank > 0;
+    if (!set.dry_run) catch_signals();
+    ddpm_result result = comm_agree(t->comm, prepare(context, t), NULL, 0);
+    if (result == DDPM_OK) result = compare_ranks(t);
     if (result == DDPM_OK) report_time(t);
     if (result != DDPM_OK || set.dry_run) return result;
-    result = open_run(context, t);
+    if (t->comm->rank == 0) result = open_run(context, t);
+    result = comm_agree(t->comm, result, NULL, 0);
     if (result == DDPM_OK) result = train_epochs(t);
-    if (result == DDPM_OK) report_end(t);
+    if (result == DDPM_OK && t->comm->rank == 0) report_end(t);
     return result;
 }
 
 static int run(const cli_context *context)
 {
-    training t = {.lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
+    training t = {.comm = context->comm, .lock = -1, .metrics = {.file = -1}, .timing = {.file = -1}};
     if (set.out == NULL && (set.resume || !set.dry_run))
         return cli_usage_error("train", "train: --out is missing\n      usage: ddpm train %s", cli_train.usage);
     if (set.data == NULL && !set.resume && set.args == NULL)
         return cli_usage_error("train", "train: DATA is missing\n      usage: ddpm train %s", cli_train.usage);
     t.info = io_model_info_default();
     ddpm_result result = train(context, &t);
-    int status = cli_exit(result);
+    int status = cli_exit_rank(t.comm, result);
     close_training(&t);
     return status;
+}
+
+static cli_ranks ranks(void)
+{
+    return (cli_ranks){.processes = set.ranks, .gpus = set.gpus};
 }
 
 const cli_command cli_train = {
@@ -1485,4 +1624,5 @@ const cli_command cli_train = {
     "where there is no GPU: --model lab. Ctrl-C, SIGTERM or a closed terminal saves and ends;\n"
     "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
     options,
-    run};
+    run,
+    ranks};

@@ -391,4 +391,5 @@ const cli_command cli_train_evaluator = {
     "DIR then holds config.json, model.safetensors and metrics.csv. Training pictures are mirrored, shifted, blurred\n"
     "or halved and enlarged again, changed in brightness and given noise, so that it judges generated ones well.",
     options,
-    run};
+    run,
+    NULL};

@@ -47,11 +47,12 @@ typedef struct decode_queue {
 
 struct lab_dataset_private {
     char description[160], from[32];
-    uint32_t epoch;     /* in progress */
-    uint32_t *order;    /* of its pictures */
-    uint32_t *part;     /* the training pictures, then from part[count - held_out] on the held-out ones */
-    int position;       /* pictures of it already handed out; -1: no epoch */
-    io_picture *cached; /* of each picture, all zero where it is not kept */
+    uint32_t epoch;        /* in progress */
+    uint32_t *order;       /* of its pictures, those that are handed out here: `end` of them */
+    uint32_t *part;        /* the training pictures, then from part[count - held_out] on the held-out ones */
+    int position, end;     /* pictures of it already handed out; -1: no epoch */
+    int batch, rank, size; /* of lab_dataset_share */
+    io_picture *cached;    /* of each picture, all zero where it is not kept */
     size_t cached_bytes, picture_bytes;
     decode_queue queue;
 };
@@ -242,6 +243,7 @@ static lab_dataset *create(const lab_dataset_config *config)
     ds->config = *config;
     ds->config.data = ds->config.image_dir = NULL;
     p->position = -1;
+    lab_dataset_share(ds, 1, 0, 1);
     p->picture_bytes = (size_t)config->width * (size_t)config->height * (size_t)config->channels;
     return ds;
 }
@@ -567,6 +569,13 @@ int lab_dataset_held_out(const lab_dataset *ds, int i)
     return (int)ds->p->part[ds->count - ds->held_out + i];
 }
 
+void lab_dataset_share(lab_dataset *ds, int batch, int rank, int size)
+{
+    ds->p->batch = batch;
+    ds->p->rank = rank;
+    ds->p->size = size;
+}
+
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch)
 {
     return lab_dataset_resume_epoch(ds, epoch, 0);
@@ -586,10 +595,17 @@ ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int positi
                  (uint32_t)ds->training, p->order);
     for (int i = 0; i < ds->training && ds->training < ds->count; i++)
         p->order[i] = p->part[p->order[i]];
-    for (int i = position; i < ds->training; i++)
+    p->end = 0;
+    for (int at = position; at < ds->training; at += p->batch) { /* what is handed out here moves to the front */
+        int left = ds->training - at, first;
+        int own = ddpm_part(left < p->batch ? left : p->batch, p->rank, p->size, &first);
+        for (int i = 0; i < own; i++)
+            p->order[p->end++] = p->order[at + first + i];
+    }
+    for (int i = 0; i < p->end; i++)
         if (!p->cached[p->order[i]].pixel) p->queue.list[p->queue.count++] = p->order[i];
     ddpm_result result = queue_start(ds);
-    p->position = result ? -1 : position;
+    p->position = result ? -1 : 0;
     p->epoch = epoch;
     return result;
 }
@@ -638,7 +654,7 @@ ddpm_result lab_dataset_next(lab_dataset *ds, int n, ddpm_real *pictures, ddpm_r
         return ddpm_fail(DDPM_ERR_ARGUMENT, "a batch was asked for, but no epoch was started\n"
                                             "      hint: call lab_dataset_start_epoch first");
     if (n < 1) return ddpm_fail(DDPM_ERR_ARGUMENT, "a batch of %d pictures was asked for\n      hint: at least 1", n);
-    int left = ds->training - p->position, batch = n < left ? n : left;
+    int left = p->end - p->position, batch = n < left ? n : left;
     size_t elements = p->picture_bytes, classes = (size_t)ds->classes.count; /* a byte becomes an element */
     for (size_t i = 0; i < (size_t)batch; i++) {
         uint32_t index = p->order[p->position];

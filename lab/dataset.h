@@ -97,6 +97,10 @@ ddpm_result lab_dataset_divide(lab_dataset *ds, int held_out, int most);
 /* Index for lab_dataset_get of held-out picture i in [0,held_out). */
 int lab_dataset_held_out(const lab_dataset *ds, int i);
 
+/* For several processes that share the work: of every `batch` pictures of an epoch (its last ones may be fewer) this one
+ * gets its part by ddpm_part alone, from the next epoch on. 1, 0, 1: all of them. */
+void lab_dataset_share(lab_dataset *ds, int batch, int rank, int size);
+
 /* ---- 2. Epochs and batches --------------------------------------------------------------------------------------- */
 
 enum { LAB_RANDOM_FLIP = DDPM_RANDOM_USER + 4 };
@@ -105,7 +109,7 @@ enum { LAB_RANDOM_FLIP = DDPM_RANDOM_USER + 4 };
  * decode threads if a picture is not yet in memory; an epoch in progress is dropped. */
 ddpm_result lab_dataset_start_epoch(lab_dataset *ds, uint32_t epoch);
 /* The same from picture `position` of the epoch's order on, 0 to training: for a run that was stopped within it.
- * DDPM_ERR_RANGE beyond. */
+ * DDPM_ERR_RANGE beyond. Under lab_dataset_share a position counts all pictures, and batches begin there. */
 ddpm_result lab_dataset_resume_epoch(lab_dataset *ds, uint32_t epoch, int position);
 /* The next pictures of the epoch: n of them, fewer at its end, none (*got = 0) after it.
  *   pictures  (n,channels,height,width) in [-1,1]: (v/255 - 0.5)/0.5

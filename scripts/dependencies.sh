@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finds the libraries of the build by compiling small programs with $CC, installs what is missing, saying the command
 # first, and writes the flags it found as a makefile.
-#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson csv gif cmocka
+#   scripts/dependencies.sh OUTPUT.mk LIBRARY...      openmp stb cjson csv gif cmocka mpi
 #   scripts/dependencies.sh --packages PACKAGE...     programs rather than libraries: only installs
 # Missing packages come from apt-get: installed as root or with a sudo that asks nothing, else unpacked into build/deps.
 # INSTALL=no only names them. FORCE_LOCAL_DEPS=1 looks into build/deps alone, to test that way.
@@ -33,11 +33,13 @@ int main(void) { return !GifErrorString(E_GIF_ERR_NOT_ENOUGH_MEM); }' ;;
 #include <stdint.h>
 #include <cmocka.h>
 int main(void) { assert_true(1); return 0; }' ;;
+    mpi) echo '#include <mpi.h>
+int main(void) { char text[MPI_MAX_LIBRARY_VERSION_STRING]; int length; return MPI_Get_library_version(text, &length); }' ;;
     esac
 }
 
 package() { # Debian's name of what brings library $1
-    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; csv) echo libcsv-dev ;; gif) echo libgif-dev ;; cmocka) echo libcmocka-dev ;; esac
+    case $1 in openmp) echo libomp-dev ;; stb) echo libstb-dev ;; cjson) echo libcjson-dev ;; csv) echo libcsv-dev ;; gif) echo libgif-dev ;; cmocka) echo libcmocka-dev ;; mpi) echo libopenmpi-dev openmpi-bin ;; esac
 }
 
 candidates() { # flags under which library $1 may be found, one set a line: compile flags | link flags
@@ -47,6 +49,11 @@ candidates() { # flags under which library $1 may be found, one set a line: comp
         for p in /opt/homebrew/opt/libomp /usr/local/opt/libomp; do # Apple's clang with Homebrew's libomp
             [ ! -d $p ] || echo "-Xclang -fopenmp -isystem $p/include | -L$p/lib -lomp"
         done
+        return ;;
+    mpi) # only the compiler's wrapper knows
+        mpicc --showme:compile > "$scratch/mpi" 2> /dev/null && # OpenMPI
+            echo "$(sed 's/-I/-isystem /g' "$scratch/mpi") | $(mpicc --showme:link)"
+        pkg-config --exists mpich 2> /dev/null && echo "$(pkg-config --cflags mpich) | $(pkg-config --libs mpich)"
         return ;;
     stb) link='' name=stb probe=stb/stb_image.h ;;
     cjson) link=-lcjson name=libcjson probe=cjson/cJSON.h ;;
@@ -126,6 +133,7 @@ unpack() { # packages, and what they need at run time, into $local_root without 
 install_packages() { # succeeds if it installed something
     [ "$INSTALL" != no ] && command -v apt-get > /dev/null || return 1
     if [ -n "${FORCE_LOCAL_DEPS:-}" ]; then unpack "$@"
+    elif [ "$(id -u)" != 0 ] && [ "$1" = libopenmpi-dev ]; then return 1 # mpirun finds its parts where they are installed
     elif [ "$(id -u)" = 0 ]; then install_as "" "$@"
     elif command -v sudo > /dev/null && sudo -n true 2> /dev/null; then install_as "sudo -n" "$@"
     else unpack "$@"

@@ -69,6 +69,14 @@ else
     skip "nvcc for sm_80, sm_89 and sm_90" "no nvcc"
 fi
 
+heading "MPI"
+if command -v mpicc > /dev/null && command -v mpirun > /dev/null; then
+    check "builds with MPI" build MPI=yes INSTALL=no "$BUILD/$COMPILER-mpi/ddpm"
+    check "mpirun -np 2: the bits of --ranks 2" scripts/mpi.sh "$BUILD/$COMPILER/ddpm" "$BUILD/$COMPILER-mpi/ddpm" "$scratch"
+else
+    skip "mpirun -np 2" "no mpicc and mpirun (make mpi installs them)"
+fi
+
 heading "Tests and fuzz inputs ($CC, AddressSanitizer and UndefinedBehaviorSanitizer)"
 # Tests ask for impossible sizes on purpose; malloc must then return NULL, as it does without the sanitizer.
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
