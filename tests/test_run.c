@@ -3,6 +3,7 @@
  *
  * Contents: 1 runs to compare   2 stopped and resumed   3 killed   4 refused   5 what stays
  *           6 seeing it learn */
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -399,8 +400,9 @@ static int last_row(const char *run, char *text, size_t size, char **column)
     return columns;
 }
 
-/* At a rate of 0 live and averaged weights stay what they were: both held-out losses are equal, the same in every epoch
- * and for every batch size, and both rows of samples/ show the same. */
+/* At a rate of 0 live and averaged weights stay what they were: both held-out losses are equal, the same in every epoch,
+ * and both rows of samples/ show the same. For another batch size convolutions may be computed by another algorithm: their
+ * results are 1e-6 of the largest value apart (tests/test_cpu.c), some ten of them in a row 1e-5, and so is a mean square. */
 static void test_watching(void **state)
 {
     (void)state;
@@ -415,7 +417,8 @@ static void test_watching(void **state)
     assert_string_equal(column[1][0], "4");
     assert_true(strtod(column[0][15], NULL) > 0.5);
     assert_string_equal(column[0][15], column[0][16]);
-    assert_string_equal(column[0][15], column[1][15]);
+    double held_out = strtod(column[0][15], NULL);
+    assert_true(fabs(strtod(column[1][15], NULL) - held_out) <= 1e-5 * held_out);
     assert_picture("seen/samples/step-2.png", 8 * 10 + 2, 2 * 10 + 2);
     io_picture grid;
     assert_int_equal(io_picture_read(in_folder("seen/samples/step-2.png"), 3, &grid), DDPM_OK);
