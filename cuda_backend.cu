@@ -1319,11 +1319,12 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
     return launched(node);
 }
 
-struct add_to_vector {
-    float *out;
+struct gradient_of_bias {
+    float *db;
+    int add;
     __device__ void operator()(int, int column, double sum, double) const
     {
-        out[column] += (float)sum;
+        db[column] = (add ? db[column] : 0) + (float)sum;
     }
 };
 
@@ -1340,7 +1341,8 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 4) {
         size_t rows = (size_t)g->n * pixels(node->out);
         int c = channels(node->out);
-        sum_columns(g, value_at{node->out->grad, rows, (size_t)c}, add_to_vector{node->in[2]->grad}, 1, rows, c);
+        sum_columns(g, value_at{node->out->grad, rows, (size_t)c}, gradient_of_bias{node->in[2]->grad, adds_to(node, 2)}, 1,
+                    rows, c);
     }
     return launched(node);
 }
@@ -1567,14 +1569,19 @@ static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node
     return launched(node);
 }
 
-struct gradients_of_norm {
+struct gradients_of_norm { /* of weight and bias, NULL where they are not wanted */
     float *dw, *db;
+    int add_w, add_b;
     __device__ void operator()(int, int column, double sum_dy, double sum_dyh) const
     {
-        if (dw) dw[column] += (float)sum_dyh;
-        if (db) db[column] += (float)sum_dy;
+        if (dw) dw[column] = (add_w ? dw[column] : 0) + (float)sum_dyh;
+        if (db) db[column] = (add_b ? db[column] : 0) + (float)sum_dy;
     }
 };
+static gradients_of_norm gradients_of_norm_at(const ddpm_node *node)
+{
+    return {gradient_of(node, 1), gradient_of(node, 2), adds_to(node, 1), adds_to(node, 2)};
+}
 
 static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -1586,7 +1593,7 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     LAUNCH_NORM(norm_backward, 8, s, (size_t)(s.threads * 2 * s.v + 2 * per_group) * sizeof(float));
     if (node->wants & 6) /* pictures are the chunks of a sum over the batch */
         LAUNCH(finish_sums<gradients_of_norm>, blocks_for((size_t)job.channels), THREADS, 0, state_of(g)->stream,
-               gradients_of_norm{gradient_of(node, 1), gradient_of(node, 2)}, 1, g->n, job.channels, job.sums);
+               gradients_of_norm_at(node), 1, g->n, job.channels, job.sums);
     return launched(node);
 }
 
@@ -1648,13 +1655,13 @@ struct batch_gradient_sums { /* of dy, dy h */
     }
 };
 struct batch_gradients { /* keeps the sums' means in scratch, for dx */
-    float *dw, *db, *means;
+    gradients_of_norm give;
+    float *means;
     double count;
     int columns;
     __device__ void operator()(int, int column, double sum_dy, double sum_dyh) const
     {
-        if (dw) dw[column] += (float)sum_dyh;
-        if (db) db[column] += (float)sum_dy;
+        give(0, column, sum_dy, sum_dyh);
         means[column] = (float)(sum_dy / count), means[columns + column] = (float)(sum_dyh / count);
     }
 };
@@ -1698,7 +1705,7 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     size_t rows = (size_t)g->n * pixels(node->out), columns = (size_t)c;
     float *means = g->scratch + sums_scratch(1, rows, c);
     sum_columns(g, batch_gradient_sums{dy, x, aux, columns},
-                batch_gradients{gradient_of(node, 1), gradient_of(node, 2), means, (double)rows, c}, 1, rows, c);
+                batch_gradients{gradients_of_norm_at(node), means, (double)rows, c}, 1, rows, c);
     if (node->wants & 1)
         launch_map(g, batch_normalise_backward{aux, node->in[1]->data, g->training ? means : NULL, columns},
                    rows * columns, x, dy, node->in[0]->grad, adds_to(node, 0));
@@ -2496,6 +2503,20 @@ static int run_from(const ddpm_model *model, int p, run *r)
     return p;
 }
 
+/* Runs are summed whole, also what lies between two parameters so that each begins a vector; there activations may have
+ * been (DDPM_SHARE_GRADIENTS). */
+static ddpm_result clear_between(const ddpm_model *model, cudaStream_t stream)
+{
+    float *grad = (float *)model->array[DDPM_GRAD];
+    for (int p = 0; p < model->params; p++) {
+        size_t end = model->param[p]->offset + ddpm_elements(model->param[p], 0),
+               next = p + 1 < model->params ? model->param[p + 1]->offset : model->elements;
+        if (end < next)
+            CUDA(cudaMemsetAsync(grad + end, 0, (next - end) * sizeof *grad, stream), "padding of the gradients");
+    }
+    return DDPM_OK;
+}
+
 static unsigned blocks_of_run(const run *r)
 {
     size_t blocks = ceil_div(r->count, 16 * THREADS);
@@ -2605,6 +2626,7 @@ static ddpm_result cuda_update(ddpm_model *model, ddpm_step *step)
     if (s->square_room < blocks * sizeof(double)) forget_recordings(s, NULL); /* they know the old place */
     TRY(grow(s, (void **)&s->squares, &s->square_room, (blocks ? blocks : 1) * sizeof(double)));
     TRY(send_step(s, step));
+    TRY(clear_between(model, s->stream));
     const float *grad = (const float *)model->array[DDPM_GRAD];
     size_t at = 0;
     for (int p = 0; p < model->params;) {

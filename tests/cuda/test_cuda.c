@@ -182,7 +182,7 @@ typedef struct lab { /* a network ready to train */
     ddpm_trainer trainer;
 } lab;
 
-static void open_lab(lab *l, const ddpm_backend *backend, const char *isa)
+static void open_shared_lab(lab *l, const ddpm_backend *backend, const char *isa, int training)
 {
     ddpm_model_config config = small_config();
     OK(ddpm_device_open(&l->device, backend, 1, isa));
@@ -190,8 +190,13 @@ static void open_lab(lab *l, const ddpm_backend *backend, const char *isa)
     OK(ddpm_model_alloc(l->model, DDPM_FOR_TRAINING));
     OK(ddpm_model_init(l->model, 1));
     OK(ddpm_schedule_create(&l->schedule, NULL));
-    OK(ddpm_net_create(&l->net, l->model, SIZE, SIZE, CAPACITY, 1));
+    OK(ddpm_net_create(&l->net, l->model, SIZE, SIZE, CAPACITY, training));
     OK(ddpm_trainer_init(&l->trainer, l->net, &l->schedule, NULL));
+}
+
+static void open_lab(lab *l, const ddpm_backend *backend, const char *isa)
+{
+    open_shared_lab(l, backend, isa, DDPM_TRAINING);
 }
 
 static void close_lab(lab *l)
@@ -298,6 +303,31 @@ static void test_training(void **state)
     assert_memory_equal(shuffled.average, again.average, shuffled.count * sizeof(float));
     assert_memory_equal(shuffled.pictures, again.pictures, sizeof again.pictures);
     free_trained(&reference), free_trained(&forward), free_trained(&shuffled), free_trained(&again);
+}
+
+/* Where a gradient's memory held activations before, what is left between parameters counts in no norm. */
+static void test_shared_gradients(void **state)
+{
+    (void)state;
+    lab l;
+    batch b;
+    trained t[2] = {{.count = 0}, {.count = 0}};
+    for (int k = 0; k < 2; k++) {
+        open_shared_lab(&l, ddpm_cuda(), "fp32", DDPM_TRAINING | (k ? DDPM_SHARE_GRADIENTS : 0));
+        for (int step = 0; step < 3; step++) {
+            draw_batch(step, &b);
+            OK(ddpm_train_step(&l.trainer, b.pictures, b.labels, CAPACITY, 1e-3, &t[k].loss[step]));
+            t[k].grad_norm[step] = l.trainer.grad_norm;
+        }
+        take(&l, &t[k]);
+        close_lab(&l);
+    }
+    no_mistakes();
+    for (int step = 0; step < 3; step++)
+        if (t[0].grad_norm[step] != t[1].grad_norm[step])
+            fail_msg("step %d: %.9g, shared %.9g", step, t[0].grad_norm[step], t[1].grad_norm[step]);
+    assert_memory_equal(t[0].weights, t[1].weights, t[0].count * sizeof(float));
+    free_trained(&t[0]), free_trained(&t[1]);
 }
 
 /* By a checkpoint on disk. */
@@ -495,7 +525,7 @@ int main(int argc, char **argv) /* [TEST]: a pattern of those to run */
 {
     const struct CMUnitTest tests[] = {
         TEST(test_devices),   TEST(test_normals),  TEST(test_skipped_update), TEST(test_rows_shuffled),
-        TEST(test_rows_tf32), TEST(test_training), TEST(test_rows_bf16),
+        TEST(test_rows_tf32), TEST(test_training), TEST(test_shared_gradients), TEST(test_rows_bf16),
     };
     const struct CMUnitTest more[] = {TEST(test_rows), TEST(test_resumed_by_the_other), TEST(test_repeated_steps),
                                       TEST(test_repeated_sampling)};
