@@ -4221,6 +4221,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
             TRY(ddpm_graph_find_nonfinite(g));
             return ddpm_fail(DDPM_ERR_NONFINITE, "the loss is not finite, though every node is");
         }
+        if (net->pull) TRY(net->pull(net->teacher, net, count, elements));
         TRY(ddpm_graph_backward(g, net->host_values, NULL, NULL));
         if (prediction) TRY(ddpm_download(g->device, net->prediction, DDPM_DATA, count, prediction + at));
     }

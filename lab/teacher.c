@@ -120,6 +120,15 @@ static ddpm_real clamp(double x, double limit)
     return (ddpm_real)(limit > 0 && x > limit ? limit : limit > 0 && x < -limit ? -limit : x);
 }
 
+/* x + move, but not out of [-limit, limit]; 0: anywhere */
+static double moved(double x, double move, double limit)
+{
+    double to = x + move;
+    if (limit > 0 && move > 0 && to > limit) return x > limit ? x : limit;
+    if (limit > 0 && move < 0 && to < -limit) return x < -limit ? x : -limit;
+    return to;
+}
+
 ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_terms *terms, int time, int n)
 {
     lab_teacher *t = teacher;
@@ -130,11 +139,15 @@ ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_term
         t->image[i] =
             clamp(terms->x0_sample * (double)t->sample[i] + terms->x0_prediction * (double)t->prediction[i], 1);
     result = lab_evaluator_gradient(t->net, n, t->image, t->labels, NULL, t->gradient);
-    double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]) / terms->x0_prediction;
+    const ddpm_schedule_config *s = &t->schedule->config;
+    double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]), limit = s->clip_sample ? s->clip_sample_range : 0;
     for (int k = 0; k < n && result == DDPM_OK; k++) {
         if (!labelled(t, k)) continue;
-        for (size_t i = (size_t)k * picture; i < (size_t)(k + 1) * picture; i++)
-            t->prediction[i] += (ddpm_real)(move * (double)t->gradient[i]);
+        for (size_t i = (size_t)k * picture; i < (size_t)(k + 1) * picture; i++) {
+            double from = terms->x0_sample * (double)t->sample[i] + terms->x0_prediction * (double)t->prediction[i],
+                   to = moved(from, move * (double)t->gradient[i], limit);
+            t->prediction[i] += (ddpm_real)((to - from) / terms->x0_prediction);
+        }
     }
     return result == DDPM_OK ? ddpm_upload(net->model->device, net->prediction, DDPM_DATA, n, t->prediction) : result;
 }
