@@ -713,8 +713,8 @@ static void test_test(void **state)
     assert_false(io_is_file(in_folder("results/images/new_test/32.png")));
     assert_has(err, "s a picture");
     assert_has(out, "new_test_grid.png");
-    assert_has(err, "no evaluator");
-    assert_null(strstr(out, "accuracy"));
+    assert_has(err, "judged by data/mini/evaluator_judge"); /* the bundled one */
+    assert_has(out, "accuracy (mean of pictures): ");
 }
 
 /* How many corners of the frame around picture `index` of a grid of pictures of 16x16 are red. */
@@ -1103,6 +1103,9 @@ static void test_export(void **state)
     assert_int_equal(run_at_home("sample 'red cube'"), 1);
     assert_has(err, "no model is given, and the bundled one is not there: ");
     assert_has(err, "make mini");
+    assert_int_equal(run_at_home("test --model @/run --sampler ddim --steps 1 --out @/nobody"), 0);
+    assert_has(err, "no evaluator");
+    assert_null(strstr(out, "accuracy"));
 
     snprintf(command, sizeof command, "export @/run --out @/exported --dtype f32 %s", how);
     assert_runs(command);
