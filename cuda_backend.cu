@@ -2234,7 +2234,8 @@ static __global__ void embedding_gradient(int n, int classes, int dim, const flo
 static ddpm_result embedding_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     int dim = node->in[1]->shape[1];
-    if (!adds_to(node, 1)) TRY(cuda_zero(g->device->state, node->in[1]->grad, ddpm_elements(node->in[1], 0) * sizeof(float)));
+    if (!adds_to(node, 1))
+        TRY(cuda_zero(g->device->state, node->in[1]->grad, ddpm_elements(node->in[1], 0) * sizeof(float)));
     LAUNCH(embedding_gradient, blocks_for((size_t)dim), THREADS, 0, state_of(g)->stream, g->n, node->in[1]->shape[0],
            dim, node->in[0]->data, node->out->grad, node->in[1]->grad);
     return launched(node);

@@ -421,8 +421,8 @@ typedef struct ddpm_backend {
 } ddpm_backend;
 
 /* For a backend's plan(): where nobody but one SiLU reads a GroupNorm's output, and it is not to be kept, the norm's
- * output becomes the SiLU's and the SiLU (fused_into the norm) runs no more. Returns the SiLU; NULL: nothing is changed.
- * The norm's row must then do both. */
+ * output becomes the SiLU's and the SiLU (fused_into the norm) runs no more. Returns the SiLU; NULL: nothing is
+ * changed. The norm's row must then do both. */
 DDPM_API ddpm_node *ddpm_fold_silu(ddpm_graph *g, ddpm_node *norm);
 
 DDPM_API const ddpm_backend *ddpm_reference(void);
@@ -658,7 +658,8 @@ typedef struct ddpm_ranks {
     ddpm_result (*finish)(void *user, ddpm_result result, double *total);
     void *user;
 } ddpm_ranks;
-/* How many of n pictures rank `rank` of `size` has; *first: those before them. In order, at most one more than others. */
+/* How many of n pictures rank `rank` of `size` has; *first: those before them. In order, at most one more than
+ * others. */
 DDPM_API int ddpm_part(int n, int rank, int size, int *first);
 
 typedef struct ddpm_trainer {
@@ -680,13 +681,13 @@ DDPM_API ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, con
 /* One optimiser step on n pictures in [-1,1], (n,C,H,W), labels (n,L). n may exceed the network's capacity: it then
  * runs as micro-batches whose gradients add up (not under DDPM_SHARE_GRADIENTS: DDPM_ERR_ARGUMENT). loss: mean squared
  * error over all elements of all of them, divided once; with snr_gamma the weighted one. DDPM_ERR_NONFINITE names the
- * first node that went wrong; the weights are then unchanged. With trainer->ranks, n is the number of all ranks' pictures
- * together, and pictures and labels hold this rank's part (ddpm_part), which may be empty. */
+ * first node that went wrong; the weights are then unchanged. With trainer->ranks, n is the number of all ranks'
+ * pictures together, and pictures and labels hold this rank's part (ddpm_part), which may be empty. */
 DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n,
                                      double lr, double *loss);
 /* The same in three parts, for a device that computes while the host goes on: batch, start; batch, wait, start; batch,
- * wait, start; ...; wait. Between start and wait the next batch can be read, and be on its way. Pictures and labels stay
- * as they are until the wait for their step. */
+ * wait, start; ...; wait. Between start and wait the next batch can be read, and be on its way. Pictures and labels
+ * stay as they are until the wait for their step. */
 DDPM_API ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n);
 DDPM_API ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr);
 DDPM_API ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss);

@@ -1307,8 +1307,8 @@ void ddpm_schedule_free(ddpm_schedule *s)
     s->beta = s->alpha_bar = NULL;
 }
 
-/* Part II: what the combinations of a step multiply by, c[k] for all pictures or, if per_picture, c[k][n]: first all are
- * set, then they are uploaded at once. */
+/* Part II: what the combinations of a step multiply by, c[k] for all pictures or, if per_picture, c[k][n]: first all
+ * are set, then they are uploaded at once. */
 static void set_terms(ddpm_net *net, combination what, int terms, const double *c, int per_picture);
 static ddpm_result upload_terms(ddpm_net *net);
 static void set_target_terms(ddpm_net *net, const ddpm_schedule *s, const int *t);
@@ -1382,8 +1382,8 @@ void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, dou
     s->ema_decay = ddpm_ema_decay(steps + 1, c->ema_decay);
 }
 
-/* Part II. Of the batch in progress: its elements; a picture's t; what the network sees of it. Gradients from zero; what
- * the network is to predict, if not eps; someone else's say; the update, asked for. */
+/* Part II. Of the batch in progress: its elements; a picture's t; what the network sees of it. Gradients from zero;
+ * what the network is to predict, if not eps; someone else's say; the update, asked for. */
 static double batch_elements(const ddpm_trainer *trainer);
 static int draw_timestep(const ddpm_trainer *trainer, uint64_t picture);
 static ddpm_result take_pictures(ddpm_trainer *trainer, int first);
@@ -4229,7 +4229,7 @@ ddpm_result ddpm_loss_gradients(ddpm_net *net, int n, const ddpm_real *sample, c
     return DDPM_OK;
 }
 
-/* ---- What a backend's plan may fold ------------------------------------------------------------------------------- */
+/* ---- What a backend's plan may fold ------------------------------------------------------------------------------ */
 
 ddpm_node *ddpm_fold_silu(ddpm_graph *g, ddpm_node *norm)
 {

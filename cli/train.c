@@ -1148,8 +1148,8 @@ static int save_is_due(const training *t)
            (set.save_minutes > 0 && cli_seconds() - t->last_save >= 60 * set.save_minutes);
 }
 
-/* After a step, and before an epoch: clocks and signals are each rank's own, what follows from them is not. Sums t->tenth
- * on the way; agrees on `result`. */
+/* After a step, and before an epoch: clocks and signals are each rank's own, what follows from them is not. Sums
+ * t->tenth on the way; agrees on `result`. */
 static ddpm_result look_around(training *t, ddpm_result result)
 {
     static const char *const name[REASONS] = {"Ctrl-C", "SIGTERM", "SIGHUP (the terminal was closed)", "--max-steps",

@@ -11,7 +11,8 @@
  *     trainer.ranks = comm_reducer_ranks(reducer);                    // ddpm_train_step then is all ranks' step
  *
  * Sums are made in the order of the ranks, or by NCCL in its ring's: the same bits on every rank, and in every run
- * with as many ranks. Contents: 1 the interface   2 ways to fill it   3 agreement   4 gradients   5 for the files here */
+ * with as many ranks. Contents: 1 the interface   2 ways to fill it   3 agreement   4 gradients   5 for the files
+ * here */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
 #include "ddpm.h"
@@ -54,8 +55,8 @@ typedef struct comm_ending { /* of ranks that were started here */
     long process;            /* and its number */
 } comm_ending;
 /* Starts `size` processes, 2 to 256, each a copy of this one, which return with their comm. The process that called
- * looks after them: it passes on SIGINT, SIGTERM and SIGHUP, and when one rank dies ends the others; it returns with *out NULL
- * when all have ended. To be called before anything that a copy cannot have: threads, locks, a GPU.
+ * looks after them: it passes on SIGINT, SIGTERM and SIGHUP, and when one rank dies ends the others; it returns with
+ * *out NULL when all have ended. To be called before anything that a copy cannot have: threads, locks, a GPU.
  * DDPM_ERR_BACKEND, DDPM_ERR_MEMORY. */
 ddpm_result comm_local(int size, ddpm_comm **out, comm_ending *ending);
 
@@ -72,8 +73,8 @@ ddpm_result comm_choose_gpu(const ddpm_comm *comm);
 
 /* ---- 3. Agreement ------------------------------------------------------------------------------------------------ */
 
-/* The same result on every rank: DDPM_OK if all bring that, else the failure of one of them with its text ("rank 1: ...");
- * DDPM_ERR_NONFINITE only if nobody has another. values: `count` more to be summed on the way. */
+/* The same result on every rank: DDPM_OK if all bring that, else the failure of one of them with its text ("rank 1:
+ * ..."); DDPM_ERR_NONFINITE only if nobody has another. values: `count` more to be summed on the way. */
 ddpm_result comm_agree(ddpm_comm *comm, ddpm_result result, double *values, int count);
 /* Are all ranks about to do the same? DDPM_ERR_ARGUMENT if they do not bring the same text. */
 ddpm_result comm_same(ddpm_comm *comm, const char *text);

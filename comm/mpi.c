@@ -1,8 +1,8 @@
 /* comm/mpi.c - ranks that mpirun starts, on one machine or many. `make mpi` builds it in.
  *
  * MPI may add in any order (MPI-4.1, 6.9.1, only recommends one), so it is used to carry the values alone: each rank
- * gets everybody's part k of them, adds in the order of the ranks, and all gather the parts. That is the traffic of a ring,
- * 2 (size - 1) / size of the values, and the same bits as comm/local.c.
+ * gets everybody's part k of them, adds in the order of the ranks, and all gather the parts. That is the traffic of a
+ * ring, 2 (size - 1) / size of the values, and the same bits as comm/local.c.
  *
  * MPI waits spinning. Ranks here share their processors with what computes, so they look, and sleep in between. */
 #include "comm/comm.h"

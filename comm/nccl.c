@@ -1,6 +1,7 @@
-/* comm/nccl.c - the gradients of GPUs, added by NCCL on a stream of their own while the backend's goes on with backward.
- * Few numbers, waiting and agreement go by way of the host: nobody waits inside NCCL while another rank samples or saves.
- * Events alone connect the two streams, so that nothing here keeps the host waiting. Never run on a GPU. */
+/* comm/nccl.c - the gradients of GPUs, added by NCCL on a stream of their own while the backend's goes on with
+ * backward. Few numbers, waiting and agreement go by way of the host: nobody waits inside NCCL while another rank
+ * samples or saves. Events alone connect the two streams, so that nothing here keeps the host waiting. Never run on
+ * a GPU. */
 #include "comm/comm.h"
 
 #include <cuda_runtime_api.h>

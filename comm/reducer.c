@@ -1,5 +1,6 @@
-/* comm/reducer.c - a model's gradients as buckets: stretches of its flat array, the last one first, since backward makes
- * gradients from the last parameter to the first. Every rank begins them in this order, whatever the order of its own. */
+/* comm/reducer.c - a model's gradients as buckets: stretches of its flat array, the last one first, since backward
+ * makes gradients from the last parameter to the first. Every rank begins them in this order, whatever the order of
+ * its own. */
 #include "comm/comm.h"
 
 #include <stdlib.h>

@@ -97,8 +97,8 @@ ddpm_result lab_dataset_divide(lab_dataset *ds, int held_out, int most);
 /* Index for lab_dataset_get of held-out picture i in [0,held_out). */
 int lab_dataset_held_out(const lab_dataset *ds, int i);
 
-/* For several processes that share the work: of every `batch` pictures of an epoch (its last ones may be fewer) this one
- * gets its part by ddpm_part alone, from the next epoch on. 1, 0, 1: all of them. */
+/* For several processes that share the work: of every `batch` pictures of an epoch (its last ones may be fewer) this
+ * one gets its part by ddpm_part alone, from the next epoch on. 1, 0, 1: all of them. */
 void lab_dataset_share(lab_dataset *ds, int batch, int rank, int size);
 
 /* ---- 2. Epochs and batches --------------------------------------------------------------------------------------- */

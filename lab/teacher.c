@@ -140,7 +140,8 @@ ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_term
             clamp(terms->x0_sample * (double)t->sample[i] + terms->x0_prediction * (double)t->prediction[i], 1);
     result = lab_evaluator_gradient(t->net, n, t->image, t->labels, NULL, t->gradient);
     const ddpm_schedule_config *s = &t->schedule->config;
-    double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]), limit = s->clip_sample ? s->clip_sample_range : 0;
+    double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]);
+    double limit = s->clip_sample ? s->clip_sample_range : 0;
     for (int k = 0; k < n && result == DDPM_OK; k++) {
         if (!labelled(t, k)) continue;
         for (size_t i = (size_t)k * picture; i < (size_t)(k + 1) * picture; i++) {

@@ -8,7 +8,8 @@
  * (Dhariwal & Nichol 2021, algorithm 2) then is
  *     eps  <-  eps - s sqrt(1 - abar_t) grad_x_t log p,   that is,   x_0  <-  x_0 + s (1 - abar_t) grad_x_0 log p,
  * bounded at every t, and kept in [-clip_sample_range, clip_sample_range] where the schedule clips x_0: a sampler that
- * clips afterwards loses a part of the move whose other part, in eps, stays, and the picture goes the other way. Whoever guides must not judge: that takes a second evaluator. */
+ * clips afterwards loses a part of the move whose other part, in eps, stays, and the picture goes the other way.
+ * Whoever guides must not judge: that takes a second evaluator. */
 #ifndef LAB_TEACHER_H
 #define LAB_TEACHER_H
 #include "ddpm.h"

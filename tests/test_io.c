@@ -953,7 +953,8 @@ static void model_infos(void **state)
     for (int i = 0; i < 3; i++)
         assert_string_equal(read.class_name[i], names[i]);
     assert_true(read.none_class == 2 && read.label_dropout == 0.1 && read.pixel_unshuffle == 2 && read.height == 48 &&
-                read.width == 64 && read.num_inference_steps == 25 && read.guidance_scale == 2.5 && read.guide_scale == 3.5);
+                read.width == 64 && read.num_inference_steps == 25 && read.guidance_scale == 2.5 &&
+                read.guide_scale == 3.5);
     assert_int_equal(read.version, IO_MODEL_VERSION);
     io_model_info_free(&read);
     io_model_info_free(&info);

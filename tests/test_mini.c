@@ -1,6 +1,6 @@
 /* tests/test_mini.c - the bundled model, data/mini, draws what it is asked for: on every instruction set this processor
- * has, the hits that data/mini/results.json records (scripts/mini.sh wrote it), minus two. Instruction sets add in other
- * orders, so their pictures differ a little, and an object at the edge of the judge's decision may tip.
+ * has, the hits that data/mini/results.json records (scripts/mini.sh wrote it), minus two. Instruction sets add in
+ * other orders, so their pictures differ a little, and an object at the edge of the judge's decision may tip.
  *
  * Contents: 1 results.json   2 tests   3 main */
 #include <setjmp.h>

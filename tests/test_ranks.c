@@ -103,8 +103,10 @@ static void test_agreement(void **state)
  * Adam's eps at 1 its step m / (sqrt(v) + 1) is smooth: a change d of every gradient moves it by at most
  * lr (1 + |m|) d <= lr C d, C = 1 + G.
  *   rounding of the weights, once a step in each run:  n u W
- *   gradients at equal weights: a picture's activations do not depend on its batch, so that only the order of a sum over
- *     N = 7 x 64 pixels differs; rounding grows as sqrt(N), and so does the sum of N terms of either sign fall behind that
+ *   gradients at equal weights: a picture's activations do not depend on its batch, so that only the order of a sum
+ * over
+ *     N = 7 x 64 pixels differs; rounding grows as sqrt(N), and so does the sum of N terms of either sign fall behind
+ * that
  *     of their sizes: together N u G a step:  n lr C N u G
  *   each difference then feeds back through the Hessian H: a factor of at most (1 + lr C H)^n < e^2 while C H < 40.
  * What is wrong in a sum (a picture twice, another's noise, a part weighed by its own number) changes the gradient by a

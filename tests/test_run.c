@@ -400,9 +400,10 @@ static int last_row(const char *run, char *text, size_t size, char **column)
     return columns;
 }
 
-/* At a rate of 0 live and averaged weights stay what they were: both held-out losses are equal, the same in every epoch,
- * and both rows of samples/ show the same. For another batch size convolutions may be computed by another algorithm: their
- * results are 1e-6 of the largest value apart (tests/test_cpu.c), some ten of them in a row 1e-5, and so is a mean square. */
+/* At a rate of 0 live and averaged weights stay what they were: both held-out losses are equal, the same in every
+ * epoch, and both rows of samples/ show the same. For another batch size convolutions may be computed by another
+ * algorithm: their results are 1e-6 of the largest value apart (tests/test_cpu.c), some ten of them in a row 1e-5,
+ * and so is a mean square. */
 static void test_watching(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* tests/cuda/bf16_curve.c - what `--isa bf16` does to training, without a GPU: the small model trained twice on the same
- * pictures, noise and order, once with float32 products and once with their operands rounded to bfloat16, as
+/* tests/cuda/bf16_curve.c - what `--isa bf16` does to training, without a GPU: the small model trained twice on the
+ * same pictures, noise and order, once with float32 products and once with their operands rounded to bfloat16, as
  * cuda_backend.cu rounds them: of forward x and w, of backward dy with w and dy with x, in convolutions and linear
  * layers. Sums, weights, statistics, softmax, losses and Adam stay float32 there and here.
  *
@@ -113,7 +113,7 @@ static ddpm_result product_backward(const ddpm_graph *g, const ddpm_node *node)
     return DDPM_OK;
 }
 
-/* ---- 2. The backend: the reference's, but for these two rows ------------------------------------------------------ */
+/* ---- 2. The backend: the reference's, but for these two rows ----------------------------------------------------- */
 
 static ddpm_device cpu_device;
 
@@ -147,7 +147,7 @@ static int rounds(const ddpm_graph *g)
     return g->device->backend == &rounding;
 }
 
-/* ---- 3. Two models ------------------------------------------------------------------------------------------------ */
+/* ---- 3. Two models ----------------------------------------------------------------------------------------------- */
 
 enum { SIZE = 32, PICTURE = 3 * SIZE * SIZE, CLASSES = LAB_RENDER_CLASSES };
 
@@ -241,7 +241,7 @@ static ddpm_result compare(run r[2], int steps, int batch, const char *csv, cons
     return result;
 }
 
-/* ---- 4. main ------------------------------------------------------------------------------------------------------ */
+/* ---- 4. main ----------------------------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv)
 {

@@ -1,6 +1,6 @@
 /* tests/cuda/launches.c - what a training step of the lab's UNet asks of a GPU, for `make cuda-report`: every row's
- * launches, as the emulated GPU notes them without running any (CUDA_ON_CPU_LAUNCHES=FILE), and after them the row's own
- * line, "row OP PASS FLOP BYTES". BYTES is the least it can move: each tensor that it needs, once.
+ * launches, as the emulated GPU notes them without running any (CUDA_ON_CPU_LAUNCHES=FILE), and after them the row's
+ * own line, "row OP PASS FLOP BYTES". BYTES is the least it can move: each tensor that it needs, once.
  *
  *     CUDA_ON_CPU_LAUNCHES=FILE launches PICTURES
  */

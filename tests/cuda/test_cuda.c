@@ -402,8 +402,9 @@ static void test_skipped_update(void **state)
 enum { REPEATED = 4 };
 
 /* Each batch is handed over while the device is at the one before; lr, Adam's corrections, t and noise are new in each
- * step. Then pictures are drawn twice, the second time by what the first one recorded. stalls: most that the host waited
- * in a step, but for the wait at its end, from the third step on: by then each kind of micro-batch has been recorded. */
+ * step. Then pictures are drawn twice, the second time by what the first one recorded. stalls: most that the host
+ * waited in a step, but for the wait at its end, from the third step on: by then each kind of micro-batch has been
+ * recorded. */
 static trained train_ahead(int repeat, const char *isa, unsigned order, unsigned long *stalls, unsigned long *waits)
 {
     lab l;
