@@ -19,9 +19,10 @@ run "$PROGRAM" eval --images "$DEMO/rendered" --labels-file data/test.json --eva
     --grid "$DEMO/rendered_grid.png" > "$DEMO/rendered.log"
 accuracy_of rendered
 run "$PROGRAM" report "$DEMO/drawn" --out "$DEMO/report.html" --title "What the bundled model draws"
+rounded() { printf "%.$2f" "$(figure "$DEMO/drawn/results.json" test "$1")"; }
 cat << END
 
-$(figure "$DEMO/drawn/results.json" test accuracy_mean_of_pictures) of what the labels ask for is in the drawn pictures (mean of 32 pictures), $(figure "$DEMO/drawn/results.json" test seconds_a_picture) s each.
+$(rounded accuracy_mean_of_pictures 3) of what the labels ask for is in the drawn pictures (mean of 32 pictures), $(rounded seconds_a_picture 2) s each.
 Look at:
   $DEMO/drawn/test_grid.png        what the model draws for the 32 label sets; a red frame: the judge misses an object
   $DEMO/rendered_grid.png          the same label sets rendered: what the model learned from

@@ -56,7 +56,7 @@ $(shown './ddpm train my_pictures --out my_model' "$work/train")
 | --- | --- |
 | accuracy (mean of pictures, 95% interval), \`test.json\` | $(accuracy test) |
 | ... \`new_test.json\` | $(accuracy new_test) |
-| a picture of 64x64 takes | $(figure demo/drawn/results.json test seconds_a_picture) s on $(getconf _NPROCESSORS_ONLN) cores ($cpu) |
+| a picture of 64x64 takes | $(printf %.2f "$(figure demo/drawn/results.json test seconds_a_picture)") s on $(getconf _NPROCESSORS_ONLN) cores ($cpu) |
 | PyTorch's time over ours ($processor) | lab UNet: forward $(row lab_forward_b8), training step $(row lab_train_b8); small model's step $(row small_train_b32) |
 | lines to read | \`ddpm.h\` $(wc -l < ddpm.h), Part I of \`ddpm_impl.c\` $part_one |
 | checks of \`make test\` | $(tail -n 1 "$BUILD/test.log" 2> /dev/null || echo "not run") |
