@@ -42,7 +42,7 @@ while read -r line; do
     mistake=${line%% ~ *} rest=${line#* ~ }
     function=${rest%% ~ *} rest=${rest#* ~ }
     from=${rest%% ~*} to=${rest#* ~} to=${to# }
-    sed "/^[^ ].* $function(/,/^}/ s~$from~$to~" cuda_backend.cu > "$work/cuda_backend.cu"
+    sed "/^[^ ].*[ *]$function(/,/^}/ s~$from~$to~" cuda_backend.cu > "$work/cuda_backend.cu"
     changed=$(diff cuda_backend.cu "$work/cuda_backend.cu" | grep -c '^>')
     if [ "$changed" != 1 ]; then
         verdict="DOES NOT FIT: '$from' changes $changed lines of $function"
