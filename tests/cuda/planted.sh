@@ -18,7 +18,7 @@ trap 'exit 2' INT TERM
 # shellcheck disable=SC2016
 list='
 a repeated step keeps rate and noise of the recorded one ~ cuda_repeat ~ TRY(send_step.*; ~ ;
-one recording for every kind of step ~ find_recording ~ && !strcmp(r->key, key) ~ 
+one recording for every kind of step ~ find_recording ~ !strcmp(r->key, key) ~ key
 a batch is overwritten before it is taken ~ cuda_stage ~ CUDA(cudaStreamWaitEvent.*; ~ ;
 a batch is taken before it has arrived ~ cuda_unstage ~ CUDA(cudaStreamWaitEvent.*; ~ ;
 one pinned place for two batches ~ cuda_stage ~ b->turn ^= 1, ~ 
@@ -42,7 +42,7 @@ while read -r line; do
     mistake=${line%% ~ *} rest=${line#* ~ }
     function=${rest%% ~ *} rest=${rest#* ~ }
     from=${rest%% ~*} to=${rest#* ~} to=${to# }
-    sed "/^[^ ].* $function(/,/^}/ s~$from~$to~" cuda_backend.cu > "$work/cuda_backend.cu"
+    sed "/^[^ ].*[ *]$function(/,/^}/ s~$from~$to~" cuda_backend.cu > "$work/cuda_backend.cu"
     changed=$(diff cuda_backend.cu "$work/cuda_backend.cu" | grep -c '^>')
     if [ "$changed" != 1 ]; then
         verdict="DOES NOT FIT: '$from' changes $changed lines of $function"
