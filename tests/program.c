@@ -117,6 +117,15 @@ void shell(const char *command)
     assert_int_equal(system(text), 0); /* NOLINT(cert-env33-c): as above */
 }
 
+void make_small_lab(void)
+{
+    assert_runs("render --out @/data --scenes 8 --size 32x24 --seed 3");
+    shell("echo '{\"sample_size\": 8, \"in_channels\": 3, \"out_channels\": 3, \"layers_per_block\": 1, "
+          "\"block_out_channels\": [8, 16], \"down_block_types\": [\"DownBlock2D\", \"AttnDownBlock2D\"], "
+          "\"up_block_types\": [\"AttnUpBlock2D\", \"UpBlock2D\"], \"norm_num_groups\": 4, \"dropout\": 0.1, "
+          "\"class_embed_type\": \"identity\"}' > @/config.json");
+}
+
 void assert_picture(const char *name, int width, int height)
 {
     io_picture picture;

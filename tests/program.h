@@ -31,4 +31,7 @@ void shell(const char *command); /* with "@" as above; must succeed */
 void assert_picture(const char *name, int width, int height);
 void assert_text(const char *name, const char *keyword, const char *wanted); /* in a PNG's text chunks */
 
+/* @/data, 24 pictures of 8 scenes, and @/config.json, a network that trains on them in seconds. */
+void make_small_lab(void);
+
 #endif

@@ -46,11 +46,7 @@ static int make_runs(void **state)
     if (getenv("TMPDIR") == NULL && access("/dev/shm", W_OK) == 0) setenv("TMPDIR", "/dev/shm", 1);
     setenv("OMP_NUM_THREADS", "1", 1); /* a network this small gains nothing from more, a busy machine loses by them */
     if (make_folder(state) != 0) return -1;
-    assert_runs("render --out @/data --scenes 8 --size 32x24 --seed 3");
-    shell("echo '{\"sample_size\": 8, \"in_channels\": 3, \"out_channels\": 3, \"layers_per_block\": 1, "
-          "\"block_out_channels\": [8, 16], \"down_block_types\": [\"DownBlock2D\", \"AttnDownBlock2D\"], "
-          "\"up_block_types\": [\"AttnUpBlock2D\", \"UpBlock2D\"], \"norm_num_groups\": 4, \"dropout\": 0.1, "
-          "\"class_embed_type\": \"identity\"}' > @/config.json");
+    make_small_lab();
     assert_runs(SETTINGS "--out @/straight");
     return 0;
 }
