@@ -1314,7 +1314,8 @@ static ddpm_result read_batch(training *t, int ahead, int *n)
     if (result != DDPM_OK) return result;
     ddpm_address address = {.seed = set.seed, .picture = t->trainer.picture + (uint64_t)(ahead + first)};
     if (set.cond_drop > 0) ddpm_drop_labels(address, set.cond_drop, 0, got, t->data->classes.count, t->labels);
-    if (got > 0 && (result = fit_labels(t, got)) != DDPM_OK) return result;
+    if (result == DDPM_OK && got > 0) result = fit_labels(t, got);
+    if (result != DDPM_OK) return result;
     return ddpm_train_batch(&t->trainer, t->pictures, t->net->labels != NULL ? t->labels : NULL, *n);
 }
 
