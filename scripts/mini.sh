@@ -4,14 +4,16 @@
 #   scripts/mini.sh [data|guide|judge|train|pack|sweep|score|readme]...      these stages alone; without a name all, in this order
 #   scripts/mini.sh twin        the same model trained in PyTorch for the same time, and its score (needs Python; see parity.sh)
 # What is done is passed over. Stopped, the same line goes on: the model from its last checkpoint, an evaluator from its
-# beginning. `pack` takes a run as it stands, also one that is being trained.
+# beginning. `pack` takes a run as it stands, also one that is being trained. Everything is trained in two rounds, the
+# second from the weights of the first with a fresh learning rate: evaluators on more scenes, which the model never sees.
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
 : "${DATA:=runs/iclevr}" "${GUIDE:=runs/guide}" "${JUDGE:=runs/judge}" "${RUN:=runs/mini}" "${SCORE:=runs/mini-score}" "${MINI:=data/mini}"
-: "${TWIN:=runs/twin}" "${HELD:=runs/held-out}"
-: "${SCENES:=6003}" "${SIZE:=160x120}" "${HELD_SCENES:=1000}"     # the data: more pixels than the 64x64 that are learned from
-: "${EVALUATOR_EPOCHS:=36}" "${EVALUATOR_OPTIONS:=}"              # the evaluators
-: "${STEPS:=12000}" "${TRAIN_OPTIONS:=}"                          # the model
+: "${TWIN:=runs/twin}" "${HELD:=runs/held-out}" "${MORE:=runs/more}"
+: "${SCENES:=6003}" "${SIZE:=160x120}" "${HELD_SCENES:=1000}" "${MORE_SCENES:=12000}" # the data: more pixels than the 64x64 that are learned from
+: "${EVALUATOR_EPOCHS:=36}" "${MORE_EPOCHS:=14}" "${EVALUATOR_OPTIONS:=}" # the evaluators
+: "${STEPS:=13000}" "${MORE_STEPS:=17500}" "${TRAIN_OPTIONS:=}"           # the model
+: "${UNSEEN:=32}"                                                 # label sets that training never has, to score it on
 : "${SWEEP:=runs/sweep}" "${DRAW:=}"                              # how it is drawn: DRAW, else what the sweep found
 : "${SEEDS:=1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20}"  # of its score
 : "${LIMIT:=14000000}"                                            # bytes of data/mini
@@ -23,22 +25,40 @@ run() {
 }
 rows() { tail -n +2 "$1" | awk 'END { print NR }'; }
 
-data() { [ -f "$DATA/train.json" ] || run "$PROGRAM" render --out "$DATA" --scenes "$SCENES" --size "$SIZE" --seed 2024; }
+render() { [ -f "$1/train.json" ] || run "$PROGRAM" render --out "$1" --scenes "$2" --size "$SIZE" --seed "$3"; }
+data() { render "$DATA" "$SCENES" 2024; }
 
 evaluator() { # directory, seed
-    [ -f "$1/metrics.csv" ] && [ "$(rows "$1/metrics.csv")" -ge "$EVALUATOR_EPOCHS" ] ||
-        run "$PROGRAM" train-evaluator "$DATA" --out "$1" --epochs "$EVALUATOR_EPOCHS" --dtype f16 --seed "$2" $EVALUATOR_OPTIONS
+    [ -f "$1/model.safetensors" ] || {
+        render "$MORE" "$MORE_SCENES" 1999
+        evaluator_round "$1-first" "$DATA" "$EVALUATOR_EPOCHS" "$2"
+        evaluator_round "$1" "$MORE" "$MORE_EPOCHS" "$2" --model "$1-first"
+    }
+}
+evaluator_round() { # directory, data, epochs, seed, what else
+    out=$1 from=$2 epochs=$3 seed=$4
+    shift 4
+    [ -f "$out/metrics.csv" ] && [ "$(rows "$out/metrics.csv")" -ge "$epochs" ] ||
+        run "$PROGRAM" train-evaluator "$from" --out "$out" --epochs "$epochs" --dtype f16 --seed "$seed" "$@" $EVALUATOR_OPTIONS
 }
 guide() { evaluator "$GUIDE" 1; }
 judge() { evaluator "$JUDGE" 2; }
 
 train() {
-    if [ -f "$RUN/args.json" ]; then run "$PROGRAM" train --resume --out "$RUN"
+    if [ ! -f "$RUN/args.json" ]; then
+        train_round "$RUN-first" --model scripts/mini.json --pixel-unshuffle 2 --max-steps "$STEPS" --lr 6e-4 --warmup 500
+        set -- --model "$RUN-first/latest" --max-steps "$MORE_STEPS" --lr 5e-4 --warmup 300
+    fi
+    train_round "$RUN" "$@"
+}
+train_round() { # directory, what this round has of its own
+    out=$1
+    shift
+    if [ -f "$out/args.json" ]; then run "$PROGRAM" train --resume --out "$out"
     else
         # v: at high noise the network says x_0, which the labels tell most about; predicting the noise, it learns them late.
-        run "$PROGRAM" train "$DATA" --out "$RUN" --model scripts/mini.json --pixel-unshuffle 2 --max-steps "$STEPS" \
-            --batch-size 16 --lr 6e-4 --lr-schedule cosine --warmup 500 --prediction-type v_prediction --cond-drop 0.1 \
-            --ema-decay 0.999 --save-every 2 --save-minutes 10 --sample-every 1000 --held-out 300 $TRAIN_OPTIONS
+        run "$PROGRAM" train "$DATA" --out "$out" "$@" --batch-size 16 --lr-schedule cosine --prediction-type v_prediction \
+            --cond-drop 0.1 --ema-decay 0.999 --save-every 2 --save-minutes 10 --sample-every 1000 --held-out 300 $TRAIN_OPTIONS
     fi
 }
 
@@ -56,6 +76,7 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
         cp "$1/config.json" "$1/model.safetensors" "$fresh/$2/"
     done
     readme_of "$fresh"
+    unseen_sets > "$fresh/unseen.json"
     bytes=$(find "$fresh" -type f -exec cat {} + | wc -c)
     if [ "$bytes" -ge "$LIMIT" ]; then
         echo "mini.sh: $MINI would have $bytes bytes, $LIMIT are the limit" >&2
@@ -69,32 +90,76 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
 
 sweep() { scripts/sweep.sh "$MINI" "$MINI/evaluator_judge" "$SWEEP"; }
 
+# Sets of three classes that no training picture has, spread evenly over all of them.
+unseen_sets() {
+    tr -d '\n' < "$DATA/train.json" | sed 's/\]/]\n/g' | awk -v most="$UNSEEN" '
+        function key(text,  part, i, k, held) { # the three numbers of its classes, in order
+            if (split(text, part, / *, */) != 3) return ""
+            for (i = 1; i <= 3; i++) part[i] = number[part[i]]
+            for (i = 2; i <= 3; i++)
+                for (k = i; k > 1 && part[k] < part[k - 1]; k--) { held = part[k]; part[k] = part[k - 1]; part[k - 1] = held }
+            return part[1] "," part[2] "," part[3]
+        }
+        FILENAME != "-" { # objects.json: {"gray cube": 0, ...}
+            n = split($0, part, /[{},]/)
+            for (i = 1; i <= n; i++)
+                if (split(part[i], pair, /" *: */) == 2) {
+                    sub(/^ *"/, "", pair[1]); number[pair[1]] = pair[2] + 0; name[pair[2] + 0] = pair[1]; classes++
+                }
+            next
+        }
+        sub(/.*\[ */, "") && sub(/ *\].*/, "") { gsub(/"/, ""); trained[key($0)] = 1 }
+        END {
+            for (a = 0; a < classes; a++)
+                for (b = a + 1; b < classes; b++)
+                    for (c = b + 1; c < classes; c++)
+                        if (!((a "," b "," c) in trained)) set[found++] = "[\"" name[a] "\", \"" name[b] "\", \"" name[c] "\"]"
+            if (found < most) most = found
+            for (i = 0; i < most; i++) printf "%s%s", i ? ",\n " : "[", set[int(i * found / most)]
+            print most ? "]" : "[]"
+        }' data/objects.json -
+}
+
 # The usual seed, whose grid and figures the model carries (tests/test_mini.c); each other seed and label file in a folder
-# of its own; the ceiling, pictures rendered from the same labels; the floor, pictures judged against the next set's
-# labels; and the evaluators on scenes that nobody has trained on.
+# of its own, the sets that training never had beside them; the ceiling, pictures rendered from the same labels; the floor,
+# pictures judged against the next set's labels; and the evaluators on scenes that nobody has trained on.
 score() {
     for type in test new_test; do
         scored "$SCORE/usual" $type "$MINI" || run "$PROGRAM" test data --test-type $type --model "$MINI" --out "$SCORE/usual"
     done
-    [ -f "$HELD/train.json" ] || run "$PROGRAM" render --out "$HELD" --scenes "$HELD_SCENES" --size "$SIZE" --seed 4048
+    render "$HELD" "$HELD_SCENES" 4048
     for name in evaluator evaluator_judge; do
         "$PROGRAM" eval "$HELD" --labels-file "$HELD/train.json" --evaluator "$MINI/$name" > "$SCORE/held-out-$name.txt"
     done
-    for type in test new_test; do
-        for seed in $SEEDS; do
+    for seed in $SEEDS; do
+        for type in test new_test; do
             out=$SCORE/$type-$seed
             scored "$out" $type "$MINI" ||
                 run "$PROGRAM" test data --test-type $type --model "$MINI" --seed "$seed" --out "$out"
         done
-        [ -f "$SCORE/ceiling-$type/31.png" ] || run "$PROGRAM" render --labels-file data/$type.json --out "$SCORE/ceiling-$type" --seed 1
-        "$PROGRAM" eval "$SCORE/ceiling-$type" --labels-file data/$type.json --evaluator "$MINI/evaluator_judge" > "$SCORE/ceiling-$type.txt"
+        out=$SCORE/unseen-$seed
+        [ "$(cat "$out/weights" 2> /dev/null)" = "$(weights_of "$MINI")" ] || {
+            rm -rf "$out"
+            run "$PROGRAM" sample --labels-file "$MINI/unseen.json" --model "$MINI" --seed "$seed" --out-dir "$out"
+            judged "$out" "$MINI/unseen.json"
+            weights_of "$MINI" > "$out/weights"
+        }
+    done
+    for type in test new_test unseen; do
+        labels=$(labels_of $type)
+        [ "$(ls "$SCORE/ceiling-$type" 2> /dev/null | wc -l)" -ge "$(grep -c '\["' "$labels")" ] ||
+            run "$PROGRAM" render --labels-file "$labels" --out "$SCORE/ceiling-$type" --seed 1
+        judged "$SCORE/ceiling-$type" "$labels"
         # A set a line, in brackets: the first one goes to the end.
-        tr -d '\n' < data/$type.json | sed 's/^ *\[//; s/\] *$//; s/\], *\[/]\n[/g' |
+        tr -d '\n' < "$labels" | sed 's/^ *\[//; s/\] *$//; s/\], *\[/]\n[/g' |
             awk 'NR == 1 { first = $0; next } { printf "%s%s", NR == 2 ? "[" : ",\n", $0 } END { print ",\n" first "]" }' > "$SCORE/shifted-$type.json"
-        "$PROGRAM" eval "$SCORE/$type-${SEEDS%% *}/images/$type" --labels-file "$SCORE/shifted-$type.json" \
-            --evaluator "$MINI/evaluator_judge" > "$SCORE/floor-$type.txt"
+        drawn=$SCORE/$type-${SEEDS%% *}
+        [ $type = unseen ] || drawn=$drawn/images/$type
+        "$PROGRAM" eval "$drawn" --labels-file "$SCORE/shifted-$type.json" --evaluator "$MINI/evaluator_judge" > "$SCORE/floor-$type.txt"
     done
 }
+labels_of() { if [ "$1" = unseen ]; then echo "$MINI/unseen.json"; else echo "data/$1.json"; fi; }
+judged() { "$PROGRAM" eval "$1" --labels-file "$2" --evaluator "$MINI/evaluator_judge" > "$1.txt"; }
 
 # Its settings and its time are the run's; its score is that of the same seeds.
 twin() {
@@ -110,44 +175,21 @@ twin() {
 }
 
 # ---- the README, from what there is -------------------------------------------------------------------------------
-accuracy_row() { # type: the mean of the seeds, its 95% interval, the ceiling, the floor
+accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the ceiling, the floor
+    beside() { sed -n 's/^accuracy (mean of pictures): \([0-9.]*\).*/\1/p' "$SCORE/$1.txt" 2> /dev/null; }
     scores=$(for seed in $SEEDS; do
-        scored "$SCORE/$1-$seed" "$1" "$2" && figure "$SCORE/$1-$seed/results.json" "$1" accuracy_mean_of_pictures
+        if [ "$1" = unseen ]; then
+            [ "$(cat "$SCORE/$1-$seed/weights" 2> /dev/null)" = "$(weights_of "$2")" ] && beside "$1-$seed"
+        else
+            scored "$SCORE/$1-$seed" "$1" "$2" && figure "$SCORE/$1-$seed/results.json" "$1" accuracy_mean_of_pictures
+        fi
     done || true)
     if [ -z "$scores" ]; then return; fi
-    set -- "$1" $(printf '%s\n' "$scores" | mean_and_error)
-    beside() { sed -n 's/^accuracy (mean of pictures): \([0-9.]*\).*/\1/p' "$SCORE/$1-$2.txt" 2> /dev/null; }
-    awk -v type="$1" -v m="$2" -v e="$3" -v n="$4" -v ceiling="$(beside ceiling "$1")" -v floor="$(beside floor "$1")" 'BEGIN {
-        printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
-}
-unseen() { # model: what is known of the label sets that no training picture has
-    [ -f "$DATA/train.json" ] || return 0
-    results=$(for type in test new_test; do for seed in $SEEDS; do
-        if scored "$SCORE/$type-$seed" $type "$1"; then echo "$SCORE/$type-$seed/results.json"; fi
-    done; done)
-    [ -n "$results" ] || return 0
-    tr -d '\n' < "$DATA/train.json" | sed 's/\]/]\
-/g' | awk '
-        function sorted(text,  n, part, i, k, held, out) {
-            n = split(text, part, /, */)
-            for (i = 2; i <= n; i++)
-                for (k = i; k > 1 && part[k] < part[k - 1]; k--) { held = part[k]; part[k] = part[k - 1]; part[k - 1] = held }
-            for (i = 1; i <= n; i++) out = out part[i] ","
-            return out
-        }
-        FILENAME == "-" {
-            if (sub(/.*\[ */, "")) { sub(/ *\].*/, ""); gsub(/"/, ""); trained[sorted($0)] = 1 }
-            next
-        }
-        FNR == 1 { sets = 0 }
-        /"sets":/ { sets = 1 }
-        sets && /"labels":/ { gsub(/.*:[ \t]*"|",?$/, ""); set = sorted($0) }
-        sets && /"objects":/ { gsub(/[^0-9]/, ""); objects = $0 }
-        sets && /"hits":/ { gsub(/[^0-9]/, ""); if (!(set in trained)) { n++; sum += $0 / objects; if (!known[set]++) different++ } }
-        END {
-            if (!n) print "Every label set of the two files occurs in training."
-            else printf "%d of the label sets never occur in training; their pictures alone: %.4f (%d pictures).\n", different, sum / n, n
-        }' - $results
+    printf '%s\n' "$scores" | mean_and_error | {
+        read -r mean error n
+        awk -v type="$1" -v m="$mean" -v e="$error" -v n="$n" -v ceiling="$(beside "ceiling-$1")" -v floor="$(beside "floor-$1")" 'BEGIN {
+            printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
+    }
 }
 twins_of() {
     twins=$(twin_row test; twin_row new_test)
@@ -165,7 +207,7 @@ END
 value() { awk -F '"' -v name="$2" '$2 == name { sub(/^[^:]*:[ \t]*/, ""); gsub(/[",]/, ""); print; exit }' "$1"; } # of a JSON file
 held_out() { sed -n "s/^accuracy ($2): \([0-9.]*\).*interval \([0-9.]* to [0-9.]*\):.*/\1 (\2)/p" "$SCORE/held-out-$1.txt" 2> /dev/null; }
 evaluator_row() { # name, directory
-    echo "| \`$1\` | $(rows "$2/metrics.csv") | $(held_out "$1" 'mean of pictures') | $(held_out "$1" 'pooled objects') |"
+    echo "| \`$1\` | $(rows "$2-first/metrics.csv") + $(rows "$2/metrics.csv") | $(held_out "$1" 'mean of pictures') | $(held_out "$1" 'pooled objects') |"
 }
 twin_row() { # type
     figures=$(for seed in $SEEDS; do
@@ -175,11 +217,11 @@ twin_row() { # type
     printf '%s\n' "$figures" | mean_and_error | awk -v type="$1" '{
         printf "| `%s.json` | %.4f | %.4f to %.4f | %d |\n", type, $1, $1 - 1.96 * $2, $1 + 1.96 * $2, $3 }'
 }
+steps_of() { tail -n 1 "$1/metrics.csv" | cut -d, -f 1; }
+hours_of() { awk -F, 'NR > 1 && $3 < last { sum += last } NR > 1 { last = $3 } END { printf "%.1f", (sum + last) / 3600 }' "$1/timing.csv"; }
 readme_of() { # the directory to write it into
-    steps=$(tail -n 1 "$RUN/metrics.csv" | cut -d, -f 1)
-    hours=$(awk -F, 'NR > 1 && $3 < last { sum += last } NR > 1 { last = $3 } END { printf "%.1f", (sum + last) / 3600 }' "$RUN/timing.csv")
     cp "$RUN/loss.png" "$1/loss.png"
-    rows=$(accuracy_row test "$1"; accuracy_row new_test "$1")
+    rows=$(accuracy_row test "$1"; accuracy_row new_test "$1"; accuracy_row unseen "$1")
     {
         cat << END
 # The bundled model
@@ -194,18 +236,20 @@ Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_con
 
 ## How it was made
 
-| | |
-| --- | --- |
+The second round began with the weights of the first (its averaged ones) and a fresh learning rate.
+
+| | first round | second |
+| --- | --- | --- |
 END
-        for name in version data pictures parameters pixel_unshuffle batch_size lr lr_schedule warmup cond_drop ema_decay \
-            snr_gamma timesteps beta_schedule prediction_type seed; do
-            echo "| $name | $(value "$RUN/args.json" "$name") |"
+        for name in version pictures parameters batch_size lr lr_schedule warmup cond_drop ema_decay \
+            snr_gamma timesteps beta_schedule prediction_type seed threads; do
+            echo "| $name | $(value "$RUN-first/args.json" "$name") | $(value "$RUN/args.json" "$name") |"
         done
         cat << END
-| steps | $steps |
-| hours of training | $hours |
+| steps | $(steps_of "$RUN-first") | $(steps_of "$RUN") |
+| hours of training | $(hours_of "$RUN-first") | $(hours_of "$RUN") |
 
-![loss of each step](loss.png)
+![loss of each step of the second round](loss.png)
 
 ## The evaluators
 
@@ -230,7 +274,7 @@ The ceiling are pictures freshly rendered from the same labels; the floor, drawn
 | --- | --- | --- | --- | --- | --- |
 $rows
 
-$(unseen "$1")
+\`unseen.json\` holds label sets of three objects that no training picture has.
 $(twins_of "$1")
 Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
 
@@ -247,7 +291,7 @@ for stage; do
     case $stage in
     data | guide | judge | train | pack | sweep | score | twin | readme) "$stage" ;;
     *)
-        sed -n '2,7s/^# *//p' "$0" >&2
+        sed -n '2,8s/^# *//p' "$0" >&2
         exit 2
         ;;
     esac
