@@ -147,9 +147,12 @@ score() {
     done
     for type in test new_test unseen; do
         labels=$(labels_of $type)
-        [ "$(ls "$SCORE/ceiling-$type" 2> /dev/null | wc -l)" -ge "$(grep -c '\["' "$labels")" ] ||
-            run "$PROGRAM" render --labels-file "$labels" --out "$SCORE/ceiling-$type" --seed 1
-        judged "$SCORE/ceiling-$type" "$labels"
+        for seed in $SEEDS; do
+            out=$SCORE/ceiling-$type-$seed
+            [ "$(ls "$out" 2> /dev/null | wc -l)" -ge "$(grep -c '\["' "$labels")" ] ||
+                run "$PROGRAM" render --labels-file "$labels" --out "$out" --size "$SIZE" --seed "$seed"
+            judged "$out" "$labels"
+        done
         # A set a line, in brackets: the first one goes to the end.
         tr -d '\n' < "$labels" | sed 's/^ *\[//; s/\] *$//; s/\], *\[/]\n[/g' |
             awk 'NR == 1 { first = $0; next } { printf "%s%s", NR == 2 ? "[" : ",\n", $0 } END { print ",\n" first "]" }' > "$SCORE/shifted-$type.json"
@@ -177,6 +180,7 @@ twin() {
 # ---- the README, from what there is -------------------------------------------------------------------------------
 accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the ceiling, the floor
     beside() { sed -n 's/^accuracy (mean of pictures): \([0-9.]*\).*/\1/p' "$SCORE/$1.txt" 2> /dev/null; }
+    ceiling() { for seed in $SEEDS; do beside "ceiling-$1-$seed"; done | mean_and_error | cut -d ' ' -f 1; }
     scores=$(for seed in $SEEDS; do
         if [ "$1" = unseen ]; then
             [ "$(cat "$SCORE/$1-$seed/weights" 2> /dev/null)" = "$(weights_of "$2")" ] && beside "$1-$seed"
@@ -187,7 +191,7 @@ accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the cei
     if [ -z "$scores" ]; then return; fi
     printf '%s\n' "$scores" | mean_and_error | {
         read -r mean error n
-        awk -v type="$1" -v m="$mean" -v e="$error" -v n="$n" -v ceiling="$(beside "ceiling-$1")" -v floor="$(beside "floor-$1")" 'BEGIN {
+        awk -v type="$1" -v m="$mean" -v e="$error" -v n="$n" -v ceiling="$(ceiling "$1")" -v floor="$(beside "floor-$1")" 'BEGIN {
             printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
     }
 }
@@ -268,7 +272,7 @@ END
         else
             cat << END
 Mean of pictures by \`evaluator_judge\`, the mean over seeds with its 95% interval (1.96 standard errors of that mean).
-The ceiling are pictures freshly rendered from the same labels; the floor, drawn pictures judged by another set's labels.
+The ceiling: pictures freshly rendered from the same labels, as many; the floor, drawn pictures judged by another set's labels.
 
 | label sets | accuracy | 95% interval | seeds | ceiling | floor |
 | --- | --- | --- | --- | --- | --- |
