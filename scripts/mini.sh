@@ -164,10 +164,10 @@ score() {
 labels_of() { if [ "$1" = unseen ]; then echo "$MINI/unseen.json"; else echo "data/$1.json"; fi; }
 judged() { "$PROGRAM" eval "$1" --labels-file "$2" --evaluator "$MINI/evaluator_judge" > "$1.txt"; }
 
-# Its settings and its time are the run's; its score is that of the same seeds.
+# Its settings and its time are the run's, round by round; its score is that of the same seeds.
 twin() {
-    [ -f "$TWIN/twin.json" ] || scripts/parity.sh tests/parity/twin.py "$RUN" "$TWIN" \
-        --threads "$(value "$RUN/args.json" threads)"
+    twin_round "$RUN-first" "$TWIN-first"
+    twin_round "$RUN" "$TWIN" --model "$TWIN-first"
     for type in test new_test; do
         for seed in $SEEDS; do
             out=$SCORE/twin-$type-$seed
@@ -175,6 +175,12 @@ twin() {
                 --seed "$seed" --out "$out" ${DRAW:-$(cat "$SWEEP/default")}
         done
     done
+}
+
+twin_round() { # run, its twin, what else
+    run=$1 twin=$2
+    shift 2
+    [ -f "$twin/twin.json" ] || scripts/parity.sh tests/parity/twin.py "$run" "$twin" --threads "$(value "$run/args.json" threads)" "$@"
 }
 
 # ---- the README, from what there is -------------------------------------------------------------------------------
@@ -200,8 +206,8 @@ twins_of() {
     [ -n "$twins" ] || return 0
     cat << END
 
-The same network, data and settings in PyTorch and diffusers, on as many threads ($(value "$TWIN/twin.json" threads)) for the same time
-($(value "$TWIN/twin.json" minutes) minutes: $(value "$TWIN/twin.json" steps) steps there, $(value "$TWIN/twin.json" run_steps) in $(value "$TWIN/twin.json" run_minutes) minutes here), drawn and judged in the same way:
+The same network, data and settings in PyTorch and diffusers, on as many threads ($(value "$TWIN/twin.json" threads)) for the same time, round by round
+($(for round in "$TWIN-first" "$TWIN"; do echo "$(value "$round/twin.json" minutes) minutes: $(value "$round/twin.json" steps) steps there, $(value "$round/twin.json" run_steps) here"; done | paste -sd ';' | sed 's/;/; /')), drawn and judged in the same way:
 
 | label sets | accuracy of PyTorch's | 95% interval | seeds |
 | --- | --- | --- | --- |

@@ -1,9 +1,10 @@
 """The twin of a run of `ddpm train`: the same model, data and settings in PyTorch and diffusers, for the same wall time.
 
-    python tests/parity/twin.py RUN OUT [--minutes M] [--threads N]      from the folder that RUN/args.json's paths start from
+    python tests/parity/twin.py RUN OUT [--minutes M] [--threads N] [--model DIR]
+                                                         from the folder that RUN/args.json's paths start from
 
 RUN is a run directory; its args.json, model and class names are read, its weights are not. M: the minutes that RUN has
-trained for, by its timing.csv. OUT becomes a model directory (averaged weights) which `ddpm test --model OUT` judges;
+trained for, by its timing.csv. --model: an earlier OUT, whose weights are begun with. OUT becomes a model directory (averaged weights) which `ddpm test --model OUT` judges;
 OUT/twin.json says how many steps PyTorch made in that time, and how many ours.
 """
 import argparse
@@ -16,7 +17,7 @@ import time
 import diffusers
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 
@@ -72,6 +73,11 @@ class Twin(torch.nn.Module):
         self.label_encoder = torch.nn.Sequential(torch.nn.Linear(size["num_classes"], size["hidden_dim"]),
                                                  torch.nn.Linear(size["hidden_dim"], size["embedding_dim"]))
 
+    def load(self, directory):
+        weights = load_file(os.path.join(directory, "unet", "diffusion_pytorch_model.safetensors"))
+        self.unet.load_state_dict(weights)
+        self.label_encoder.load_state_dict(load_file(os.path.join(directory, "label_encoder", "model.safetensors")))
+
     def forward(self, x, t, labels):
         y = self.unet(F.pixel_unshuffle(x, self.side), t, self.label_encoder(labels)).sample
         return F.pixel_shuffle(y, self.side)
@@ -83,10 +89,12 @@ def rate(settings, step, share):
     return lr * (0.5 * (1 + math.cos(math.pi * share)) if settings["lr_schedule"] == "cosine" else 1)
 
 
-def train(settings, index, run, seconds):
+def train(settings, index, run, seconds, start_from):
     torch.manual_seed(settings["seed"])
     pictures, labels = load_data(settings, index)
     model = Twin(run, index)
+    if start_from:
+        model.load(start_from)
     average = diffusers.training_utils.EMAModel(model.parameters(), decay=settings["ema_decay"])
     adam = torch.optim.Adam(model.parameters(), lr=settings["lr"])
     schedule = diffusers.DDPMScheduler(settings["timesteps"], beta_schedule=settings["beta_schedule"])
@@ -141,13 +149,14 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--model")
     a = parser.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
     settings, index = settings_of(a.run), read_json(a.run, "latest", "model_index.json")
     ours, seconds = trained_for(a.run)
     budget = 60 * a.minutes if a.minutes else seconds
-    model, steps = train(settings, index, a.run, budget)
+    model, steps = train(settings, index, a.run, budget, a.model)
     save(model, index, a.out)
     schedule = diffusers.DDPMScheduler.from_pretrained(os.path.join(a.run, "latest"), subfolder="scheduler")
     schedule.save_pretrained(os.path.join(a.out, "scheduler"))
