@@ -129,6 +129,33 @@ static double moved(double x, double move, double limit)
     return to;
 }
 
+static int within(int i, int count)
+{
+    return i < 0 ? 0 : i < count ? i : count - 1;
+}
+
+void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture, ddpm_real *scratch, int back)
+{
+    ddpm_address address = {step->seed, step->first_picture + (uint64_t)k, step->index, LAB_RANDOM_VIEW};
+    uint32_t word[4];
+    ddpm_philox(address, 0, word);
+    int mirrored = (int)(word[0] >> 31), dx = (int)(word[1] % (2 * LAB_VIEW_SHIFT + 1)) - LAB_VIEW_SHIFT,
+        dy = (int)(word[2] % (2 * LAB_VIEW_SHIFT + 1)) - LAB_VIEW_SHIFT;
+    for (int c = 0; c < 3; c++, picture += size * size) {
+        memcpy(scratch, picture, (size_t)(size * size) * sizeof *scratch);
+        if (back) memset(picture, 0, (size_t)(size * size) * sizeof *picture);
+        for (int y = 0; y < size; y++)
+            for (int x = 0; x < size; x++) {
+                int column = within((mirrored ? size - 1 - x : x) + dx, size),
+                    at = within(y + dy, size) * size + column;
+                if (back)
+                    picture[at] += scratch[y * size + x];
+                else
+                    picture[y * size + x] = scratch[at];
+            }
+    }
+}
+
 ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_terms *terms, int time, int n)
 {
     lab_teacher *t = teacher;
@@ -138,7 +165,11 @@ ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_term
     for (size_t i = 0; i < (size_t)n * picture; i++)
         t->image[i] =
             clamp(terms->x0_sample * (double)t->sample[i] + terms->x0_prediction * (double)t->prediction[i], 1);
+    for (int k = 0; k < n; k++)
+        lab_teacher_view(&net->graph->step, k, net->width, t->image + (size_t)k * picture, t->gradient, 0);
     result = lab_evaluator_gradient(t->net, n, t->image, t->labels, NULL, t->gradient);
+    for (int k = 0; k < n; k++)
+        lab_teacher_view(&net->graph->step, k, net->width, t->gradient + (size_t)k * picture, t->image, 1);
     const ddpm_schedule_config *s = &t->schedule->config;
     double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]);
     double limit = s->clip_sample ? s->clip_sample_range : 0;
