@@ -281,7 +281,8 @@ static void device_release(const ddpm_device *device, ddpm_real *memory)
 
 static ddpm_result fill_with_nan(const ddpm_device *device, size_t count, ddpm_real *memory)
 {
-    ddpm_tensor all = {.name = "memory", .dims = 1, .shape = {(int)count, 1, 1, 1}, .param = 1, .data = memory};
+    ddpm_tensor all = {.name = "memory", .dims = 1, .shape = {(int)count, 1, 1, 1}, .param = 1};
+    all.data = memory;
     ddpm_real *host = room(count);
     if (!host) return DDPM_ERR_MEMORY;
     for (size_t i = 0; i < count; i++)

@@ -220,7 +220,8 @@ static void make_parameter(const ddpm_device *device, const io_tensor *file, int
 /* NaN in all that may be written and has not been: what is read before, or added to, shows. */
 static void fill_with_nan(const ddpm_device *device, size_t count, ddpm_real *memory)
 {
-    ddpm_tensor all = {.name = "memory", .dims = 1, .shape = {(int)count, 1, 1, 1}, .param = 1, .data = memory};
+    ddpm_tensor all = {.name = "memory", .dims = 1, .shape = {(int)count, 1, 1, 1}, .param = 1};
+    all.data = memory;
     float *host = malloc(count * sizeof *host);
     assert_non_null(host);
     for (size_t i = 0; i < count; i++)
