@@ -5,20 +5,21 @@
 # Contents: variables, dependencies, sources, rules, targets
 
 # ---- variables ---------------------------------------------------------------------------------------------------
-VARIANT  ?= release#         release, sanitize (address, undefined), thread, fuzz (clang's libFuzzer)
+VARIANT  ?= release#         release, link (built fast), sanitize (address, undefined), thread, fuzz (clang's libFuzzer)
 BUILD    ?= build#           directory of everything that is built; elsewhere ./ddpm is left alone
 WERROR   ?= -Werror#         empty: warnings do not stop the build
 INSTALL  ?= yes#             no: name what is missing instead of installing it
 FUZZ_SECONDS ?= 60#          for each fuzz target in `make check-long`
 CUDA     ?=#                 yes: with cuda_backend.cu, as `make cuda` builds
 MPI      ?=#                 yes: with comm/mpi.c, as `make mpi` builds
-NCCL_HOME ?=#                where NCCL is (include/nccl.h), for several GPUs; empty: where the compiler looks
+NCCL_HOME ?=#                where NCCL is (include/nccl.h, lib/libnccl.so.2), for several GPUs; empty: where the compiler looks
 CUDA_ARCH ?=#                for `make cuda`: 80, 90, ...; empty: this machine's GPU, or sm_75 to sm_90 and PTX
 PYTHON   ?=#                 a Python with torch and diffusers for `make parity`; empty: build/venv is made
 # Also: CC (cc, gcc, clang), CFLAGS (-O3 -g), V=1 (prints whole commands)
 
 CFLAGS   ?= -O3 -g
 comma := ,
+VARIANT_link     := -O0
 VARIANT_sanitize := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 VARIANT_thread   := -O1 -fsanitize=thread
 VARIANT_fuzz     := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
@@ -30,17 +31,22 @@ LIBS = $(DEPS_LIBS) -lm
 ifeq ($(strip $(CUDA)),yes) # nvcc compiles cuda_backend.cu, $(CC) the rest; the runtime is linked statically
 NVCC     := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2>/dev/null | head -n 1)
 CUDA_LIB := $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/.*LIBRARIES=//p' | tr -d '"')
-CUDA_FLAGS = -std=c++17 -O3 --fmad=false -lineinfo $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-fno-strict-aliasing -I.
+CUDA_FLAGS = -std=c++17 -O3 --fmad=false -lineinfo --threads 0 $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-fno-strict-aliasing -I.
 ALL_CFLAGS += -DDDPM_CUDA
 LIBS     += $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt
-# NCCL, if it is here; without it one GPU is the most.
+# NCCL, for more than one GPU, if it is here.
 NCCL_CFLAGS := $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/.*[^_]INCLUDES=//p' | tr -d '"' | sed 's/-I/-isystem /g') $(patsubst %,-isystem %/include,$(strip $(NCCL_HOME)))
-NCCL_LIBS   := $(patsubst %,-L%/lib -Wl$(comma)-rpath$(comma)%/lib,$(strip $(NCCL_HOME))) -l:libnccl.so.2
-NCCL := $(shell printf '\043include <nccl.h>\nint main(void) { return !ncclGetErrorString(ncclSuccess); }' | \
-          $(CC) -x c $(NCCL_CFLAGS) - -o /dev/null $(NCCL_LIBS) $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt -lm > /dev/null 2>&1 && echo yes)
+NCCL_LIBS   := $(foreach at,$(abspath $(NCCL_HOME)),-L$(at)/lib -Wl$(comma)-rpath$(comma)$(at)/lib) -l:libnccl.so.2
+NCCL := $(if $(strip $(NCCL_HOME)),$(wildcard $(strip $(NCCL_HOME))/include/nccl.h),yes)
+NCCL := $(if $(NCCL),$(shell printf '\043include <nccl.h>\nint main(void) { return !ncclGetErrorString(ncclSuccess); }' | \
+          $(CC) -x c $(NCCL_CFLAGS) - -o /dev/null $(NCCL_LIBS) $(CUDA_LIB) -lcudart_static -lstdc++ -lpthread -ldl -lrt -lm > /dev/null 2>&1 && echo yes))
 ifeq ($(NCCL),yes)
 ALL_CFLAGS += -DDDPM_NCCL
 LIBS     += $(NCCL_LIBS)
+else ifneq ($(strip $(NCCL_HOME)),)
+$(error NCCL_HOME=$(strip $(NCCL_HOME)) has no NCCL that compiles and links: include/nccl.h and lib/libnccl.so.2 are needed)
+else ifeq ($(MAKE_RESTARTS),)
+$(info NCCL was not found: this build uses one GPU. For --gpus install libnccl-dev, or give NCCL_HOME=DIRECTORY)
 endif
 endif
 ifeq ($(strip $(MPI)),yes)
@@ -152,7 +158,7 @@ $(OBJ)/cuda/tests/%.o: tests/%.c $(OBJ)/flags
 	$(call say,CC,$<) $(CC) $(ALL_CFLAGS) $(CMOCKA_CFLAGS) -DDDPM_CUDA -MMD -MP -c $< -o $@
 $(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/tests/cuda/test_cuda.o $(CUDA_ROOM)
 $(OBJ)/cuda/plain/test_vectors: $(OBJ)/cuda/tests/test_vectors.o $(CUDA_ROOM)
-$(OBJ)/cuda/plain/launches: $(OBJ)/cuda/tests/cuda/launches.o $(call object,ddpm_impl.c)
+$(OBJ)/cuda/plain/launches: $(OBJ)/cuda/tests/cuda/launches.o $(call object,ddpm_impl.c comm/comm.c comm/reducer.c)
 $(OBJ)/cuda/plain/test_cuda $(OBJ)/cuda/plain/test_vectors $(OBJ)/cuda/plain/launches: $(OBJ)/cuda/plain/cuda_backend.o
 $(OBJ)/cuda/checked/test_cuda: $(OBJ)/cuda/checked/cuda_backend.o
 $(OBJ)/cuda/checked/planted: $(OBJ)/cuda/checked/tests/cuda/planted.o

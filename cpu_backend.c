@@ -1701,8 +1701,8 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
             sum_dy += both[0];
             sum_dyh += r * both[1];
         }
-        if (dw) dw[i] += (float)sum_dyh;
-        if (db) db[i] += (float)sum_dy;
+        if (dw) dw[i] = (adds_to(node, 1) ? dw[i] : 0) + (float)sum_dyh;
+        if (db) db[i] = (adds_to(node, 2) ? db[i] : 0) + (float)sum_dy;
         for (size_t n = 0; n < (size_t)g->n && dx; n++)
             kernels->normalise_backward(plane, x + (n * c + i) * plane, aux[i], dy + (n * c + i) * plane, (float)scale,
                                         (float)(-batch * scale * r * sum_dyh / count),

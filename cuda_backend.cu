@@ -66,6 +66,12 @@ typedef struct recording { /* of what a graph's device is asked for under a key 
     struct recording *next;
 } recording;
 
+typedef struct request { /* to the device: a row, or a recorded step; both NULL: nothing */
+    const ddpm_node *node;
+    const recording *step;
+    uint64_t picture; /* the first in the step */
+} request;
+
 constexpr size_t MAIL = (size_t)4 << 20;
 constexpr int MOST_LETTERS = 64, MOST_RECORDINGS = 16;
 
@@ -87,7 +93,9 @@ typedef struct cuda_state {
     recording *recorded; /* the one used last first */
     int is_recording;
     int step_by_step; /* nothing is recorded: CUDA_LAUNCH_BLOCKING is set, and then an error names its operation */
-    const ddpm_graph *last; /* that was run: whose node the news are of */
+    const ddpm_graph *last;   /* that was run: whose node the news are of */
+    unsigned long asked;      /* since the host last waited: rows and recorded steps, */
+    request earliest, newest; /* and the first and the last of them */
 } cuda_state;
 
 static cuda_state *state_of(const ddpm_graph *g)
@@ -95,36 +103,83 @@ static cuda_state *state_of(const ddpm_graph *g)
     return (cuda_state *)g->device->state;
 }
 
-static ddpm_result cuda_failed(cudaError_t error, const char *what)
+#define HINT                                                                                                           \
+    "\n      hint: with CUDA_LAUNCH_BLOCKING=1 in the environment each operation is waited for, and the error names "  \
+    "the one; ddpm selftest --backend cuda tries them one by one"
+
+/* x NULL: it is of no tensor. */
+static ddpm_result cuda_failed(cudaError_t error, const char *what, const ddpm_tensor *x)
 {
-    return ddpm_fail(DDPM_ERR_BACKEND,
-                     "cuda: %s: %s (%s)\n      hint: CUDA_LAUNCH_BLOCKING=1 in the environment names the operation",
-                     what, cudaGetErrorString(error), cudaGetErrorName(error));
+    char of[200] = "";
+    if (x)
+        snprintf(of, sizeof of, " of '%.120s' (%d,%d,%d,%d)", x->name, x->shape[0], x->shape[1], x->shape[2],
+                 x->shape[3]);
+    return ddpm_fail(DDPM_ERR_BACKEND, "cuda: %s%s: %s (%s)" HINT, what, of, cudaGetErrorString(error),
+                     cudaGetErrorName(error));
 }
 
-#define CUDA(call, what)                                                                                               \
+#define CUDA_OF(call, what, x)                                                                                         \
     do {                                                                                                               \
         cudaError_t cuda_error = (call);                                                                               \
-        if (cuda_error != cudaSuccess) return cuda_failed(cuda_error, what);                                           \
+        if (cuda_error != cudaSuccess) return cuda_failed(cuda_error, what, x);                                        \
     } while (0)
+#define CUDA(call, what) CUDA_OF(call, what, NULL)
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
         ddpm_result try_result = (call);                                                                               \
         if (try_result != DDPM_OK) return try_result;                                                                  \
     } while (0)
 
-/* What a row returns after its launches. */
-static ddpm_result launched(const ddpm_node *node)
+static void ask(cuda_state *s, request r)
 {
+    if (!s->asked++) s->earliest = r;
+    s->newest = r;
+}
+
+static void describe(const request *r, char *text, size_t size)
+{
+    const ddpm_node *node = r->node;
+    if (node) {
+        const int *x = node->in[0]->shape, *y = node->out->shape;
+        snprintf(text, size, "node %d, '%.120s' (%s), (%d,%d,%d,%d) -> (%d,%d,%d,%d)", node->id, node->name,
+                 ddpm_op_name(node->op), x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]);
+    } else if (r->step) {
+        snprintf(text, size, "the recorded step '%s', pictures from %llu on", r->step->key,
+                 (unsigned long long)r->picture);
+    } else {
+        snprintf(text, size, "the device");
+    }
+}
+
+static void forget_requests(cuda_state *s)
+{
+    s->asked = 0;
+    s->earliest = s->newest = request();
+}
+
+/* The device goes on while the host does, so that an error may be of one of the `others`, asked for before r and since
+ * the host last waited. */
+static ddpm_result request_failed(const cuda_state *s, request r, unsigned long others, cudaError_t error,
+                                  const char *when)
+{
+    char what[300], earliest[300], before[360] = "";
+    describe(&r, what, sizeof what);
+    describe(&s->earliest, earliest, sizeof earliest);
+    if (others) snprintf(before, sizeof before, ", or one of the %lu before it, from %s on", others, earliest);
+    return ddpm_fail(DDPM_ERR_BACKEND, "cuda: %s%s%s: %s (%s)" HINT, when, what, before, cudaGetErrorString(error),
+                     cudaGetErrorName(error));
+}
+
+/* What a row returns after its launches. */
+static ddpm_result launched(const ddpm_graph *g, const ddpm_node *node)
+{
+    cuda_state *s = state_of(g);
+    const request row = {node, NULL, 0};
+    s->last = g;
     cudaError_t error = cudaGetLastError();
-    if (error == cudaSuccess) return DDPM_OK;
-    const ddpm_tensor *x = node->in[0], *y = node->out;
-    return ddpm_fail(
-        DDPM_ERR_BACKEND,
-        "cuda: node %d, '%s' (%s), (%d,%d,%d,%d) -> (%d,%d,%d,%d): %s\n"
-        "      hint: an earlier operation may have failed; CUDA_LAUNCH_BLOCKING=1 in the environment tells",
-        node->id, node->name, ddpm_op_name(node->op), x->shape[0], x->shape[1], x->shape[2], x->shape[3], y->shape[0],
-        y->shape[1], y->shape[2], y->shape[3], cudaGetErrorString(error));
+    if (error != cudaSuccess) return request_failed(s, row, s->asked, error, "");
+    if (!s->step_by_step && !s->is_recording) ask(s, row);
+    return DDPM_OK;
 }
 
 constexpr int THREADS = 256, WARP = 32;
@@ -210,7 +265,10 @@ static ddpm_result cuda_sync(void *state)
     cuda_state *s = (cuda_state *)state;
     int letters = s->letters;
     s->letters = 0, s->mail_used = 0;
-    CUDA(cudaStreamSynchronize(s->stream), "while waiting for the device");
+    cudaError_t error = cudaStreamSynchronize(s->stream);
+    if (error != cudaSuccess)
+        return request_failed(s, s->newest, s->asked ? s->asked - 1 : 0, error, "while waiting for ");
+    forget_requests(s);
     for (int i = 0; i < letters; i++)
         memcpy(s->letter_of[i].to, s->letter_of[i].from, s->letter_of[i].bytes);
     return tell_trouble(s);
@@ -227,22 +285,22 @@ static ddpm_result mail_room(cuda_state *s, size_t bytes, char **room)
     return DDPM_OK;
 }
 
-static ddpm_result send(cuda_state *s, void *to, const void *host, size_t bytes)
+static ddpm_result send(cuda_state *s, void *to, const void *host, size_t bytes, const ddpm_tensor *of)
 {
     char *room;
     TRY(mail_room(s, bytes, &room));
     if (room) memcpy(room, host, bytes);
-    CUDA(cudaMemcpyAsync(to, room ? room : host, bytes, cudaMemcpyHostToDevice, s->stream), "upload");
+    CUDA_OF(cudaMemcpyAsync(to, room ? room : host, bytes, cudaMemcpyHostToDevice, s->stream), "upload", of);
     return DDPM_OK;
 }
 
 /* At `host` after the next wait. */
-static ddpm_result receive(cuda_state *s, void *host, const void *from, size_t bytes)
+static ddpm_result receive(cuda_state *s, void *host, const void *from, size_t bytes, const ddpm_tensor *of)
 {
     char *room;
     if (s->letters == MOST_LETTERS) TRY(cuda_sync(s));
     TRY(mail_room(s, bytes, &room));
-    CUDA(cudaMemcpyAsync(room ? room : host, from, bytes, cudaMemcpyDeviceToHost, s->stream), "download");
+    CUDA_OF(cudaMemcpyAsync(room ? room : host, from, bytes, cudaMemcpyDeviceToHost, s->stream), "download", of);
     if (room) s->letter_of[s->letters++] = {room, host, bytes};
     return DDPM_OK;
 }
@@ -280,17 +338,17 @@ static ddpm_result cuda_upload(void *state, ddpm_tensor *x, int which, int n, co
     size_t count = ddpm_elements(x, n);
     int turned = pixels(x) > 1 && channels(x) > 1;
     if (turned) TRY(grow(s, (void **)&s->stage, &s->stage_bytes, count * sizeof *host));
-    TRY(send(s, turned ? s->stage : to, host, count * sizeof *host));
+    TRY(send(s, turned ? s->stage : to, host, count * sizeof *host, x));
     if (turned)
         LAUNCH(transpose, blocks_for(count), THREADS, 0, s->stream, count, (unsigned)channels(x), (unsigned)pixels(x),
                s->stage, to);
-    CUDA(cudaGetLastError(), "upload");
+    CUDA_OF(cudaGetLastError(), "upload", x);
     return DDPM_OK;
 }
 
 static ddpm_result cuda_fetch(void *state, const ddpm_tensor *x, int n, float *host)
 {
-    return receive((cuda_state *)state, host, x->data, ddpm_elements(x, n) * sizeof *host);
+    return receive((cuda_state *)state, host, x->data, ddpm_elements(x, n) * sizeof *host, x);
 }
 
 static ddpm_result cuda_download(void *state, const ddpm_tensor *x, int which, int n, float *host)
@@ -303,10 +361,10 @@ static ddpm_result cuda_download(void *state, const ddpm_tensor *x, int which, i
         TRY(grow(s, (void **)&s->stage, &s->stage_bytes, count * sizeof *host));
         LAUNCH(transpose, blocks_for(count), THREADS, 0, s->stream, count, (unsigned)pixels(x), (unsigned)channels(x),
                from, s->stage);
-        CUDA(cudaGetLastError(), "download");
+        CUDA_OF(cudaGetLastError(), "download", x);
     }
     TRY(receive_news(s));
-    TRY(receive(s, host, turned ? s->stage : from, count * sizeof *host));
+    TRY(receive(s, host, turned ? s->stage : from, count * sizeof *host, x));
     return cuda_sync(s);
 }
 
@@ -361,17 +419,17 @@ static void free_batch(batch *b)
 static ddpm_result make_batch(cuda_state *s, ddpm_tensor *x, size_t bytes)
 {
     if (x->device && ((batch *)x->device)->room >= bytes) return DDPM_OK;
-    CUDA(cudaStreamSynchronize(s->arrivals), "batch");
+    CUDA_OF(cudaStreamSynchronize(s->arrivals), "a batch", x);
     free_batch((batch *)x->device);
     batch *b = (batch *)calloc(1, sizeof *b);
     x->device = b;
     if (!b) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory");
     for (int i = 0; i < 2; i++)
-        CUDA(cudaMallocHost(&b->pinned[i], bytes), "pinned memory of a batch");
+        CUDA_OF(cudaMallocHost(&b->pinned[i], bytes), "pinned memory", x);
     TRY(cuda_alloc(s, bytes, (void **)&b->data));
     CUDA(cudaEventCreateWithFlags(&b->arrived, cudaEventDisableTiming), "cudaEventCreate");
     CUDA(cudaEventCreateWithFlags(&b->taken, cudaEventDisableTiming), "cudaEventCreate");
-    CUDA(cudaEventRecord(b->taken, s->stream), "batch"); /* it has been zeroed */
+    CUDA_OF(cudaEventRecord(b->taken, s->stream), "a batch", x); /* it has been zeroed */
     b->room = bytes;
     return DDPM_OK;
 }
@@ -384,9 +442,9 @@ static ddpm_result cuda_stage(ddpm_graph *g, ddpm_tensor *x, int n, const float 
     batch *b = (batch *)x->device;
     b->turn ^= 1, b->n = n;
     memcpy(b->pinned[b->turn], host, bytes);
-    CUDA(cudaStreamWaitEvent(s->arrivals, b->taken, 0), "batch");
-    CUDA(cudaMemcpyAsync(b->data, b->pinned[b->turn], bytes, cudaMemcpyHostToDevice, s->arrivals), "batch");
-    CUDA(cudaEventRecord(b->arrived, s->arrivals), "batch");
+    CUDA_OF(cudaStreamWaitEvent(s->arrivals, b->taken, 0), "a batch", x);
+    CUDA_OF(cudaMemcpyAsync(b->data, b->pinned[b->turn], bytes, cudaMemcpyHostToDevice, s->arrivals), "a batch", x);
+    CUDA_OF(cudaEventRecord(b->arrived, s->arrivals), "a batch", x);
     return DDPM_OK;
 }
 
@@ -396,11 +454,11 @@ static ddpm_result cuda_unstage(ddpm_graph *g, ddpm_tensor *x, int first)
     batch *b = (batch *)x->device;
     const float *from = b->data + (size_t)first * ddpm_elements(x, 1);
     size_t count = ddpm_elements(x, g->n);
-    CUDA(cudaStreamWaitEvent(s->stream, b->arrived, 0), "batch");
+    CUDA_OF(cudaStreamWaitEvent(s->stream, b->arrived, 0), "a batch", x);
     LAUNCH(transpose, blocks_for(count), THREADS, 0, s->stream, count, (unsigned)channels(x), (unsigned)pixels(x), from,
            x->data);
-    CUDA(cudaGetLastError(), "batch");
-    if (first + g->n >= b->n) CUDA(cudaEventRecord(b->taken, s->stream), "batch");
+    CUDA_OF(cudaGetLastError(), "a batch", x);
+    if (first + g->n >= b->n) CUDA_OF(cudaEventRecord(b->taken, s->stream), "a batch", x);
     return DDPM_OK;
 }
 
@@ -413,7 +471,7 @@ static ddpm_result send_step(cuda_state *s, const ddpm_step *step)
 {
     if (s->is_recording || !memcmp(&s->sent, step, sizeof *step)) return DDPM_OK;
     memcpy(&s->sent, step, sizeof *step);
-    return send(s, s->step, step, sizeof *step);
+    return send(s, s->step, step, sizeof *step, NULL);
 }
 
 static void free_recording(cuda_state *s, recording *r)
@@ -421,6 +479,7 @@ static void free_recording(cuda_state *s, recording *r)
     if (!r) return;
     if (r->exec) (void)cudaStreamSynchronize(s->stream); /* it may be running */
     if (r->exec) (void)cudaGraphExecDestroy(r->exec);
+    if (s->earliest.step == r || s->newest.step == r) forget_requests(s);
     free(r);
 }
 
@@ -474,7 +533,7 @@ static ddpm_result record(cuda_state *s, recording *r, ddpm_result (*work)(void 
     cudaError_t error = cudaStreamEndCapture(s->stream, &graph);
     if (result == DDPM_OK && error == cudaSuccess) error = cudaGraphInstantiate(&r->exec, graph, 0);
     if (graph) (void)cudaGraphDestroy(graph);
-    return result == DDPM_OK && error != cudaSuccess ? cuda_failed(error, r->key) : result;
+    return result == DDPM_OK && error != cudaSuccess ? cuda_failed(error, r->key, NULL) : result;
 }
 
 static ddpm_result cuda_repeat(ddpm_graph *g, const char *key, ddpm_result (*work)(void *of), void *of)
@@ -489,6 +548,7 @@ static ddpm_result cuda_repeat(ddpm_graph *g, const char *key, ddpm_result (*wor
     }
     TRY(send_step(s, &g->step));
     if (!r->exec) TRY(record(s, r, work, of));
+    ask(s, {NULL, r, g->step.first_picture});
     CUDA(cudaGraphLaunch(r->exec, s->stream), r->key);
     return DDPM_OK;
 }
@@ -654,13 +714,13 @@ static ddpm_result activation_forward(const ddpm_graph *g, const ddpm_node *node
 {
     launch_map(g, activate{node->attr.activation.kind}, ddpm_elements(node->out, g->n), node->in[0]->data, NULL,
                node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result activation_backward(const ddpm_graph *g, const ddpm_node *node)
 {
     launch_map(g, activate_backward{node->attr.activation.kind}, ddpm_elements(node->out, g->n), node->in[0]->data,
                node->out->grad, node->in[0]->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 struct scaled_sum {
@@ -720,7 +780,7 @@ static ddpm_result add_forward(const ddpm_graph *g, const ddpm_node *node)
     else
         launch_map(g, scaled_sum_narrow{scale, ddpm_elements(node->out, 1), (size_t)channels(node->out), b}, count, a,
                    NULL, y, 0);
-    return launched(node);
+    return launched(g, node);
 }
 
 static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
@@ -734,7 +794,7 @@ static ddpm_result add_backward(const ddpm_graph *g, const ddpm_node *node)
     if (db && !is_wide(node))
         sum_columns(g, value_at{dy, pixels(node->out), (size_t)c}, gradient_of_narrow{scale, c, adds_to(node, 1), db},
                     g->n, pixels(node->out), c);
-    return launched(node);
+    return launched(g, node);
 }
 
 struct divided {
@@ -753,7 +813,7 @@ static ddpm_result affine_forward(const ddpm_graph *g, const ddpm_node *node)
     size_t picture = ddpm_elements(node->out, 1);
     launch_map(g, divided{(float)node->attr.affine.scale, (float)node->attr.affine.shift, picture, d},
                (size_t)g->n * picture, node->in[0]->data, NULL, node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -761,7 +821,7 @@ static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
     size_t picture = ddpm_elements(node->out, 1);
     launch_map(g, divided{(float)node->attr.affine.scale, 0, picture, d}, (size_t)g->n * picture, node->out->grad, NULL,
                node->in[0]->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 struct modulated { /* e (N,2C): scale, shift; backward has no shift */
@@ -798,7 +858,7 @@ static ddpm_result modulate_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     launch_map(g, modulated{ddpm_elements(node->out, 1), (size_t)channels(node->out), node->in[1]->data, 1},
                ddpm_elements(node->out, g->n), node->in[0]->data, NULL, node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -811,7 +871,7 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
     if (de)
         sum_columns(g, two_sums{dy, node->in[0]->data, pixels(node->out), (size_t)c},
                     gradient_of_scale_shift{c, adds_to(node, 1), de}, g->n, pixels(node->out), c);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* ---- 8. Convolution ------------------------------------------------------------------------------------------------
@@ -1316,7 +1376,7 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     product p = split_product(g, node, FORWARD);
     run_product<FORWARD>(g, p, p.inputs % 4 ? 1 : 4);
-    return launched(node);
+    return launched(g, node);
 }
 
 struct gradient_of_bias {
@@ -1341,10 +1401,10 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     if (node->wants & 4) {
         size_t rows = (size_t)g->n * pixels(node->out);
         int c = channels(node->out);
-        sum_columns(g, value_at{node->out->grad, rows, (size_t)c}, gradient_of_bias{node->in[2]->grad, adds_to(node, 2)}, 1,
-                    rows, c);
+        sum_columns(g, value_at{node->out->grad, rows, (size_t)c},
+                    gradient_of_bias{node->in[2]->grad, adds_to(node, 2)}, 1, rows, c);
     }
-    return launched(node);
+    return launched(g, node);
 }
 
 /* ---- 9. Norms ------------------------------------------------------------------------------------------------------
@@ -1566,7 +1626,7 @@ static ddpm_result group_norm_forward(const ddpm_graph *g, const ddpm_node *node
     norm_job job = norm_job_of(node, s);
     job.y = node->out->data;
     LAUNCH_NORM(norm_forward, 16, s, 32 * sizeof(float));
-    return launched(node);
+    return launched(g, node);
 }
 
 struct gradients_of_norm { /* of weight and bias, NULL where they are not wanted */
@@ -1594,7 +1654,7 @@ static ddpm_result group_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     if (node->wants & 6) /* pictures are the chunks of a sum over the batch */
         LAUNCH(finish_sums<gradients_of_norm>, blocks_for((size_t)job.channels), THREADS, 0, state_of(g)->stream,
                gradients_of_norm_at(node), 1, g->n, job.channels, job.sums);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* BatchNorm: sums over pictures and pixels for each channel. aux: mean, r */
@@ -1695,7 +1755,7 @@ static ddpm_result batch_norm_forward(const ddpm_graph *g, const ddpm_node *node
     }
     launch_map(g, batch_normalise{aux, node->in[1]->data, node->in[2]->data, columns}, rows * columns, x, NULL,
                node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 
 static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *node)
@@ -1709,7 +1769,7 @@ static ddpm_result batch_norm_backward(const ddpm_graph *g, const ddpm_node *nod
     if (node->wants & 1)
         launch_map(g, batch_normalise_backward{aux, node->in[1]->data, g->training ? means : NULL, columns},
                    rows * columns, x, dy, node->in[0]->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 /* ---- 10. Attention -------------------------------------------------------------------------------------------------
@@ -1898,7 +1958,7 @@ static ddpm_result attention_forward(const ddpm_graph *g, const ddpm_node *node)
     attention_job job = attention_job_of(g, node);
     job.y = node->out->data;
     LAUNCH_ATTENTION(attention_query, 2);
-    return launched(node);
+    return launched(g, node);
 }
 
 static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node)
@@ -1909,7 +1969,7 @@ static ddpm_result attention_backward(const ddpm_graph *g, const ddpm_node *node
     job.add = (int)node->accumulate;
     LAUNCH_ATTENTION(attention_query_backward, 3);
     if (job.dk || job.dv) LAUNCH_ATTENTION(attention_key_backward, 4);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* ---- 11. Rows that move or pick ---------------------------------------------------------------------------------- */
@@ -1953,7 +2013,7 @@ static ddpm_result concat_forward(const ddpm_graph *g, const ddpm_node *node)
     size_t rows = (size_t)g->n * pixels(node->out);
     launch_copy(g, rows, a, node->in[0]->data, a, 0, node->out->data, a + b, 0, 0);
     launch_copy(g, rows, b, node->in[1]->data, b, 0, node->out->data, a + b, a, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -1961,7 +2021,7 @@ static ddpm_result concat_backward(const ddpm_graph *g, const ddpm_node *node)
     size_t rows = (size_t)g->n * pixels(node->out);
     launch_copy(g, rows, a, node->out->grad, a + b, 0, gradient_of(node, 0), a, 0, adds_to(node, 0));
     launch_copy(g, rows, b, node->out->grad, a + b, a, gradient_of(node, 1), b, 0, adds_to(node, 1));
-    return launched(node);
+    return launched(g, node);
 }
 
 static ddpm_result slice_forward(const ddpm_graph *g, const ddpm_node *node)
@@ -1969,7 +2029,7 @@ static ddpm_result slice_forward(const ddpm_graph *g, const ddpm_node *node)
     int whole = channels(node->in[0]), part = channels(node->out);
     launch_copy(g, (size_t)g->n * pixels(node->out), part, node->in[0]->data, whole, node->attr.slice.start,
                 node->out->data, part, 0, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result slice_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -1978,7 +2038,7 @@ static ddpm_result slice_backward(const ddpm_graph *g, const ddpm_node *node)
     if (!adds_to(node, 0)) TRY(cuda_zero(state_of(g), dx, ddpm_elements(node->in[0], g->n) * sizeof *dx));
     launch_copy(g, (size_t)g->n * pixels(node->out), part, node->out->grad, part, 0, dx, whole, node->attr.slice.start,
                 1);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* y[i] = sum of the elements of `from` that a functor lists for i, or added to y[i] */
@@ -2035,7 +2095,7 @@ static ddpm_result upsample_forward(const ddpm_graph *g, const ddpm_node *node)
     const ddpm_tensor *x = node->in[0];
     launch_pick(g, upsampled{x->data, x->shape[2], x->shape[3], x->shape[1], node->attr.resample.factor},
                 ddpm_elements(node->out, g->n), node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -2043,7 +2103,7 @@ static ddpm_result upsample_backward(const ddpm_graph *g, const ddpm_node *node)
     launch_pick(g,
                 upsampled_backward{node->out->grad, x->shape[2], x->shape[3], x->shape[1], node->attr.resample.factor},
                 ddpm_elements(x, g->n), x->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 struct pooled {
@@ -2093,7 +2153,7 @@ static ddpm_result pool_forward(const ddpm_graph *g, const ddpm_node *node)
                 pooled{x->data, node->aux ? node->aux->data : NULL, x->shape[2], x->shape[3], x->shape[1], y->shape[2],
                        y->shape[3], node->attr.pool.kernel, node->attr.pool.stride, node->attr.pool.pad},
                 ddpm_elements(y, g->n), y->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -2103,7 +2163,7 @@ static ddpm_result pool_backward(const ddpm_graph *g, const ddpm_node *node)
                                 y->shape[2], y->shape[3], node->attr.pool.kernel, node->attr.pool.stride,
                                 node->attr.pool.pad},
                 ddpm_elements(x, g->n), x->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 /* Pixel (un)shuffle: coarse channel c f^2 + fy f + fx of (y,x) is fine channel c of (y f + fy, x f + fx). */
@@ -2129,7 +2189,7 @@ static ddpm_result shuffle(const ddpm_graph *g, const ddpm_node *node, const flo
     int f = node->attr.resample.factor;
     launch_pick(g, shuffled{from, to_fine, fine->shape[2] / f, fine->shape[3] / f, fine->shape[1], f},
                 ddpm_elements(fine, g->n), to, add);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result shuffle_forward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -2175,20 +2235,18 @@ static ddpm_result time_embedding_forward(const ddpm_graph *g, const ddpm_node *
                 time_features{node->in[0]->data, channels(node->out), node->attr.time.flip_sin_to_cos,
                               node->attr.time.freq_shift},
                 ddpm_elements(node->out, g->n), node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result fourier_embedding_forward(const ddpm_graph *g, const ddpm_node *node)
 {
     launch_pick(g, fourier_features{node->in[0]->data, node->in[1]->data, node->in[1]->shape[0]},
                 ddpm_elements(node->out, g->n), node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 
 static trouble *trouble_of(const ddpm_graph *g)
 {
-    cuda_state *s = state_of(g);
-    s->last = g;
-    return &s->news->found;
+    return &state_of(g)->news->found;
 }
 
 static __device__ void find_trouble(trouble *found, int code, int node, int picture)
@@ -2218,7 +2276,7 @@ static ddpm_result embedding_forward(const ddpm_graph *g, const ddpm_node *node)
                 embedded{node->in[0]->data, node->in[1]->data, node->in[1]->shape[0], node->in[1]->shape[1], node->id,
                          trouble_of(g)},
                 ddpm_elements(node->out, g->n), node->out->data, 0);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* One thread a column: pictures of the same class are added in their order. */
@@ -2238,7 +2296,7 @@ static ddpm_result embedding_backward(const ddpm_graph *g, const ddpm_node *node
         TRY(cuda_zero(g->device->state, node->in[1]->grad, ddpm_elements(node->in[1], 0) * sizeof(float)));
     LAUNCH(embedding_gradient, blocks_for((size_t)dim), THREADS, 0, state_of(g)->stream, g->n, node->in[1]->shape[0],
            dim, node->in[0]->data, node->out->grad, node->in[1]->grad);
-    return launched(node);
+    return launched(g, node);
 }
 
 /* A sum in double over a picture's elements: one block a picture. */
@@ -2254,7 +2312,7 @@ template <class Term> static ddpm_result sum_pictures(const ddpm_graph *g, const
 {
     LAUNCH(picture_sums<Term>, (unsigned)g->n, THREADS, 32 * sizeof(double), state_of(g)->stream, term,
            ddpm_elements(node->in[0], 1), node->out->data);
-    return launched(node);
+    return launched(g, node);
 }
 
 struct squared_error {
@@ -2285,7 +2343,7 @@ static ddpm_result mse_backward(const ddpm_graph *g, const ddpm_node *node)
         if (gradient_of(node, k))
             launch_map(g, squared_error_backward{node->out->grad, picture, k ? -1.0f : 1.0f}, (size_t)g->n * picture,
                        node->in[0]->data, node->in[1]->data, gradient_of(node, k), adds_to(node, k));
-    return launched(node);
+    return launched(g, node);
 }
 
 struct cross_entropy {
@@ -2321,7 +2379,7 @@ static ddpm_result bce_backward(const ddpm_graph *g, const ddpm_node *node)
     size_t picture = ddpm_elements(node->in[0], 1);
     launch_map(g, cross_entropy_backward{node->out->grad, picture}, (size_t)g->n * picture, node->in[0]->data,
                node->in[1]->data, node->in[0]->grad, adds_to(node, 0));
-    return launched(node);
+    return launched(g, node);
 }
 
 /* ---- 13. Noise, combinations ---------------------------------------------------------------------------------------
@@ -2416,7 +2474,7 @@ static ddpm_result cuda_normal(ddpm_graph *g, ddpm_tensor *x, ddpm_purpose purpo
     TRY(send_step(s, &g->step));
     LAUNCH(fill_normals, blocks_for(ddpm_elements(x, g->n) / 4 + 1), THREADS, 0, s->stream, s->step, (unsigned)purpose,
            g->n, (size_t)channels(x), pixels(x), x->data);
-    CUDA(cudaGetLastError(), "normals");
+    CUDA_OF(cudaGetLastError(), "normals", x);
     return DDPM_OK;
 }
 
@@ -2443,7 +2501,7 @@ static ddpm_result dropout(const ddpm_graph *g, const ddpm_node *node, const flo
     LAUNCH(drop, blocks_for(ddpm_elements(node->out, g->n) / 4 + 1), THREADS, 0, s->stream, s->step, (unsigned)node->id,
            g->training ? node->attr.affine.scale : 0, g->n, (size_t)channels(node->out), pixels(node->out), from, to,
            add);
-    return launched(node);
+    return launched(g, node);
 }
 static ddpm_result dropout_forward(const ddpm_graph *g, const ddpm_node *node)
 {
@@ -2483,7 +2541,7 @@ static ddpm_result cuda_lincomb(ddpm_graph *g, ddpm_tensor *y, int k, ddpm_tenso
         t.x[i] = x[i] ? x[i]->data : NULL;
     size_t count = ddpm_elements(y, g->n);
     LAUNCH(combine, blocks_for(count), THREADS, 0, state_of(g)->stream, t, count, y->data);
-    CUDA(cudaGetLastError(), "linear combination");
+    CUDA_OF(cudaGetLastError(), "a linear combination", y);
     return DDPM_OK;
 }
 
@@ -2721,6 +2779,7 @@ static void cuda_unplan(ddpm_graph *g)
 {
     cuda_state *s = state_of(g);
     if (s->last == g) s->last = NULL;
+    forget_requests(s); /* its nodes go */
     forget_recordings(s, g);
     for (int i = 0; i < g->tensors; i++)
         free_batch((batch *)g->tensor[i]->device);

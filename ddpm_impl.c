@@ -3931,8 +3931,8 @@ static ddpm_result repeat_training(ddpm_trainer *trainer, int first)
 {
     const ddpm_net *net = trainer->net;
     char key[96];
-    snprintf(key, sizeof key, "train %d of %s%s, predict %d, array %d of %x", net->graph->n, first ? "" : "first ",
-             first + net->graph->n < trainer->now.n ? "" : "last", (int)trainer->schedule->config.prediction_type,
+    snprintf(key, sizeof key, "train %d%s%s, predict %d, array %d of %x", net->graph->n, first ? "" : ", first",
+             first + net->graph->n < trainer->now.n ? "" : ", last", (int)trainer->schedule->config.prediction_type,
              (int)net->model->in_use, (unsigned)arrays_of(net->model));
     return repeat(net->graph, key, net->pull || trainer->ranks, run_micro_batch, trainer);
 }

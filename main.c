@@ -154,7 +154,7 @@ static ddpm_result find_ranks(const cli_command *command, cli_ranks wanted, ddpm
     if (strcmp(backends[global.backend].name, "cuda") == 0 && (wanted.gpus > 1 || started > 1))
         return ddpm_fail(DDPM_ERR_BACKEND, "more than one GPU needs NCCL, which is not in this build\n"
                                            "      hint: install libnccl-dev, or set NCCL_HOME to a folder with "
-                                           "include/nccl.h and lib/libnccl.so, then make cuda");
+                                           "include/nccl.h and lib/libnccl.so.2, then make cuda");
 #endif
 #ifdef DDPM_MPI
     if (started > 1) return comm_mpi(comm);

@@ -94,5 +94,11 @@ ddpm_result cli_model_open(const cli_context *context, const char *path, unsigne
 void cli_model_close(cli_model *model);
 /* Parameters of all tensors together. */
 double cli_parameters(const ddpm_model *model);
+/* Bytes that networks may use: of the device's own memory what is free, else cli_memory_available(); 0: unknown. */
+ddpm_result cli_room(const ddpm_device *device, double *bytes);
+/* The largest batch n < too_large of which ddpm_net_create(capacity = n * times, mode) makes a network that takes, with
+ * `more` bytes a picture beside it, no more than `bytes`; 0: none. */
+int cli_largest_batch(ddpm_model *model, int height, int width, int times, int mode, int too_large, double more,
+                      double bytes);
 
 #endif

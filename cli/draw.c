@@ -225,6 +225,23 @@ static ddpm_result set_teacher(const cli_drawing *d, batch_state *b, ddpm_net *n
     return result;
 }
 
+/* DDPM_ERR_MEMORY, before anything is drawn, if a batch cannot fit. */
+static ddpm_result check_memory(const ddpm_net *net, const lab_teacher *teacher, int capacity)
+{
+    cli_short total, room, fitting;
+    double guide = teacher != NULL ? (double)teacher->net->graph->bytes : 0, available;
+    double bytes = (double)net->graph->bytes + guide;
+    ddpm_result result = cli_room(net->model->device, &available);
+    if (result != DDPM_OK || available <= 0 || bytes <= available) return result;
+    int fits = cli_largest_batch(net->model, net->height, net->width, net->graph->capacity / capacity, 0, capacity,
+                                 guide / capacity, available);
+    snprintf(fitting, sizeof fitting, fits > 0 ? "--batch-size %d fits" : "no --batch-size fits", fits);
+    return ddpm_fail(DDPM_ERR_MEMORY,
+                     "to draw %d picture%s at once takes %s of memory, %s are available\n"
+                     "      hint: %s; a smaller model needs less",
+                     capacity, capacity == 1 ? "" : "s", cli_bytes(bytes, total), cli_bytes(available, room), fitting);
+}
+
 ddpm_result cli_draw(const cli_drawing *d)
 {
     ddpm_result result = check_labels(d);
@@ -251,6 +268,7 @@ ddpm_result cli_draw(const cli_drawing *d)
             result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = set_teacher(d, &b, net, capacity);
+    if (result == DDPM_OK) result = check_memory(net, b.teacher, capacity);
     if (result == DDPM_OK) result = draw_all(d, net, &b, labels);
     lab_teacher_free(b.teacher);
     free_pictures(b.frames, capacity * 2 * d->frames);

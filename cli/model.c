@@ -122,3 +122,30 @@ double cli_parameters(const ddpm_model *model)
         count += (double)ddpm_elements(model->param[i], 1);
     return count;
 }
+
+ddpm_result cli_room(const ddpm_device *device, double *bytes)
+{
+    size_t room;
+    *bytes = cli_memory_available();
+    if (device->backend->room == NULL) return DDPM_OK;
+    ddpm_result result = device->backend->room(device->state, &room);
+    if (result == DDPM_OK) *bytes = (double)room;
+    return result;
+}
+
+int cli_largest_batch(ddpm_model *model, int height, int width, int times, int mode, int too_large, double more,
+                      double bytes)
+{
+    int fits = 0;
+    while (too_large - fits > 1) {
+        ddpm_net *net = NULL;
+        int n = fits + (too_large - fits) / 2;
+        ddpm_result result = ddpm_net_create(&net, model, height, width, n * times, mode);
+        if (result == DDPM_OK && (double)net->graph->bytes + n * more <= bytes)
+            fits = n;
+        else
+            too_large = n;
+        ddpm_net_free(net);
+    }
+    return fits;
+}

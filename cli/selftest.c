@@ -29,10 +29,10 @@ typedef struct tally {
 static void count(void *user, const selftest_result *r)
 {
     tally *t = user;
-    int wrong = !(r->worst <= 1);
+    int wrong = r->worst > 1;
     t->cases[r->op]++, t->all++;
     t->wrong[r->op] += wrong, t->failed += wrong;
-    if (!(r->worst <= t->worst[r->op])) t->worst[r->op] = r->worst;
+    if (r->worst > t->worst[r->op]) t->worst[r->op] = r->worst;
     if (set.verbose || wrong)
         printf("%-18s %-32s %-12s %8.2g of its bound  %s\n", ddpm_op_name(r->op), r->shape, r->tensor, r->worst,
                wrong ? "WRONG" : "ok");

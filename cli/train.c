@@ -705,35 +705,6 @@ static ddpm_result survey_data(const training *t)
     return DDPM_OK;
 }
 
-/* The largest micro-batch whose network takes no more than `bytes`, below the one that was asked for; 0: none. */
-static int largest_micro_batch(const training *t, double bytes)
-{
-    int fits = 0, too_large = micro_batch(t);
-    while (too_large - fits > 1) {
-        ddpm_net *net = NULL;
-        int n = fits + (too_large - fits) / 2, mode = training_mode(t) & ~DDPM_SHARE_GRADIENTS;
-        ddpm_result result = ddpm_net_create(&net, t->model, t->net->height, t->net->width, n, mode);
-        if (result == DDPM_OK && (double)net->graph->bytes <= bytes)
-            fits = n;
-        else
-            too_large = n;
-        ddpm_net_free(net);
-    }
-    return fits;
-}
-
-/* A device's own memory, or the machine's; 0: unknown. */
-static ddpm_result memory_available(const training *t, double *bytes)
-{
-    const ddpm_device *device = t->model->device;
-    size_t room;
-    *bytes = cli_memory_available() / t->comm->local_size;
-    if (device->backend->room == NULL) return DDPM_OK;
-    ddpm_result result = device->backend->room(device->state, &room);
-    if (result == DDPM_OK) *bytes = (double)room;
-    return result;
-}
-
 /* One line each about the data, the model and the memory; DDPM_ERR_MEMORY if the run cannot fit. */
 static ddpm_result report_plan(const training *t)
 {
@@ -746,7 +717,8 @@ static ddpm_result report_plan(const training *t)
     double drawing = t->samples.net != NULL ? (double)t->samples.net->graph->bytes : 0;
     int apart = t->model->device->backend->room != NULL; /* from the pictures */
     double total = arrays + graph + drawing + (apart ? batch / 2 : cache + batch), available;
-    ddpm_result result = memory_available(t, &available);
+    ddpm_result result = cli_room(t->model->device, &available);
+    if (!apart) available /= t->comm->local_size; /* ranks share the machine's, each has a device of its own */
     cli_short number, a, b, c, d, e;
     cli_note("data    %s", lab_dataset_describe(t->data));
     cli_note("model   %s at %dx%d, %s parameters", set.model, data->width, data->height, cli_count(parameters, number));
@@ -757,7 +729,8 @@ static ddpm_result report_plan(const training *t)
              cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(t),
              cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d), apart ? " at a time" : "");
     if (result != DDPM_OK || available <= 0 || total <= available) return result;
-    int fits = largest_micro_batch(t, available - (total - graph));
+    int fits = cli_largest_batch(t->model, t->net->height, t->net->width, 1, training_mode(t) & ~DDPM_SHARE_GRADIENTS,
+                                 micro_batch(t), 0, available - (total - graph));
     cli_short largest;
     snprintf(largest, sizeof largest, fits > 0 ? "--micro-batch %d fits" : "no --micro-batch fits", fits);
     return ddpm_fail(DDPM_ERR_MEMORY,

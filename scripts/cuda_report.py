@@ -4,7 +4,7 @@
 From nvcc and ptxas: registers, spills; from the machine code: instructions (a 128-bit word each; the opcode is bits 0 to
 11, the width of an access bits 73 to 75). NOTED: the launches of every row of the lab UNet's training step, and what the
 rows compute and move at least (tests/cuda/launches.c)."""
-import collections, csv, os, re, struct, subprocess, sys, tempfile
+import collections, concurrent.futures, csv, os, re, struct, subprocess, sys, tempfile
 
 NVCC = 'nvcc -std=c++17 -O3 --fmad=false -I. -cubin -Xptxas -v cuda_backend.cu'.split()
 # registers and shared bytes of a multiprocessor, its warps and blocks (CUDA C++ Programming Guide, Compute Capabilities)
@@ -12,6 +12,10 @@ SM = {80: (65536, 167936, 64, 32), 89: (65536, 102400, 48, 24), 90: (65536, 2334
 RESERVED = 1024  # bytes of shared memory a block takes for itself
 # dense TFLOP/s with float32 sums (fp32, TF32, bf16) and GB/s, from NVIDIA's data sheets and the Ada whitepaper
 DEVICE = {'RTX 4090': (82.6, 82.6, 165.2, 1008), 'A100 80 GB SXM': (19.5, 156, 312, 2039), 'H100 SXM': (67, 494.7, 989.4, 3350)}
+# GB/s each way between the GPUs of one machine, half of what NVIDIA's data sheets give for both ways: NVLink 600 (A100), 900
+# (H100), PCIe 4.0 x16 64 (an RTX 4090 has no NVLink). Between machines InfiniBand: EDR 100 Gbit/s, NDR 400 (ConnectX-7).
+WITHIN = {'RTX 4090': ('PCIe 4.0 x16', 32), 'A100 80 GB SXM': ('NVLink', 300), 'H100 SXM': ('NVLink', 450)}
+BETWEEN = (('InfiniBand, 100 Gbit/s', 100 / 8), ('InfiniBand, 400 Gbit/s', 400 / 8))
 OPCODE = {0x223: 'FFMA', 0x23c: 'HMMA', 0x981: 'LDG', 0x986: 'STG', 0x984: 'LDS', 0x388: 'STS', 0x988: 'STS', 0x983: 'LDL', 0x387: 'STL'}
 
 
@@ -70,8 +74,9 @@ def occupancy(arch, threads, registers, shared):
 
 
 def noted(path):
-    """Of each kernel the most threads and shared bytes; of each (row, pass): nodes, FLOP, bytes, launches of each kernel."""
-    most, rows, since, rest = {}, collections.OrderedDict(), collections.Counter(), {}
+    """Of each kernel the most threads and shared bytes; of each (row, pass): nodes, FLOP, bytes, launches of each kernel;
+    the rest: memory, sizes of the buckets of gradients."""
+    most, rows, since, rest = {}, collections.OrderedDict(), collections.Counter(), {'bucket': []}
     for line in open(path):
         what, text = line.rstrip('\n').split(' ', 1)
         if what == 'launch':
@@ -88,6 +93,8 @@ def noted(path):
             row[2] += float(size)
             row[3] += since
             since = collections.Counter()
+        elif what == 'bucket':
+            rest[what].append(int(text))
         else:
             rest[what] = [int(v) for v in text.split()]
     return most, rows, rest
@@ -111,8 +118,37 @@ steps the mean loss is {mean[0]:.5f} in float32 and {mean[1]:.5f} with bf16 prod
 in the median, {100 * apart[-1]:.2f}% at most.'''
 
 
+def several(step, buckets, pictures):
+    """Of 8 and 64 GPUs: what they send each other, and the time of a step at least. step: ms of one, of each device."""
+    size, last = 4 * sum(buckets), 4 * buckets[-1]
+    share = lambda n: 2 * (n - 1) / n
+    print(f'''
+## Lower bounds with 8 and 64 GPUs
+Arithmetic; several GPUs have never been tried. Each has {pictures} pictures, so that a batch has {8 * pictures} or {64 * pictures}. A step adds up
+the gradients: {size / 1e6:.1f} MB of float32, in {len(buckets)} buckets of {4 * min(buckets) / 1e6:.1f} to {4 * max(buckets) / 1e6:.1f} MB, each begun as soon as backward has made it. A ring of n GPUs
+(NCCL_ALGO=Ring) passes on 2 (n - 1) / n of the bytes over each of its links (Patarasuk & Yuan 2009), {share(8):.2f} of them with 8 GPUs and
+{share(64):.3f} with 64: here 8 in one machine, or 8 such machines with one adapter each (k adapters share its bytes). So
+
+    sums  >=  2 (n - 1) / n x {size / 1e6:.1f} MB / (GB/s of the slowest link, one way)
+    step  >=  the larger of: the sums; one GPU's bound + the last bucket's sum, which begins when backward has ended
+
+The last bucket has {last / 1e6:.1f} MB. Links, from NVIDIA's data sheets: NVLink 600 GB/s for A100 and 900 for H100, PCIe 4.0 x16 64 GB/s, both
+ways together; InfiniBand EDR 100 and NDR 400 Gbit/s each way. The share is one GPU's bound over that of n: what n GPUs do of n
+times one's work if all is at its bound. It is no bound itself: a GPU that is slower than its own hides more of the sums.
+
+| GPUs | device | slowest link | GB/s one way | a GPU sends, MB a step | sums, ms | step, ms in fp32, TF32, bf16 | share |
+| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |''')
+    for device, (link, speed) in WITHIN.items():
+        for n, link, speed in [(8, link, speed)] + [(64,) + b for b in BETWEEN]:
+            sums, tail = share(n) * size / speed / 1e6, share(n) * last / speed / 1e6
+            least = [max(sums, t + tail) for t in step[device]]
+            print(f"| {n} | {device} | {link} | {speed:g} | {share(n) * size / 1e6:.0f} | {sums:.1f} | {', '.join(f'{t:.0f}' for t in least)} | "
+                  f"{', '.join(f'{100 * t / l:.0f}%' for t, l in zip(step[device], least))} |")
+
+
 def main():
-    built = {arch: compiled(arch) for arch in SM}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        built = dict(zip(SM, pool.map(compiled, SM)))
     launched, rows, rest = noted(sys.argv[1])
     pictures = int(sys.argv[2])
     version = subprocess.run(['nvcc', '--version'], capture_output=True, text=True).stdout.split('release ')[1].split(',')[0]
@@ -123,22 +159,23 @@ emulated one (`make test`: CONTRIBUTING.md); what follows is what the compiler s
 is no measured speed here, and none is claimed.
 
 ## Kernels
-Registers of a thread and occupancy (the share of a multiprocessor's warps that fit at once), and for sm_80 the machine code's
-instructions: 128-bit accesses of all accesses to device memory, multiply-adds (FFMA), tensor-core products (HMMA). Threads
-and shared memory: the most that a training step of the lab's UNet launches, {pictures} pictures of 64x64 in TF32; nothing: it does
-not use that kernel.
+Registers of a thread and occupancy (the share of a multiprocessor's warps that fit at once), and of the machine code for sm_80
+and sm_90 the instructions: 128-bit accesses of all accesses to device memory, multiply-adds (FFMA), tensor-core products
+(HMMA). Threads and shared memory: the most that a training step of the lab's UNet launches, {pictures} pictures of 64x64 in TF32;
+nothing: it does not use that kernel.
 
-| kernel | threads | shared | registers sm_80, 89, 90 | occupancy | 128-bit | FFMA | HMMA |
+| kernel | threads | shared | registers sm_80, 89, 90 | occupancy | 128-bit sm_80; 90 | FFMA sm_80, 90 | HMMA sm_80, 90 |
 | --- | ---: | ---: | --- | --- | --- | ---: | ---: |''')
     spilled = 0
     for name in sorted(built[80]):
         spilled += sum(built[a][name][1] for a in SM)
         threads, shared = launched.get(name, (0, 0))
-        code = built[80][name][2]
-        wide, all_accesses = code['LDG.128'] + code['STG.128'], sum(code[f'{o}{w}'] for o in ('LDG', 'STG') for w in ('', '.32', '.64', '.128'))
+        codes = [built[arch][name][2] for arch in (80, 90)]
+        wide = [f"{c['LDG.128'] + c['STG.128']} of {sum(c[o + w] for o in ('LDG', 'STG') for w in ('', '.32', '.64', '.128'))}" for c in codes]
+        ffma, hmma = [', '.join(str(c[o]) for c in codes) if any(c[o] for c in codes) else '' for o in ('FFMA', 'HMMA')]
         there = ', '.join(occupancy(a, threads, built[a][name][0], shared) for a in SM) if threads else ''
         print(f"| `{name}` | {threads or ''} | {shared if threads else ''} | {', '.join(str(built[a][name][0]) for a in SM)} | {there} | "
-              f"{wide} of {all_accesses} | {code['FFMA'] or ''} | {code['HMMA'] or ''} |")
+              f"{'; '.join(wide)} | {ffma} | {hmma} |")
     print(f'\nSpilled to local memory by all of them together: {spilled} bytes.')
 
     launches = sum(sum(r[3].values()) for r in rows.values())
@@ -173,6 +210,7 @@ CUDA graph, and the host waits once, at its end, for {4 * pictures} bytes of los
     print(f"\nMemory of the step: {memory / 2**30:.1f} GiB for the network and {5 * 4 * parameters / 2**30:.1f} GiB for weights, gradients, both moments"
           ' and average.')
     print('\nThese are bounds, not predictions: what a kernel reaches of them only a GPU can tell.')
+    several(total, rest['bucket'], pictures)
     print(rounding('docs/bf16.csv'))
 
 

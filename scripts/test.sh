@@ -18,6 +18,20 @@ programs() { # where VARIANT $1 has the programs of sources $2...
     for source in "$@"; do echo "$directory/${source%.c}"; done
 }
 
+# Makes $1 look like an installed NCCL: the header that is here, and a library of the names that comm/nccl.c calls, so that
+# linking can be checked where no GPU is. Fails if there is no header.
+nccl_names() {
+    for header in "${NCCL_HOME:-}/include" /usr/include /usr/local/include /usr/local/cuda/include; do
+        [ -f "$header/nccl.h" ] || continue
+        mkdir -p "$1/include" "$1/lib"
+        cp "$header/nccl.h" "$1/include"
+        grep -o 'nccl[A-Z][A-Za-z]*(' comm/nccl.c | sort -u | sed 's/(/(void) { return 0; }/; s/^/int /' |
+            $CC -w -x c -shared -fPIC -Wl,-soname,libnccl.so.2 - -o "$1/lib/libnccl.so.2"
+        return
+    done
+    return 1
+}
+
 # In sight, because it may install packages.
 "$MAKE" --no-print-directory flags || { note_failure "dependencies are missing"; finish; }
 openmp=$(sed -n 's/^OPENMP := //p' "$BUILD/$COMPILER/test-dependencies.mk")
@@ -63,8 +77,18 @@ else
 fi
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc 2> /dev/null | head -n 1)
 if [ -n "$nvcc" ]; then
-    check "nvcc: sm_80, sm_89 and sm_90 without a warning" "$nvcc" -std=c++17 -O3 --fmad=false -Werror all-warnings --threads 0 \
-        $(scripts/cuda_arch.sh 80 89 90) -I. -c cuda_backend.cu -o "$scratch/cuda_backend.o"
+    linked=$BUILD/$COMPILER-link-cuda
+    if nccl_names "$BUILD/nccl"; then nccl=$BUILD/nccl
+    else nccl=; fi
+    cuda() { build VARIANT=link CUDA=yes CUDA_ARCH="80 89 90" NCCL_HOME="$nccl" INSTALL=no "$@"; }
+    check "nvcc: sm_80, sm_89 and sm_90 without a warning" cuda "$linked/cuda_backend.o"
+    check "the CUDA program links" cuda "$linked/ddpm"
+    check "the CUDA program says that there is no device" sh -c \
+        "CUDA_VISIBLE_DEVICES= '$linked/ddpm' selftest --backend cuda 2>&1 | grep 'cuda: no device'"
+    if [ -n "$nccl" ]; then check "... and is linked with NCCL" sh -c "ldd '$linked/ddpm' | grep 'libnccl.so.2 => /'"
+    else skip "the CUDA program with NCCL" "no nccl.h (NCCL_HOME says where)"; fi
+    check "an NCCL_HOME without NCCL is refused" sh -c \
+        "'$MAKE' -n CUDA=yes INSTALL=no NCCL_HOME='$scratch' program 2>&1 | grep 'NCCL_HOME=$scratch has no NCCL'"
 else
     skip "nvcc for sm_80, sm_89 and sm_90" "no nvcc"
 fi

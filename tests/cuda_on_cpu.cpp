@@ -558,8 +558,11 @@ static void run_block(const std::vector<unsigned> &warps, const std::vector<unsi
     } while (release_barrier());
 }
 
+static bool fails(const work &w); /* part 7 */
+
 static void run_grid(const work &w)
 {
+    if (fails(w)) return;
     current = &w;
     grid_size = w.grid;
     block_size = w.block;
@@ -623,6 +626,14 @@ static void begin()
 static cudaError_t fail(cudaError_t error)
 {
     return last_error = error;
+}
+
+static const char *failing; /* cuda_on_cpu_fail */
+
+static bool fails(const work &w)
+{
+    if (failing && strstr(w.name, failing)) fail(cudaErrorIllegalAddress);
+    return last_error == cudaErrorIllegalAddress;
 }
 
 static void add_job(cudaStream *stream, job j)
@@ -703,10 +714,12 @@ void submit(cudaStream *stream, const work &w)
         fail(cudaErrorInvalidConfiguration);
         return;
     }
-    if (noted)
+    if (noted) {
         note_launch(w, count);
-    else
-        add_job(stream, [=] { run_grid(w); });
+        return;
+    }
+    add_job(stream, [=] { run_grid(w); });
+    if (getenv("CUDA_LAUNCH_BLOCKING")) drain(stream ? stream : &default_stream);
 }
 } // namespace cuda_on_cpu
 
@@ -753,6 +766,11 @@ void cuda_on_cpu_device(int cc, size_t memory)
     capability = cc;
     arena_limit = memory;
 }
+void cuda_on_cpu_fail(const char *part)
+{
+    failing = part;
+    if (!part) last_error = cudaSuccess;
+}
 int cuda_on_cpu_buffers(void)
 {
     return (int)(buffers.size() + pinned.size());
@@ -774,6 +792,7 @@ const char *cudaGetErrorName(cudaError_t error)
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     }
     return "cudaError";
@@ -785,7 +804,7 @@ const char *cudaGetErrorString(cudaError_t error)
 cudaError_t cudaGetLastError(void)
 {
     cudaError_t error = last_error;
-    last_error = cudaSuccess;
+    if (error != cudaErrorIllegalAddress) last_error = cudaSuccess;
     return error;
 }
 cudaError_t cudaGetDeviceCount(int *count)

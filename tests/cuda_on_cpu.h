@@ -32,6 +32,9 @@ int cuda_on_cpu_checked(void); /* are the kernels compiled with checks? */
 int cuda_on_cpu_mistakes(char *text, size_t size);
 /* The device there seems to be: compute capability (80 is 8.0; 0: no device), bytes of memory. At first 80, 8 GiB. */
 void cuda_on_cpu_device(int capability, size_t memory);
+/* Kernels with `part` in their names fail when they should run, as by an access that is not allowed, which stays an
+ * error. NULL: they run again, and it is forgotten. */
+void cuda_on_cpu_fail(const char *part);
 int cuda_on_cpu_buffers(void);            /* device buffers not yet freed */
 unsigned long cuda_on_cpu_launches(void); /* kernels launched so far, those in a replayed graph too */
 unsigned long cuda_on_cpu_stalls(void);   /* times that the host has waited for the device, or allocated */
@@ -386,6 +389,7 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
+    cudaErrorIllegalAddress = 700,
     cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };

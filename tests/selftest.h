@@ -9,7 +9,7 @@ typedef struct selftest_result { /* of one case */
     ddpm_op op;
     const char *shape;  /* "(3,24,8,8) -> 96, kernel 3" */
     const char *tensor; /* where it is worst: "y", "dx0", ... */
-    double worst;       /* |value - reference| as a part of its bound: at most 1 passes; NaN does not */
+    double worst;       /* |value - reference| as a part of its bound: at most 1 passes; infinite for NaN */
 } selftest_result;
 typedef void (*selftest_report)(void *user, const selftest_result *result);
 

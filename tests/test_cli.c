@@ -2,7 +2,7 @@
  * stderr and files.
  *
  * Contents: 1 help   2 usage errors and aliases   3 the whole way, once for all tests below   4 pictures
- *           5 predict   6 info   7 bad input   8 check-grad, bench */
+ *           5 predict   6 info   7 bad input   8 check-grad, selftest, bench */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -27,7 +27,7 @@
 
 static const cli_command *const commands[] = {
     &cli_render,          &cli_train, &cli_sample,  &cli_test,       &cli_eval,  &cli_nearest, &cli_explain,
-    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench, &cli_export};
+    &cli_train_evaluator, &cli_info,  &cli_predict, &cli_check_grad, &cli_bench, &cli_export,  &cli_selftest};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void assert_lists_option(const cli_option *o)
@@ -1044,6 +1044,27 @@ static void test_memory_is_refused(void **state)
     assert_false(io_is_directory(in_folder("new")));
 }
 
+static void test_memory_is_refused_to_draw(void **state)
+{
+    static const char draw[] =
+        "sample 'red cube' --model @/run --sampler ddim --steps 1 --n 32 --threads 1 --out @/few.png --batch-size ";
+    char command[200];
+    (void)state;
+    snprintf(command, sizeof command, "%s32", draw);
+    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=10000000", command), 1);
+    assert_has(err, "to draw 32 pictures at once takes ");
+    const char *fits = strstr(err, "--batch-size ");
+    assert_non_null(fits);
+    int most = atoi(fits + strlen("--batch-size "));
+    assert_in_range(most, 1, 31);
+    for (int more = 1; more >= 0; more--) { /* so many fit, one more does not */
+        snprintf(command, sizeof command, "%s%d", draw, most + more);
+        assert_int_equal(run_with("DDPM_MEMORY_LIMIT=10000000", command), more);
+    }
+    assert_int_equal(run_with("DDPM_MEMORY_LIMIT=1000", command), 1);
+    assert_has(err, "no --batch-size fits");
+}
+
 static void test_bad_training_data(void **state)
 {
     (void)state;
@@ -1173,7 +1194,7 @@ static void test_nan_stops(void **state)
     assert_false(io_is_directory(in_folder("nan/step-2")));
 }
 
-/* ---- 8. check-grad, bench ------------------------------------------------------------------------------------ */
+/* ---- 8. check-grad, selftest, bench ------------------------------------------------------------------------------ */
 
 static void test_check_grad(void **state)
 {
@@ -1183,6 +1204,14 @@ static void test_check_grad(void **state)
     assert_runs("check-grad linear");
     assert_has(out, "ok");
     assert_has(out, ", 0 wrong");
+}
+
+static void test_selftest(void **state)
+{
+    (void)state;
+    assert_runs("selftest --quick --backend cpu --threads 1");
+    assert_has(out, "---- ddpm selftest ----");
+    assert_has(out, " cases, 0 wrong, ");
 }
 
 static void test_bench(void **state)
@@ -1256,12 +1285,14 @@ int main(void)
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_run_is_not_overwritten),
         cmocka_unit_test(test_memory_is_refused),
+        cmocka_unit_test(test_memory_is_refused_to_draw),
         cmocka_unit_test(test_bad_training_data),
         cmocka_unit_test(test_bad_labels),
         cmocka_unit_test(test_export),
         cmocka_unit_test(test_bad_models),
         cmocka_unit_test(test_nan_stops),
         cmocka_unit_test(test_check_grad),
+        cmocka_unit_test(test_selftest),
         cmocka_unit_test(test_bench),
     };
     return cmocka_run_group_tests_name("cli", tests, make_folder, remove_folder);

@@ -2,6 +2,7 @@
  * bits in every run of as many ranks, stopped and resumed or not; and one that dies ends the run, not its checkpoints.
  *
  * Contents: 1 sums and agreement   2 one rank and three   3 runs   4 dying   5 refused */
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -202,7 +203,7 @@ static double largest_difference(const float *a, const float *b, size_t count)
     for (size_t i = 0; i < count; i++) {
         double difference = (double)a[i] - (double)b[i];
         if (difference < 0) difference = -difference;
-        if (!(difference <= most)) most = difference;
+        if (!(difference <= most)) most = isnan(difference) ? INFINITY : difference;
     }
     return most;
 }

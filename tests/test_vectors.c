@@ -217,6 +217,19 @@ static void make_parameter(const ddpm_device *device, const io_tensor *file, int
     OK(ddpm_upload(device, x, DDPM_DATA, 0, value));
 }
 
+/* NaN in all that may be written and has not been: what is read before, or added to, shows. */
+static void fill_with_nan(const ddpm_device *device, size_t count, ddpm_real *memory)
+{
+    ddpm_tensor all = {.name = "memory", .dims = 1, .shape = {(int)count, 1, 1, 1}, .param = 1};
+    all.data = memory;
+    float *host = malloc(count * sizeof *host);
+    assert_non_null(host);
+    for (size_t i = 0; i < count; i++)
+        host[i] = NAN;
+    OK(ddpm_upload(device, &all, DDPM_DATA, 0, host));
+    free(host);
+}
+
 static double worst_of(vectors *v, const char *name, const char *key, const float *value, double widen)
 {
     const io_tensor *truth = vectors_find(v, "%s/%s", name, key), *bound = vectors_find(v, "%s/%s.bound", name, key);
@@ -288,6 +301,7 @@ static void build_operation(operation *o)
     o->y = builder[o->op](o->g, o->attr, o->x);
     OK(ddpm_graph_plan(o->g, o->wanted ? o->y : NULL, &o->y, 1));
     OK(ddpm_graph_alloc(o->g));
+    fill_with_nan(o->device, o->g->bytes / sizeof(ddpm_real), o->g->memory);
     for (int i = 0; i < INPUTS; i++)
         if (o->x[i] && !o->x[i]->param)
             OK(ddpm_upload(o->device, o->x[i], DDPM_DATA, o->n, vectors_floats(o->v, "%s", o->in[i]->name)));
@@ -308,9 +322,13 @@ static void check_output(operation *o)
 
 /* Backward, for the `round`th time: inputs' gradients come out the same again; parameters' add up, so that the second
  * time they are twice the truth, off by the first bound and twice it again (the sum is twice as large by then), which
- * is 1.5 times the bound of a half. */
+ * is 1.5 times the bound of a half. The third time they are stored, as under DDPM_SHARE_GRADIENTS, over NaN. */
 static void check_gradients(operation *o, int round)
 {
+    for (int i = 0; round == 3 && i < INPUTS; i++)
+        if (o->x[i] && o->x[i]->param) fill_with_nan(o->device, o->in[i]->elements, o->x[i]->grad);
+    for (int i = 0; round == 3 && i < o->g->nodes; i++) /* one, or none */
+        o->g->node[i]->accumulate = 0;
     OK(ddpm_graph_backward(o->g, vectors_floats(o->v, "%s/dy", o->name), NULL, NULL));
     for (int i = 0; i < INPUTS; i++) {
         if (!o->x[i] || !vectors_find(o->v, "%s/%s", o->name, gradient_key[i])) continue;
@@ -341,7 +359,7 @@ static double run_case(vectors *v, subject *s, const char *name)
     build_operation(&o);
     OK(ddpm_graph_forward(o.g, o.n));
     check_output(&o);
-    for (int round = 1; o.wanted && round <= 2; round++)
+    for (int round = 1; o.wanted && round <= 3; round++)
         check_gradients(&o, round);
     check_statistics(&o);
     ddpm_graph_free(o.g);
@@ -1147,6 +1165,7 @@ int main(int argc, char **argv)
         add_test("torch", "distance by steps", draw_distances, NULL, 0);
         return _cmocka_run_group_tests("vectors", tests, (size_t)added, NULL, NULL);
     }
+    if (argc == 2) cmocka_set_test_filter(argv[1]); /* a pattern of those to run */
     for (int b = 0; b < BACKENDS; b++) {
         const ddpm_backend *backend = backends[b].backend();
         for (int op = 0; op < DDPM_OP_COUNT; op++)

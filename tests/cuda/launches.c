@@ -1,12 +1,14 @@
 /* tests/cuda/launches.c - what a training step of the lab's UNet asks of a GPU, for `make cuda-report`: every row's
  * launches, as the emulated GPU notes them without running any (CUDA_ON_CPU_LAUNCHES=FILE), and after them the row's
- * own line, "row OP PASS FLOP BYTES". BYTES is the least it can move: each tensor that it needs, once.
+ * own line, "row OP PASS FLOP BYTES". BYTES is the least it can move: each tensor that it needs, once. Then of several
+ * GPUs "bucket ELEMENTS", for each stretch of gradients that they add up at a time, in this order.
  *
  *     CUDA_ON_CPU_LAUNCHES=FILE launches PICTURES
  */
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "comm/comm.h"
 #include "cuda_backend.h"
 #include "tests/cuda_on_cpu.h"
 
@@ -53,6 +55,31 @@ static ddpm_result run_update(ddpm_model *model, ddpm_graph *g, FILE *file)
     return result;
 }
 
+static FILE *buckets;
+
+static ddpm_result note_bucket(ddpm_comm *comm, comm_kind kind, void *values, size_t count)
+{
+    (void)comm, (void)values;
+    if (kind == COMM_GRADIENTS) fprintf(buckets, "bucket %zu\n", count);
+    return DDPM_OK;
+}
+
+/* A step of two ranks, as far as its sums go. */
+static ddpm_result run_sums(ddpm_model *model, FILE *file)
+{
+    ddpm_comm two = *comm_alone();
+    comm_reducer *reducer;
+    double loss = 0;
+    two.size = 2, two.all_reduce = note_bucket;
+    buckets = file;
+    ddpm_result result = comm_reducer_create(&reducer, &two, model, COMM_BUCKET);
+    if (result != DDPM_OK) return result;
+    const ddpm_ranks *ranks = comm_reducer_ranks(reducer);
+    result = ranks->finish(ranks->user, DDPM_OK, &loss);
+    comm_reducer_free(reducer);
+    return result;
+}
+
 int main(int argc, char **argv)
 {
     const char *path = getenv("CUDA_ON_CPU_LAUNCHES");
@@ -72,6 +99,7 @@ int main(int argc, char **argv)
     if (result == DDPM_OK) result = ddpm_net_create(&net, model, 64, 64, atoi(argv[1]), DDPM_TRAINING);
     if (result == DDPM_OK) result = run_rows(net->graph, file);
     if (result == DDPM_OK) result = run_update(model, net->graph, file);
+    if (result == DDPM_OK) result = run_sums(model, file);
     if (result == DDPM_OK) fprintf(file, "memory %zu %zu\n", net->graph->bytes, model->elements);
     if (result != DDPM_OK) fprintf(stderr, "launches: %s\n", ddpm_error());
     fclose(file);

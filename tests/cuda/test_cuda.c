@@ -265,7 +265,7 @@ static double largest_difference(const float *a, const float *b, size_t count)
     double most = 0;
     for (size_t i = 0; i < count; i++) {
         double d = fabs((double)a[i] - (double)b[i]);
-        if (!(d <= most)) most = d;
+        if (!(d <= most)) most = isnan(d) ? INFINITY : d;
     }
     return most;
 }
@@ -518,6 +518,47 @@ static void test_devices(void **state)
     ddpm_device_close(&device);
 }
 
+/* An error of a kernel is found when the host waits: it names what was asked for since; or, where each operation is
+ * waited for, that one. */
+static void fail_to_train(int steps_before, int blocking, const char *const *wanted)
+{
+    lab l;
+    batch b;
+    trained t = {.count = 0};
+    draw_batch(0, &b);
+    if (blocking) setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    open_lab(&l, ddpm_cuda(), "fp32");
+    train(&l, 0, steps_before, &t);
+    cuda_on_cpu_fail("attention_query_backward");
+    assert_int_equal(ddpm_train_step(&l.trainer, b.pictures, b.labels, PICTURES, 1e-3, NULL), DDPM_ERR_BACKEND);
+    for (; *wanted; wanted++)
+        if (!strstr(ddpm_error(), *wanted)) fail_msg("no \"%s\" in: %s", *wanted, ddpm_error());
+    close_lab(&l);
+    unsetenv("CUDA_LAUNCH_BLOCKING");
+    cuda_on_cpu_fail(NULL);
+}
+
+static void test_errors(void **state)
+{
+    static const char *const rows[] = {"while waiting for node ", " before it, from node 0, ",
+                                       "cudaErrorIllegalAddress", "CUDA_LAUNCH_BLOCKING", NULL},
+                             *const step[] = {"the recorded step 'train 1, last, ",
+                                              "pictures from 20 on, or one of the 2 before it, from ",
+                                              "the recorded step 'train 3, first, ", "pictures from 14 on", NULL},
+                             *const one[] = {"cuda: node ", "' (attention), (3,16,4,4) -> (3,16,4,4): ", NULL};
+    (void)state;
+    ddpm_device device;
+    fail_to_train(0, 0, rows);
+    fail_to_train(2, 0, step);
+    fail_to_train(0, 1, one);
+    OK(ddpm_device_open(&device, ddpm_cuda(), 1, "fp32"));
+    cuda_on_cpu_fail("convolve");
+    assert_int_equal(selftest_run(&device, SELFTEST_SMALL, 0, judge, NULL), DDPM_ERR_BACKEND);
+    assert_non_null(strstr(ddpm_error(), "selftest, conv2d (1,3,8,8) -> 24 3,1,1,1: cuda: "));
+    ddpm_device_close(&device);
+    cuda_on_cpu_fail(NULL);
+}
+
 /* ---- 7. main ---- */
 
 #define TEST(f) cmocka_unit_test_teardown(f, end_of_test)
@@ -525,8 +566,9 @@ static void test_devices(void **state)
 int main(int argc, char **argv) /* [TEST]: a pattern of those to run */
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_devices),   TEST(test_normals),  TEST(test_skipped_update), TEST(test_rows_shuffled),
-        TEST(test_rows_tf32), TEST(test_training), TEST(test_shared_gradients), TEST(test_rows_bf16),
+        TEST(test_devices),          TEST(test_normals),   TEST(test_skipped_update),
+        TEST(test_rows_shuffled),    TEST(test_rows_tf32), TEST(test_training),
+        TEST(test_shared_gradients), TEST(test_rows_bf16), TEST(test_errors),
     };
     const struct CMUnitTest more[] = {TEST(test_rows), TEST(test_resumed_by_the_other), TEST(test_repeated_steps),
                                       TEST(test_repeated_sampling)};
