@@ -284,7 +284,7 @@ The ceiling: pictures freshly rendered from the same labels, as many; the floor,
 | --- | --- | --- | --- | --- | --- |
 $rows
 
-\`unseen.json\` holds label sets of three objects that no training picture has.
+\`unseen.json\` holds label sets of three objects that no training picture has (its neighbouring sets share classes: hence its floor).
 $(twins_of "$1")
 Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
 
