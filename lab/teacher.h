@@ -10,7 +10,7 @@
  * bounded at every t, and kept in [-clip_sample_range, clip_sample_range] where the schedule clips x_0: a sampler that
  * clips afterwards loses a part of the move whose other part, in eps, stays, and the picture goes the other way.
  * A gradient may please the evaluator that it is from and nobody else. So in each step it looks from another place:
- * the picture is mirrored or not and moved by some pixels, at random, as its training pictures were (lab/augment.h), and
+ * the picture is mirrored or not and moved by some pixels, at random, as its training pictures were (lab/augment.h);
  * over the steps only what holds for all of these adds up (expectation over transformation: Athalye et al. 2018).
  * Whoever guides must not judge: that takes a second evaluator. */
 #ifndef LAB_TEACHER_H
@@ -43,8 +43,8 @@ void lab_teacher_free(lab_teacher *teacher);
  * DDPM_ERR_UNSUPPORTED, of training: the network does not predict eps. The two below check for themselves. */
 ddpm_result lab_teacher_fits(const lab_teacher *teacher, const ddpm_net *net);
 
-/* Picture k of a batch, (3,size,size), as the guide sees it in this step of sampling: mirrored or not and moved by up to
- * LAB_VIEW_SHIFT pixels each way, edges repeated; drawn at {seed, first_picture + k, index, LAB_RANDOM_VIEW}. back: the
+/* Picture k of a batch, (3,size,size), as the guide sees it in this step of sampling: mirrored or not and moved by up
+ * to LAB_VIEW_SHIFT pixels each way, edges repeated; drawn at {seed, first_picture + k, index, LAB_RANDOM_VIEW}. back: the
  * adjoint, for gradients: every value is added to the pixel that it came from. scratch: size^2. */
 enum { LAB_VIEW_SHIFT = 3, LAB_RANDOM_VIEW = DDPM_RANDOM_USER + 5 };
 void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture, ddpm_real *scratch, int back);
