@@ -44,8 +44,8 @@ void lab_teacher_free(lab_teacher *teacher);
 ddpm_result lab_teacher_fits(const lab_teacher *teacher, const ddpm_net *net);
 
 /* Picture k of a batch, (3,size,size), as the guide sees it in this step of sampling: mirrored or not and moved by up
- * to LAB_VIEW_SHIFT pixels each way, edges repeated; drawn at {seed, first_picture + k, index, LAB_RANDOM_VIEW}. back: the
- * adjoint, for gradients: every value is added to the pixel that it came from. scratch: size^2. */
+ * to LAB_VIEW_SHIFT pixels each way, edges repeated; drawn at {seed, first_picture + k, index, LAB_RANDOM_VIEW}. back:
+ * the adjoint, for gradients: every value is added to the pixel that it came from. scratch: size^2. */
 enum { LAB_VIEW_SHIFT = 3, LAB_RANDOM_VIEW = DDPM_RANDOM_USER + 5 };
 void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture, ddpm_real *scratch, int back);
 
