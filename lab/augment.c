@@ -33,14 +33,25 @@ static int clamped(int i, int count)
     return i < 0 ? 0 : i < count ? i : count - 1;
 }
 
-/* to[y][x] = from[y + dy][x + dx], left for right if flip; edges repeated */
-static void move(const ddpm_real *from, int height, int width, int flip, int dx, int dy, ddpm_real *to)
+/* Where in a plane the moved picture's pixel (y, x) comes from. */
+static int source_of(int height, int width, int flip, int dx, int dy, int y, int x)
+{
+    return clamped(y + dy, height) * width + clamped((flip ? width - 1 - x : x) + dx, width);
+}
+
+void lab_move(const ddpm_real *from, int height, int width, int flip, int dx, int dy, ddpm_real *to)
 {
     for (int y = 0; y < height; y++)
-        for (int x = 0; x < width; x++) {
-            int source = clamped((flip ? width - 1 - x : x) + dx, width);
-            to[y * width + x] = from[clamped(y + dy, height) * width + source];
-        }
+        for (int x = 0; x < width; x++)
+            to[y * width + x] = from[source_of(height, width, flip, dx, dy, y, x)];
+}
+
+void lab_move_back(const ddpm_real *gradient, int height, int width, int flip, int dx, int dy, ddpm_real *to)
+{
+    memset(to, 0, (size_t)(height * width) * sizeof *to);
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++)
+            to[source_of(height, width, flip, dx, dy, y, x)] += gradient[y * width + x];
 }
 
 /* The plane in rows (or columns): out[i] = (in[i-1] + 2 in[i] + in[i+1]) / 4 */
@@ -81,7 +92,7 @@ void lab_augment(const lab_augmentation *a, ddpm_address address, int channels, 
     int dx = (int)(u[SHIFT_X] * (2 * a->shift + 1)) - a->shift, dy = (int)(u[SHIFT_Y] * (2 * a->shift + 1)) - a->shift;
     for (int c = 0; c < channels; c++) {
         ddpm_real *x = picture + (size_t)c * plane;
-        move(x, height, width, u[FLIP] < a->flip, dx, dy, scratch);
+        lab_move(x, height, width, u[FLIP] < a->flip, dx, dy, scratch);
         memcpy(x, scratch, plane * sizeof *x);
         if (u[SOFT] < a->halved) {
             halve_and_enlarge(scratch, height, width, scratch + plane, x);

@@ -24,6 +24,11 @@ lab_augmentation lab_augmentation_default(void); /* 0.5; 3; 0.25, 0.25; 0.15, 0.
 void lab_augment(const lab_augmentation *a, ddpm_address address, int channels, int height, int width,
                  ddpm_real *picture, ddpm_real *scratch);
 
+/* One plane: to[y][x] = from[y + dy][x + dx], left for right if flip, edges repeated; and the adjoint, for gradients:
+ * every value is added to the pixel that it came from. `to` must be another plane. */
+void lab_move(const ddpm_real *from, int height, int width, int flip, int dx, int dy, ddpm_real *to);
+void lab_move_back(const ddpm_real *gradient, int height, int width, int flip, int dx, int dy, ddpm_real *to);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,6 +1,8 @@
 /* lab/teacher.c - see lab/teacher.h. */
 #include "lab/teacher.h"
 
+#include "lab/augment.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,11 +131,6 @@ static double moved(double x, double move, double limit)
     return to;
 }
 
-static int within(int i, int count)
-{
-    return i < 0 ? 0 : i < count ? i : count - 1;
-}
-
 void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture, ddpm_real *scratch, int back)
 {
     ddpm_address address = {step->seed, step->first_picture + (uint64_t)k, step->index, LAB_RANDOM_VIEW};
@@ -143,16 +140,7 @@ void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture
         dy = (int)(word[2] % (2 * LAB_VIEW_SHIFT + 1)) - LAB_VIEW_SHIFT;
     for (int c = 0; c < 3; c++, picture += size * size) {
         memcpy(scratch, picture, (size_t)(size * size) * sizeof *scratch);
-        if (back) memset(picture, 0, (size_t)(size * size) * sizeof *picture);
-        for (int y = 0; y < size; y++)
-            for (int x = 0; x < size; x++) {
-                int column = within((mirrored ? size - 1 - x : x) + dx, size),
-                    at = within(y + dy, size) * size + column;
-                if (back)
-                    picture[at] += scratch[y * size + x];
-                else
-                    picture[y * size + x] = scratch[at];
-            }
+        (back ? lab_move_back : lab_move)(scratch, size, size, mirrored, dx, dy, picture);
     }
 }
 

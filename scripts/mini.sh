@@ -69,7 +69,7 @@ pack() { # beside, then in its place: a stopped one leaves the old one whole
     rm -rf "$fresh"
     mkdir -p "$(dirname "$MINI")"
     run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 \
-        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 50 --guidance 2 --guide-scale 4)}
+        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6)}
     for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
         set -- $pair
         mkdir "$fresh/$2"

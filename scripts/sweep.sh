@@ -8,8 +8,8 @@
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}" "${SEEDS:=101 102 103}" "${TYPES:=test new_test}"
 : "${SAMPLERS:=ddpm:1000 ddim:250 ddim:100 ddim:50 ddim:25 ddim:10 dpmsolver++:25 dpmsolver++:15 dpmsolver++:10}"
-: "${GUIDANCE:=2}" "${GUIDE_SCALE:=4}"                                        # of the first rows
-: "${SCALED:=dpmsolver++:15}" "${SCALES:=1 2 3 4 5}" "${GUIDE_SCALES:=0 1 2 4 8}" # the sampler of the others
+: "${GUIDANCE:=2}" "${GUIDE_SCALE:=6}"                                        # of the first rows
+: "${SCALED:=dpmsolver++:15}" "${SCALES:=1 2 3 4 5}" "${GUIDE_SCALES:=0 2 4 6 8}" # the sampler of the others
 set -e
 . scripts/figures.sh
 model=${1:-data/mini} judge=${2:-data/mini/evaluator_judge} out=${3:-runs/sweep}
