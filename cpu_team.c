@@ -2,6 +2,7 @@
 #include "cpu_team.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -25,18 +26,16 @@ struct cpu_team {
     pthread_cond_t wake;
     ddpm_result (*work)(void *arg); /* NULL: the end */
     void *arg;
-    pthread_t thread[]; /* count - 1 */
+    struct place {
+        cpu_team *team;
+        pthread_t thread;
+    } place[]; /* of thread i; the first is whoever runs the team */
 };
 
 static _Thread_local struct member {
     cpu_team *team; /* NULL: alone */
     int index;
 } self;
-
-typedef struct start { /* of a thread */
-    cpu_team *team;
-    int index;
-} start;
 
 int cpu_team_index(void)
 {
@@ -92,10 +91,9 @@ void cpu_team_barrier(void)
 
 static void *serve(void *arg)
 {
-    start *s = arg;
-    cpu_team *t = s->team;
-    self.team = t, self.index = s->index;
-    free(s);
+    struct place *own = arg;
+    cpu_team *t = own->team;
+    self.team = t, self.index = (int)(own - t->place);
     for (;;) {
         wait_for_all(t);
         if (t->work == NULL) return NULL;
@@ -106,7 +104,7 @@ static void *serve(void *arg)
 
 ddpm_result cpu_team_open(cpu_team **out, int threads)
 {
-    size_t bytes = sizeof(cpu_team) + (size_t)threads * sizeof(pthread_t);
+    size_t bytes = sizeof(cpu_team) + (size_t)threads * sizeof(struct place);
     cpu_team *t = *out = calloc(1, bytes);
     if (t == NULL) return ddpm_fail(DDPM_ERR_MEMORY, "out of memory: %zu bytes refused", bytes);
     pthread_mutex_init(&t->sleep, NULL);
@@ -118,15 +116,14 @@ ddpm_result cpu_team_open(cpu_team **out, int threads)
     t->count = threads;
     int made = 1;
     for (; made < threads; made++) {
-        start *s = malloc(sizeof *s);
-        if (s == NULL) break;
-        *s = (start){t, made};
-        if (pthread_create(&t->thread[made - 1], NULL, serve, s) != 0) {
-            free(s);
-            break;
-        }
+        t->place[made].team = t;
+        if (pthread_create(&t->place[made].thread, NULL, serve, &t->place[made]) != 0) break;
     }
     t->count = made;
+    /* A thread that is still starting may hold a lock of the C library or of a sanitizer; whoever forks then (bench,
+     * ranks) would leave it locked in the child for ever. */
+    while (atomic_load(&t->arrived) < made - 1)
+        sched_yield();
     return DDPM_OK;
 }
 
@@ -135,8 +132,8 @@ void cpu_team_close(cpu_team *t)
     if (t == NULL) return;
     t->work = NULL;
     wait_for_all(t);
-    for (int i = 0; i < t->count - 1; i++)
-        pthread_join(t->thread[i], NULL);
+    for (int i = 1; i < t->count; i++)
+        pthread_join(t->place[i].thread, NULL);
     pthread_cond_destroy(&t->wake);
     pthread_mutex_destroy(&t->use);
     pthread_mutex_destroy(&t->sleep);
