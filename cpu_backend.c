@@ -1166,14 +1166,12 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
 
 /* ---- 4. Which one, and the rows ---------------------------------------------------------------------------------- */
 
-/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles that fill vectors
- * evenly; pictures of two rows of tiles at least, or, where T = 4, of one tile. */
+/* Winograd needs 3x3, stride 1, padding 1, whole vectors of channels and rows of whole tiles; pictures of two tiles by
+ * two at least, or, where T = 4, of one. */
 static int winograd_fits(const ddpm_graph *g, const ddpm_node *node, int tile)
 {
     const ddpm_tensor *w = node->in[1], *y = node->out;
-    int across = y->shape[3] / tile;
-    int whole = y->shape[3] % tile == 0 && y->shape[2] >= 2 * tile &&
-                (across == 2 || across == 4 || across == 8 || (across && across % 16 == 0));
+    int whole = y->shape[3] % tile == 0 && y->shape[3] >= 2 * tile && y->shape[2] >= 2 * tile;
     whole |= tile == 4 && y->shape[2] == 4 && y->shape[3] == 4;
     return whole && w->shape[2] == 3 && node->attr.conv.stride == 1 && node->attr.conv.pad_start == 1 &&
            node->attr.conv.pad_end == 1 && w->shape[0] % 16 == 0 && w->shape[1] % 16 == 0 && !state_of(g)->exact;

@@ -412,7 +412,7 @@ static void CPU(dot)(int m, int n, int k, const float *a, size_t lda, const floa
  * for T = 2. The same reckoning gives 9 u Ci for the direct sum, which in the worst case errs by (9 Ci + 1) u sum
  * |x w|.
  *
- * Lanes are LANES tiles next to each other, counted along rows, then down, then through the batch. The columns of a
+ * Lanes are LANES tiles that follow each other along rows, then down, then through the batch. The columns of a
  * patch are every T-th pixel: LANES tiles are read as T vectors and separated by rounds of even and odd lanes. Where
  * T = 4, pictures of 4x4 are a tile each: LANES of them are read whole and turned.
  *
@@ -523,14 +523,14 @@ INLINE void CPU(gt)(const int T, const VEC *u, VEC *o, int step)
     o[2 * step] = PLUS(PLUS(u[5], -1.0f / 3, p), 1.0f / 3, r);
 }
 
-/* Where LANES tiles lie: `parts` stretches of rows, each `tiles` tiles long. */
+/* Where LANES tiles lie: in `parts` stretches of equally many, none of which goes on in the next row of tiles. */
 typedef struct CPU(group) {
-    int parts;
-    float *row[8][6];    /* channel 0's row under patch row i of part s; NULL: outside the picture or the batch */
-    float *vector[4][6]; /* the same for the T vectors that hold all parts, where there are at most T */
-    int left, right;  /* is there a pixel to the left of the first tile, to the right of the last? */
+    int parts, pixels;       /* of a part in a row */
+    float *row[LANES][6];    /* channel 0's row under patch row i of part s; NULL: outside the picture or the batch */
+    float *vector[4][6];     /* the same for the T vectors that hold all parts, where there are at most T */
+    int before, after;       /* is there a pixel to the left of the first tile, to the right of the last? */
+    CPU(ivec) left, right;   /* all bits where there is one beside the lane's tile */
     size_t plane;
-    CPU(ivec) inner_left, inner_right; /* all bits where the lane's left, right neighbour is in the same row */
     int whole;                         /* tiles are pictures: these, `picture` floats apart */
     float *first;
     size_t pictures, picture;
@@ -538,9 +538,11 @@ typedef struct CPU(group) {
 
 static CPU(group) CPU(find_tiles)(int T, const cpu_pictures *p, size_t first, int rows, int first_row)
 {
-    int across = p->w / T, down = (p->h + T - 1) / T, tiles = across < LANES ? across : LANES;
-    CPU(group) g = {.parts = LANES / tiles, .plane = (size_t)p->h * (size_t)p->w};
-    int32_t left[LANES], right[LANES];
+    int across = p->w / T, down = (p->h + T - 1) / T, tiles = LANES;
+    while (across % tiles != 0)
+        tiles /= 2; /* the greatest common divisor: LANES is a power of two */
+    CPU(group) g = {.parts = LANES / tiles, .pixels = T * tiles, .plane = (size_t)p->h * (size_t)p->w};
+    int32_t left[LANES] = {0}, right[LANES] = {0};
     if (T == 4 && p->w == 4 && p->h == 4) {
         g.whole = 1;
         g.picture = (size_t)p->channels * g.plane;
@@ -557,20 +559,20 @@ static CPU(group) CPU(find_tiles)(int T, const cpu_pictures *p, size_t first, in
             if (y >= 0 && y < p->h)
                 g.row[s][i] = p->data + n * (size_t)p->channels * g.plane + (size_t)y * (size_t)p->w + T * tx;
         }
-        g.left = tx > 0;
-        g.right = tx + tiles < across;
+        for (int lane = 0; lane < tiles; lane++) {
+            left[s * tiles + lane] = tx + lane > 0 ? -1 : 0;
+            right[s * tiles + lane] = tx + lane + 1 < across ? -1 : 0;
+        }
     }
     for (int v = 0; v < T && g.parts <= T; v++)
         for (int i = 0; i < rows; i++) {
             float *row = g.row[v * g.parts / T][i];
             g.vector[v][i] = row ? row + v % (T / g.parts) * LANES : NULL;
         }
-    for (int lane = 0; lane < LANES; lane++) {
-        left[lane] = lane % tiles != 0 || g.left ? -1 : 0;
-        right[lane] = lane % tiles != tiles - 1 || g.right ? -1 : 0;
-    }
-    memcpy(&g.inner_left, left, sizeof left);
-    memcpy(&g.inner_right, right, sizeof right);
+    memcpy(&g.left, left, sizeof left);
+    memcpy(&g.right, right, sizeof right);
+    g.before = left[0] != 0;
+    g.after = right[LANES - 1] != 0;
     return g;
 }
 
@@ -586,15 +588,16 @@ INLINE void CPU(load_row)(const int T, const CPU(group) *g, int i, int c, VEC *c
             v[k] = CPU(load)(row ? row + (size_t)c * g->plane : CPU(zeros));
         }
     } else {
-        const size_t pixels = (size_t)(T * LANES / g->parts); /* of a part: 8, or 4 of pictures 4 wide */
         for (int s = 0; s < g->parts; s++) {
             const float *row = g->row[s][i];
             const float *from = row ? row + (size_t)c * g->plane : CPU(zeros);
-            float *to = buffer + (size_t)s * pixels;
-            if (pixels == 8)
+            float *to = buffer + s * g->pixels;
+            if (g->pixels == 8)
                 memcpy(to, from, 8 * sizeof *to);
-            else
+            else if (g->pixels == 4)
                 memcpy(to, from, 4 * sizeof *to);
+            else
+                memcpy(to, from, 2 * sizeof *to);
         }
         EACH(k, T) v[k] = CPU(load)(buffer + k * LANES);
     }
@@ -611,11 +614,11 @@ INLINE void CPU(load_row)(const int T, const CPU(group) *g, int i, int c, VEC *c
     }
     if (!neighbours) return;
     VEC left = {0}, right = {0};
-    const float *row = g->row[0][i] ? g->row[0][i] + (size_t)c * g->plane : NULL;
-    if (row && g->left) left[LANES - 1] = *(row - 1);
-    if (row && g->right) right[0] = row[T * LANES];
-    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[T], BEFORE) & g->inner_left);
-    column[T + 1] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->inner_right);
+    const float *first = g->row[0][i], *last = g->row[g->parts - 1][i];
+    if (first && g->before) left[LANES - 1] = *(first + (size_t)c * g->plane - 1);
+    if (last && g->after) right[0] = last[(size_t)c * g->plane + (size_t)g->pixels];
+    column[0] = (VEC)((CPU(ivec))SHUFFLE(left, column[T], BEFORE) & g->left);
+    column[T + 1] = (VEC)((CPU(ivec))SHUFFLE(column[1], right, NEXT) & g->right);
 }
 
 /* Channel c of whole pictures of 16 pixels: each pixel's vector, and back. */
@@ -723,13 +726,12 @@ INLINE void CPU(store_row)(const int T, const CPU(group) *g, int i, int c, const
         return;
     }
     float buffer[4 * LANES];
-    const int pixels = T * LANES / g->parts;
     EACH(k, T) CPU(store)(buffer + k * LANES, v[k]);
     for (int s = 0; s < g->parts; s++) {
         if (!g->row[s][i]) continue;
         float *row = g->row[s][i] + (size_t)c * g->plane;
-        for (int k = 0; k < pixels; k++)
-            row[k] = (accumulate ? row[k] : 0) + buffer[pixels * s + k];
+        for (int k = 0; k < g->pixels; k++)
+            row[k] = (accumulate ? row[k] : 0) + buffer[g->pixels * s + k];
     }
 }
 
