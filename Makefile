@@ -59,7 +59,7 @@ PROGRAM := $(if $(filter build,$(BUILD)),.,$(BUILD))/ddpm
 export CC BUILD INSTALL FUZZ_SECONDS PROGRAM COMPILER
 
 .DEFAULT_GOAL := all
-.PHONY: all demo readme mini sweep experiment cuda cuda-tests cuda-report mpi bf16 test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
+.PHONY: all demo readme mini sweep guidance experiment cuda cuda-tests cuda-report mpi bf16 test check-long lint bench bench-torch parity help clean tests fuzzers objects flags FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules
@@ -76,7 +76,7 @@ include $(FOUND)
 endif
 $(FOUND): scripts/dependencies.sh
 	@scripts/dependencies.sh $@ openmp stb cjson csv gif $(if $(TESTED),cmocka) $(if $(filter yes,$(MPI)),mpi)
-ifeq ($(OPENMP_FOUND)$(filter-out all program demo readme mini sweep experiment bench,$(or $(MAKECMDGOALS),all)),no)
+ifeq ($(OPENMP_FOUND)$(filter-out all program demo readme mini sweep guidance experiment bench,$(or $(MAKECMDGOALS),all)),no)
 $(info $(CC) has no OpenMP: ddpm will run on one thread)
 endif
 
@@ -184,6 +184,9 @@ mini: program ## makes the bundled model, data/mini, anew: data, evaluators, tra
 
 sweep: program ## accuracy and seconds a picture of every sampler, number of steps and guidance, with data/mini (hours)
 	@scripts/sweep.sh
+guidance: program ## accuracy over guidance 0 to 7, by the judge and by the guide itself, with data/mini (half an hour)
+	@scripts/guidance.sh
+
 experiment: program ## trains with T = 500, 1000, 2000 from three seeds each: loss curves and accuracy (many hours)
 	@scripts/experiment.sh
 

@@ -2,10 +2,10 @@
 # `make experiment`: does it matter how many steps the noise schedule has? Trains the same model with T = 500, 1000 and 2000
 # from three seeds each, all for the same number of steps of the same batches, draws both label files in all T steps and has
 # the judge score them. OUT/report.html: the loss curves over each other, the accuracy as bars with 95% intervals;
-# OUT/experiment.md: the table and what it says. Stopped, the same line goes on.
+# OUT/experiment.md and docs/RESULTS.md (PAGE= leaves that alone): the table and what it says. Stopped, the same line goes on.
 #   scripts/experiment.sh [DATA [JUDGE [OUT]]]
 cd "$(dirname "$0")/.." || exit 1
-: "${PROGRAM:=./ddpm}" "${TIMES:=500 1000 2000}" "${SEEDS:=1 2 3}" "${TYPES:=test new_test}" "${STEPS:=3000}"
+: "${PROGRAM:=./ddpm}" "${TIMES:=500 1000 2000}" "${SEEDS:=1 2 3}" "${TYPES:=test new_test}" "${STEPS:=3000}" "${PAGE=docs/RESULTS.md}"
 : "${MODEL:=--model scripts/mini.json --pixel-unshuffle 2 --batch-size 16 --lr 6e-4 --lr-schedule cosine --warmup 500 --prediction-type v_prediction}"
 : "${SAMPLING:=--sampler ddpm}" # in all T steps
 set -e
@@ -71,6 +71,7 @@ for t in $TIMES; do row "$t" >> "$out/rows"; done
 } > "$out/experiment.md"
 rm -f "$out/rows" "$out/values" "$out/losses" "$out/accuracies" "$out/log"
 cat "$out/experiment.md"
+[ -z "$PAGE" ] || between experiment "$PAGE" < "$out/experiment.md"
 set --
 for t in $TIMES; do for seed in $SEEDS; do set -- "$@" "$out/T$t-seed-$seed"; done; done
 $PROGRAM report "$@" --out "$out/report.html" --title "Steps of the noise schedule"

@@ -30,3 +30,13 @@ scored() {
         inside && index($0, hash) { found = 1 }
         END { exit !found }' "$1/results.json"
 }
+
+# between NAME PAGE: the standard input becomes what stands between PAGE's markers <!-- NAME: begin --> and <!-- NAME: end -->.
+between() {
+    text=$(cat)
+    grep -q "<!-- $1: end -->" "$2" || { echo "$0: $2 has no markers <!-- $1: begin --> and end" >&2; return 1; }
+    TEXT=$text awk -v begin="<!-- $1: begin -->" -v end="<!-- $1: end -->" '
+        index($0, end) { inside = 0 }
+        !inside
+        index($0, begin) { inside = 1; print ENVIRON["TEXT"] }' "$2" > "$2.tmp" && mv "$2.tmp" "$2"
+}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `make mini`, `make sweep` and `make experiment` do, at a size of seconds: each stage runs, the tables have their rows,
+# What `make mini`, `make sweep`, `make guidance` and `make experiment` do, at a size of seconds: each stage runs, the tables have their rows,
 # and what is done is not done again. Part of `make check-long`.
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
@@ -16,7 +16,7 @@ expect() { # what, found, wanted
 
 export DATA="$small/data" GUIDE="$small/guide" JUDGE="$small/judge" RUN="$small/run" SCORE="$small/score" MINI="$small/mini"
 export SWEEP="$small/sweep" SCENES=8 SIZE=64x48 EVALUATOR_EPOCHS=1 MORE_EPOCHS=1 STEPS=2 MORE_STEPS=2 UNSEEN=4 TRAIN_OPTIONS='--held-out 3 --batch-size 4' HELD="$small/held" HELD_SCENES=2 MORE="$small/more" MORE_SCENES=8 TWIN="$small/twin" SEEDS='1 2'
-export EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
+export PAGE= EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
 export SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 GUIDE_SCALE=0 GUIDE_SCALES=0
 scripts/mini.sh > "$small/log" 2>&1 || {
     cat "$small/log" >&2
@@ -35,6 +35,9 @@ cp "$MINI/README.md" "$small/before"
 scripts/mini.sh data guide judge score readme > "$small/log" 2>&1
 expect "commands of what was done" "$(grep -c '^\$' "$small/log")" 0
 cmp "$small/before" "$MINI/README.md"
+
+SCALES=0 SEEDS=1 scripts/guidance.sh "$MINI" "" "" "$small/guidance" --steps 2 > "$small/log" 2>&1
+expect "rows of guidance" "$(grep -cE '^\| (labels|evaluator) \| 0 ' "$small/guidance/guidance.md")" 2
 
 TIMES='10 20' STEPS=6 MODEL='--model tiny --resolution 16 --batch-size 4' \
     scripts/experiment.sh "$DATA" "$JUDGE" "$small/experiment" > "$small/log" 2>&1

@@ -2,14 +2,15 @@
 # `make mini`: the bundled model, data/mini, made anew: renders the scenes, trains the two evaluators and the model, packs
 # them, finds how to draw with them (the sweep), scores what was packed, and writes data/mini/README.md from what it finds. Hours on two cores.
 #   scripts/mini.sh [data|guide|judge|train|pack|sweep|score|readme]...      these stages alone; without a name all, in this order
-#   scripts/mini.sh twin        the same model trained in PyTorch for the same time, and its score (needs Python; see parity.sh)
+#   scripts/mini.sh twin        the same model trained in PyTorch for the same time, round by round, and the scores of both
+#                               (needs Python; see parity.sh)
 # What is done is passed over. Stopped, the same line goes on: the model from its last checkpoint, an evaluator from its
 # beginning. `pack` takes a run as it stands, also one that is being trained. Everything is trained in two rounds, the
 # second from the weights of the first with a fresh learning rate: evaluators on more scenes, which the model never sees.
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
 : "${DATA:=runs/iclevr}" "${GUIDE:=runs/guide}" "${JUDGE:=runs/judge}" "${RUN:=runs/mini}" "${SCORE:=runs/mini-score}" "${MINI:=data/mini}"
-: "${TWIN:=runs/twin}" "${HELD:=runs/held-out}" "${MORE:=runs/more}"
+: "${TWIN:=runs/twin}" "${TWIN_SEEDS:=1 2 3 4 5}" "${HELD:=runs/held-out}" "${MORE:=runs/more}"
 : "${SCENES:=6003}" "${SIZE:=160x120}" "${HELD_SCENES:=1000}" "${MORE_SCENES:=12000}" # the data: more pixels than the 64x64 that are learned from
 : "${EVALUATOR_EPOCHS:=36}" "${MORE_EPOCHS:=14}" "${EVALUATOR_OPTIONS:=}" # the evaluators
 : "${STEPS:=13000}" "${MORE_STEPS:=17500}" "${TRAIN_OPTIONS:=}"           # the model
@@ -62,14 +63,15 @@ train_round() { # directory, what this round has of its own
     fi
 }
 
+drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6)}"; }
+
 # The latest averaged weights: which epoch has the lowest loss is chance.
 pack() { # beside, then in its place: a stopped one leaves the old one whole
     fresh=$MINI.tmp-$$
     trap 'rm -rf "$fresh"' EXIT
     rm -rf "$fresh"
     mkdir -p "$(dirname "$MINI")"
-    run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 \
-        ${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6)}
+    run "$PROGRAM" export "$RUN/latest" --out "$fresh" --dtype f16 $(drawing)
     for pair in "$GUIDE evaluator" "$JUDGE evaluator_judge"; do
         set -- $pair
         mkdir "$fresh/$2"
@@ -164,23 +166,27 @@ score() {
 labels_of() { if [ "$1" = unseen ]; then echo "$MINI/unseen.json"; else echo "data/$1.json"; fi; }
 judged() { "$PROGRAM" eval "$1" --labels-file "$2" --evaluator "$MINI/evaluator_judge" > "$1.txt"; }
 
-# Its settings and its time are the run's, round by round; its score is that of the same seeds.
+# Its settings and its time are the run's; both are drawn and judged in the same way.
 twin() {
     twin_round "$RUN-first" "$TWIN-first"
+    twin_scores first "$RUN-first/latest"
+    twin_scores twin-first "$TWIN-first"
     twin_round "$RUN" "$TWIN" --model "$TWIN-first"
-    for type in test new_test; do
-        for seed in $SEEDS; do
-            out=$SCORE/twin-$type-$seed
-            scored "$out" $type "$TWIN" || run "$PROGRAM" test data --test-type $type --model "$TWIN" --evaluator "$MINI/evaluator_judge" \
-                --seed "$seed" --out "$out" ${DRAW:-$(cat "$SWEEP/default")}
-        done
-    done
+    twin_scores twin "$TWIN"
 }
-
 twin_round() { # run, its twin, what else
     run=$1 twin=$2
     shift 2
     [ -f "$twin/twin.json" ] || scripts/parity.sh tests/parity/twin.py "$run" "$twin" --threads "$(value "$run/args.json" threads)" "$@"
+}
+twin_scores() { # name, model
+    for type in test new_test; do
+        for seed in $TWIN_SEEDS; do
+            out=$SCORE/$1-$type-$seed
+            scored "$out" $type "$2" || run "$PROGRAM" test data --test-type $type --model "$2" --guide "$MINI/evaluator" \
+                --evaluator "$MINI/evaluator_judge" --seed "$seed" --out "$out" $(drawing)
+        done
+    done
 }
 
 # ---- the README, from what there is -------------------------------------------------------------------------------
@@ -201,31 +207,41 @@ accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the cei
             printf "| `%s.json` | %.4f | %.4f to %.4f | %d | %s | %s |\n", type, m, m - 1.96 * e, m + 1.96 * e, n, ceiling, floor }'
     }
 }
-twins_of() {
-    twins=$(twin_row test; twin_row new_test)
+twins_of() { # model
+    twins=$(twin_row first "$RUN-first" "$TWIN-first" first- "$RUN-first/latest" twin-first-
+        twin_row second "$RUN" "$TWIN" "" "$1" twin-)
     [ -n "$twins" ] || return 0
     cat << END
 
-The same network, data and settings in PyTorch and diffusers, on as many threads ($(value "$TWIN/twin.json" threads)) for the same time, round by round
-($(for round in "$TWIN-first" "$TWIN"; do echo "$(value "$round/twin.json" minutes) minutes: $(value "$round/twin.json" steps) steps there, $(value "$round/twin.json" run_steps) here"; done | paste -sd ';' | sed 's/;/; /')), drawn and judged in the same way:
+## Beside PyTorch
 
-| label sets | accuracy of PyTorch's | 95% interval | seeds |
-| --- | --- | --- | --- |
+Its twin: the same network, data and settings in PyTorch and diffusers (\`tests/parity/twin.py\`), trained for as many minutes on as many
+threads ($(value "$TWIN-first/twin.json" threads)), then drawn by this program and judged in the same way, from the same $(echo "$TWIN_SEEDS" | wc -w) seeds; 95% intervals in brackets.
+
+| round | minutes | steps | PyTorch's | \`test.json\` | PyTorch's | \`new_test.json\` | PyTorch's |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 $twins
 END
+}
+twin_row() { # round, run, its twin, prefix of its scores, model, prefix of the twin's
+    [ -f "$3/twin.json" ] || return 0
+    figures=$(for type in test new_test; do
+        twin_mean "$4" $type "$5"
+        twin_mean "$6" $type "$3"
+    done)
+    [ "$(echo "$figures" | wc -l)" -ne 4 ] || printf '| %s | %.0f | %s | %s | %s |\n' "$1" "$(value "$3/twin.json" minutes)" \
+        "$(value "$3/twin.json" run_steps)" "$(value "$3/twin.json" steps)" "$(echo "$figures" | paste -sd '|' | sed 's/|/ | /g')"
+}
+twin_mean() { # prefix, type, model
+    scores=$(for seed in $TWIN_SEEDS; do
+        scored "$SCORE/$1$2-$seed" "$2" "$3" && figure "$SCORE/$1$2-$seed/results.json" "$2" accuracy_mean_of_pictures
+    done || true)
+    [ -z "$scores" ] || printf '%s\n' "$scores" | mean_and_error | awk '{ printf "%.4f (%.4f to %.4f)\n", $1, $1 - 1.96 * $2, $1 + 1.96 * $2 }'
 }
 value() { awk -F '"' -v name="$2" '$2 == name { sub(/^[^:]*:[ \t]*/, ""); gsub(/[",]/, ""); print; exit }' "$1"; } # of a JSON file
 held_out() { sed -n "s/^accuracy ($2): \([0-9.]*\).*interval \([0-9.]* to [0-9.]*\):.*/\1 (\2)/p" "$SCORE/held-out-$1.txt" 2> /dev/null; }
 evaluator_row() { # name, directory
     echo "| \`$1\` | $(rows "$2-first/metrics.csv") + $(rows "$2/metrics.csv") | $(held_out "$1" 'mean of pictures') | $(held_out "$1" 'pooled objects') |"
-}
-twin_row() { # type
-    figures=$(for seed in $SEEDS; do
-        scored "$SCORE/twin-$1-$seed" "$1" "$TWIN" && figure "$SCORE/twin-$1-$seed/results.json" "$1" accuracy_mean_of_pictures
-    done || true)
-    [ -n "$figures" ] || return 0
-    printf '%s\n' "$figures" | mean_and_error | awk -v type="$1" '{
-        printf "| `%s.json` | %.4f | %.4f to %.4f | %d |\n", type, $1, $1 - 1.96 * $2, $1 + 1.96 * $2, $3 }'
 }
 steps_of() { tail -n 1 "$1/metrics.csv" | cut -d, -f 1; }
 hours_of() { awk -F, 'NR > 1 && $3 < last { sum += last } NR > 1 { last = $3 } END { printf "%.1f", (sum + last) / 3600 }' "$1/timing.csv"; }
@@ -285,10 +301,11 @@ The ceiling: pictures freshly rendered from the same labels, as many; the floor,
 $rows
 
 \`unseen.json\` holds label sets of three objects that no training picture has (its neighbouring sets share classes: hence its floor).
-$(twins_of "$1")
+
 Data and evaluator are our own: these figures do not compare with those of other programs on the course's pictures.
 
 ![the 32 sets of test.json, what was missed framed in red](test_grid.png)
+$(twins_of "$1")
 END
         fi
     } > "$1/README.md"

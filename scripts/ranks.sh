@@ -4,6 +4,7 @@
 #   scripts/ranks.sh [STEPS]        PROGRAM names another ddpm
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/figures.sh
 program=${PROGRAM:-./ddpm} steps=${1:-12} at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 load=$(cut -d' ' -f1 /proc/loadavg 2> /dev/null || echo unknown)
@@ -27,9 +28,4 @@ awk -v processors="$(getconf _NPROCESSORS_ONLN)" -v cpu="$cpu" -v load="$load" -
         print "| 2 | " line[2] " |"
         printf "\n2 ranks over 1: %.2f\n", sum[2] / sum[1]
     }' "$at/rates" | tee "$at/table"
-awk -v table="$at/table" '
-    /<!-- ranks: end -->/ { inside = 0 }
-    !inside
-    /<!-- ranks: begin -->/ { inside = 1; while ((getline line < table) > 0) print line }' docs/PERFORMANCE.md > "$at/page"
-grep -q '<!-- ranks: end -->' "$at/page" || { echo "ranks.sh: docs/PERFORMANCE.md has no markers" >&2; exit 1; }
-cp "$at/page" docs/PERFORMANCE.md
+between ranks docs/PERFORMANCE.md < "$at/table"

@@ -63,10 +63,5 @@ $(shown './ddpm train my_pictures --out my_model --max-steps 20' "$work/train")
 | checks of \`make test\` | $(tail -n 1 "$BUILD/test.log" 2> /dev/null || echo "not run") |
 END
 } > "$work/first"
-awk -v first="$work/first" '
-    /<!-- readme: end -->/ { inside = 0 }
-    !inside
-    /<!-- readme: begin -->/ { inside = 1; while ((getline line < first) > 0) print line }' README.md > "$work/README.md"
-grep -q '<!-- readme: end -->' "$work/README.md" || { echo "readme.sh: README.md has no markers" >&2; exit 1; }
-cp "$work/README.md" README.md
+between readme README.md < "$work/first"
 sed -n '/readme: begin/,/readme: end/p' README.md
