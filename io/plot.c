@@ -125,7 +125,7 @@ static void draw_text(canvas *c, double x, double y, double align, double scale,
 typedef struct axis {
     double low, high; /* what the frame's ends stand for; logarithms to base 10 if `logarithmic` */
     int logarithmic;
-    double step; /* between ticks of a linear axis */
+    double step; /* between ticks; 0 on a logarithmic axis long enough for 1, 2, 5 times powers of ten */
 } axis;
 
 static double x_of(const io_series *series, int i)
@@ -155,6 +155,9 @@ static void widen(axis *a)
     a->high += margin;
 }
 
+/* Decades of a logarithmic axis that see too few of 1, 2, 5 times powers of ten: their ticks are evenly spaced. */
+#define SHORT 0.9
+
 /* The ranges of all points; y is rounded outward to ticks, or by a margin on a logarithmic axis. 0 if there are
  * none. */
 static int find_axes(const io_plot *plot, axis *across, axis *up)
@@ -175,10 +178,16 @@ static int find_axes(const io_plot *plot, axis *across, axis *up)
     widen(across);
     widen(up);
     across->step = nice_step((across->high - across->low) / 8);
-    up->step = nice_step((up->high - up->low) / 6);
-    const double margin = up->logarithmic ? 0.04 * (up->high - up->low) : 0;
-    up->low = up->logarithmic ? up->low - margin : floor(up->low / up->step + 1e-9) * up->step;
-    up->high = up->logarithmic ? up->high + margin : ceil(up->high / up->step - 1e-9) * up->step;
+    const double height = up->high - up->low;
+    if (up->logarithmic) {
+        up->low -= 0.04 * height;
+        up->high += 0.04 * height;
+        if (height < SHORT) up->step = nice_step((pow(10, up->high) - pow(10, up->low)) / 6);
+    } else {
+        up->step = nice_step(height / 6);
+        up->low = floor(up->low / up->step + 1e-9) * up->step;
+        up->high = ceil(up->high / up->step - 1e-9) * up->step;
+    }
     return 1;
 }
 
@@ -195,14 +204,16 @@ static double pixel_y(const canvas *c, const axis *a, double y)
 
 enum { MOST_TICKS = 40 };
 
-/* The values that get a tick, into tick[]; returns how many. Linear: multiples of step. Logarithmic: powers of ten;
- * with less than three of them in sight also 2 and 5 times them. */
+/* The values that get a tick, into tick[]; returns how many: multiples of the step; without one powers of ten and, with
+ * less than three of them in sight, also 2 and 5 times them. */
 static int find_ticks(const axis *a, double tick[MOST_TICKS])
 {
     int count = 0;
-    if (!a->logarithmic) {
-        const double first = ceil(a->low / a->step - 1e-6);
-        for (int i = 0; i < MOST_TICKS && (first + i) * a->step <= a->high + 1e-6 * a->step; i++)
+    if (a->step > 0) {
+        const double low = a->logarithmic ? pow(10, a->low) : a->low,
+                     high = a->logarithmic ? pow(10, a->high) : a->high;
+        const double first = ceil(low / a->step - 1e-6);
+        for (int i = 0; i < MOST_TICKS && (first + i) * a->step <= high + 1e-6 * a->step; i++)
             tick[count++] = (first + i) * a->step;
         return count;
     }
@@ -220,7 +231,7 @@ static int find_ticks(const axis *a, double tick[MOST_TICKS])
 /* "0.25": as many decimals as the step has; "%g" where that would be long. */
 static void tick_text(const axis *a, double value, char *out, size_t size)
 {
-    const double step = a->logarithmic ? value : a->step,
+    const double step = a->step > 0 ? a->step : value,
                  largest = a->logarithmic ? value : fmax(fabs(a->low), fabs(a->high));
     const int decimals = (int)fmax(0, ceil(-log10(step) - 1e-9));
     if (largest >= 1e7 || decimals > 5)

@@ -688,6 +688,26 @@ static void test_chart_places(void **state)
     io_picture_free(&picture);
 }
 
+/* However little a logarithmic axis spans, several lines across the frame tell its values. */
+static void test_chart_of_a_short_logarithm(void **state)
+{
+    (void)state;
+    for (double high = 1.002; high < 20; high *= 1.3) {
+        const double y[] = {1, high};
+        const io_series series = {NULL, NULL, y, 2, 0xFF0000, 0};
+        io_picture picture;
+        succeeds(
+            io_plot_draw(&(io_plot){.series = &series, .count = 1, .log_y = 1, .width = 400, .height = 300}, &picture));
+        int lines = 0;
+        for (int row = 1; row < 300; row++) { /* down a column, the colour of the lines below white */
+            const unsigned char *p = picture.pixel + 3 * (row * 400 + 233), *above = p - 3 * 400;
+            lines += p[0] == 0xE7 && above[0] == 0xFF;
+        }
+        assert_true(lines >= 3 && lines <= 13);
+        io_picture_free(&picture);
+    }
+}
+
 /* The mean of the points on either side does not lag behind: that of a ramp is the ramp, but near its ends. */
 static void test_chart_mean(void **state)
 {
@@ -782,6 +802,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_grid_errors),
         cmocka_unit_test(test_chart),
         cmocka_unit_test(test_chart_places),
+        cmocka_unit_test(test_chart_of_a_short_logarithm),
         cmocka_unit_test(test_chart_mean),
         cmocka_unit_test(test_chart_of_odd_numbers),
         cmocka_unit_test(test_chart_errors),
