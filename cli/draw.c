@@ -151,20 +151,19 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     return DDPM_OK;
 }
 
-/* Guidance needs a network that knows "no label". */
-static ddpm_result check_guidance(const cli_drawing *d)
+ddpm_result cli_check_guidance(const cli_model *model, double guidance)
 {
-    if (d->sample.guidance == 1 || d->model->info.label_dropout > 0) return DDPM_OK;
-    if (ddpm_label_width(&d->model->model->config) == 0)
+    if (guidance == 1 || model->info.label_dropout > 0) return DDPM_OK;
+    if (ddpm_label_width(&model->model->config) == 0)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s takes no labels, so guidance %g has nothing to go towards\n"
                          "      hint: leave out --guidance",
-                         d->model->path, d->sample.guidance);
+                         model->path, guidance);
     return ddpm_fail(DDPM_ERR_ARGUMENT,
                      "%s was trained without label dropout, so guidance %g has nothing to start from\n"
                      "      hint: ddpm train --cond-drop 0.1 trains for it; --guidance 1 draws without; if it was "
                      "trained so elsewhere, say it in model_index.json: \"label_dropout\": 0.1",
-                     d->model->path, d->sample.guidance);
+                     model->path, guidance);
 }
 
 /* The labels that mean "no label": a multi-hot of zeros or of the class set apart; an index. NULL: out of memory. */
@@ -245,7 +244,7 @@ static ddpm_result check_memory(const ddpm_net *net, const lab_teacher *teacher,
 ddpm_result cli_draw(const cli_drawing *d)
 {
     ddpm_result result = check_labels(d);
-    if (result == DDPM_OK) result = check_guidance(d);
+    if (result == DDPM_OK) result = cli_check_guidance(d->model, d->sample.guidance);
     if (result != DDPM_OK) return result;
     ddpm_net *net = NULL;
     batch_state b = {.drawing = d};

@@ -39,6 +39,9 @@ typedef struct cli_drawing {
 /* Draws with a progress bar and says at the end how long a picture took. */
 ddpm_result cli_draw(const cli_drawing *drawing);
 
+/* Guidance needs a network that knows "no label": DDPM_ERR_ARGUMENT if this one does not, and guidance is not 1. */
+ddpm_result cli_check_guidance(const cli_model *model, double guidance);
+
 /* A picture from a file in the model's size and channels, and as reals in [-1,1] (C,H,W): free() them. */
 ddpm_result cli_read_image(const cli_model *model, const char *path, io_picture *picture, ddpm_real **image);
 

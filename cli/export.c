@@ -2,7 +2,7 @@
  * the steps and the guidance that suit it, which `ddpm sample` then takes where nothing else is asked for. */
 #include <stdio.h>
 
-#include "cli/cli.h"
+#include "cli/draw.h"
 #include "cli/sampler.h"
 #include "io/model.h"
 
@@ -44,8 +44,12 @@ static ddpm_result export_model(const cli_context *context, cli_model *model)
     ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
     if (result != DDPM_OK) return result;
     ddpm_schedule_config *schedule = &model->schedule.config;
-    int steps = draw_with.steps;
+    int steps = draw_with.steps, most = schedule->num_train_timesteps;
     ddpm_sample_config draw = cli_sampler_config(options, &draw_with, model);
+    if (steps > most)
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "--steps %d: the model's schedule has %d\n      hint: at most so many",
+                         steps, most);
+    if ((result = cli_check_guidance(model, draw.guidance)) != DDPM_OK) return result;
     if (cli_given(&options[STEPS]) || draw.sampler != schedule->scheduler) model->info.num_inference_steps = steps;
     model->info.guidance_scale = draw.guidance;
     if (cli_given_name(options, "guide-scale")) model->info.guide_scale = set.guide_scale;
@@ -70,7 +74,7 @@ static int run(const cli_context *context)
 const cli_command cli_export = {
     "export",
     "RUN --out DIR [--dtype f16]",
-    "a run's model alone, in half the bytes, with the sampler that suits it",
+    "writes a run's model alone, in half the bytes, with the sampler that suits it",
     "The directory is diffusers': UNet2DModel.from_pretrained(DIR, subfolder=\"unet\") reads it.",
     options,
     run,

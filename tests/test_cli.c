@@ -1130,7 +1130,7 @@ static void test_export(void **state)
 
     snprintf(command, sizeof command, "export @/run --out @/exported --dtype f32 %s", how);
     assert_runs(command);
-    snprintf(command, sizeof command, "export @/run --out @/home/data/mini %s --guidance 3", how);
+    snprintf(command, sizeof command, "export @/run --out @/home/data/mini %s", how);
     assert_runs(command);
     assert_has(out, "/home/data/mini\n");
     assert_true(io_is_directory(in_folder("home/data/mini/evaluator")));
@@ -1150,6 +1150,10 @@ static void test_export(void **state)
     assert_runs("sample 'red cube' --model @/exported --sampler ddim --out @/b.png");
     assert_has(err, "50 DDIM steps"); /* the 3 were the other sampler's */
 
+    assert_fails(1, "export @/run --out @/never --steps 1001", "--steps 1001: the model's schedule has 1000");
+    assert_fails(1, "export @/run --out @/never --guidance 3", "was trained without label dropout, so guidance 3");
+    assert_false(io_is_directory(in_folder("never")));
+    shell("sed -i 's/\"guidance_scale\":[^,]*/\"guidance_scale\": 3/' @/home/data/mini/model_index.json");
     assert_int_equal(run_at_home("sample 'red cube, cyan sphere'"), 1);
     assert_has(err, "was trained without label dropout, so guidance 3");
     assert_int_equal(run_at_home("sample 'red cube, cyan sphere' --guidance 1"), 0);
