@@ -314,8 +314,7 @@ static ddpm_result bench_growth(const cli_context *context, const bench_machine 
 {
     io_picture all = {0}, panel = {0};
     size_t row = (size_t)PANEL_WIDTH * 3, size = 0;
-    size_t stem = strlen(set.growth);
-    if (stem > 4 && strcmp(set.growth + stem - 4, ".png") == 0) stem -= 4;
+    size_t stem = strlen(set.growth) - strlen(".png");
     growth g = {cli_text("%.*s.csv", (int)stem, set.growth), NULL};
     unsigned char *old = NULL;
     ddpm_result result = g.csv == NULL ? DDPM_ERR_MEMORY : DDPM_OK;
@@ -359,7 +358,8 @@ static int is_operation(const char *name)
 static ddpm_result bench(const cli_context *context)
 {
     bench_machine machine;
-    ddpm_result result = bench_measure_machine(context->device.threads, &machine);
+    ddpm_result result = set.growth != NULL ? cli_can_write_png(set.growth) : DDPM_OK;
+    if (result == DDPM_OK) result = bench_measure_machine(context->device.threads, &machine);
     if (result != DDPM_OK) return result;
     if (set.growth != NULL) return bench_growth(context, &machine);
     if (set.json) {

@@ -39,6 +39,9 @@ __attribute__((format(printf, 1, 2)))
 void cli_note(const char *format, ...);
 /* malloc(count * size) zeroed, checked for overflow; NULL with the error recorded. */
 void *cli_alloc(size_t count, size_t size);
+/* Before the work: DDPM_OK if a picture can be written to `path`. DDPM_ERR_ARGUMENT if its name does not end in .png,
+ * DDPM_ERR_FILE if the place cannot be written to. */
+ddpm_result cli_can_write_png(const char *path);
 const char *cli_version(void);
 /* printf into new memory; NULL with the error recorded. */
 #ifdef __GNUC__

@@ -8,9 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "io/file.h"
 
 /* ---- 1. Errors ----------------------------------------------------------------------------------------------- */
 
@@ -61,6 +64,16 @@ void *cli_alloc(size_t count, size_t size)
         ddpm_fail(DDPM_ERR_MEMORY, "no memory for %zu x %zu bytes\n      hint: a smaller batch or picture needs less",
                   count, size);
     return memory;
+}
+
+ddpm_result cli_can_write_png(const char *path)
+{
+    size_t length = strlen(path);
+    if (length <= 4 || strcasecmp(path + length - 4, ".png") != 0)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "%s: a picture is written as PNG, and this name does not end in .png\n      hint: %s.png",
+                         path, path);
+    return io_can_write(path);
 }
 
 char *cli_text(const char *format, ...)

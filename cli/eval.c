@@ -121,7 +121,8 @@ static ddpm_result write_grid(const cli_context *context, const cli_judge *judge
 static ddpm_result eval(const cli_context *context, cli_judge *judge, listing *list)
 {
     cli_progress bar;
-    ddpm_result result = cli_judge_open(context, set.evaluator, judge);
+    ddpm_result result = set.grid != NULL ? cli_can_write_png(set.grid) : DDPM_OK;
+    if (result == DDPM_OK) result = cli_judge_open(context, set.evaluator, judge);
     if (result == DDPM_OK) result = read_listing(&judge->ev->classes, list);
     cli_progress_start(&bar, "eval", list->sets.count);
     for (int i = 0; result == DDPM_OK && i < list->sets.count; i++) {

@@ -220,7 +220,7 @@ static ddpm_result read_labels(const cli_model *m, lab_label_sets *sets)
     if (set.labels == NULL && ddpm_label_width(&m->model->config) > 0 && m->info.label_dropout == 0)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "%s was trained without label dropout: it knows no picture without labels\n"
-                         "      hint: ddpm explain %s \"%s\"",
+                         "      hint: ddpm explain \"%s\" \"%s\"",
                          m->path, set.image, m->classes.count > 0 ? m->classes.name[0] : "CLASS, CLASS");
     if (set.labels == NULL) return lab_label_sets_add(sets, NULL, 0);
     if (m->classes.count > 0) return lab_label_sets_add_text(sets, &m->classes, set.labels, 1);
@@ -233,14 +233,14 @@ static ddpm_result explain(figure *f, cli_model *m, lab_label_sets *sets)
     char *caption = NULL;
     ddpm_real *image = NULL;
     cli_drawing *d = f->drawing;
-    ddpm_result result = cli_model_open(f->context, set.model, DDPM_FOR_INFERENCE, m);
+    ddpm_result result = cli_can_write_png(set.out);
+    if (result == DDPM_OK) result = cli_model_open(f->context, set.model, DDPM_FOR_INFERENCE, m);
+    if (result == DDPM_OK) result = cli_read_image(m, set.image, &f->original, &image);
     if (result == DDPM_OK) result = read_labels(m, sets);
-    if (result != DDPM_OK) return result;
-    d->sample = cli_sampler_config(options, &draw_with, m);
-    if ((result = cli_sampler_check(options, &draw_with)) != DDPM_OK) return result;
+    if (result == DDPM_OK) d->sample = cli_sampler_config(options, &draw_with, m);
+    if (result == DDPM_OK) result = cli_sampler_check(options, &draw_with);
     d->take = take_column;
     d->user = f;
-    result = cli_read_image(m, set.image, &f->original, &image);
     d->image = image;
     d->image_path = set.image;
     if (result == DDPM_OK) result = draw_columns(f);

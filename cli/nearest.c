@@ -234,7 +234,8 @@ static void report(search *s)
 
 static ddpm_result nearest(search *s)
 {
-    ddpm_result result = measure_drawn(s);
+    ddpm_result result = cli_can_write_png(set.out);
+    if (result == DDPM_OK) result = measure_drawn(s);
     if (result == DDPM_OK) result = open_pictures(set.images, NULL, s->width, s->height, &s->drawn);
     if (result == DDPM_OK) result = open_pictures(set.data, set.image_dir, s->width, s->height, &s->data);
     if (result == DDPM_OK) result = choose_queries(s);

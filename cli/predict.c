@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "io/file.h"
 #include "io/model.h"
 #include "io/safetensors.h"
 
@@ -170,8 +171,9 @@ static ddpm_result compute(prediction *p)
 
 static ddpm_result predict(const cli_context *context, prediction *p)
 {
-    ddpm_result result =
-        cli_model_open(context, set.model, set.grad ? DDPM_FOR_GRADIENTS : DDPM_FOR_INFERENCE, &p->model);
+    ddpm_result result = io_can_write(set.out);
+    unsigned arrays = set.grad ? DDPM_FOR_GRADIENTS : DDPM_FOR_INFERENCE;
+    if (result == DDPM_OK) result = cli_model_open(context, set.model, arrays, &p->model);
     if (result == DDPM_OK) result = read_input(p);
     if (result == DDPM_OK) result = compute(p);
     if (result == DDPM_OK) result = write_output(p);

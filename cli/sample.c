@@ -301,7 +301,8 @@ static ddpm_result read_image(cli_drawing *d, ddpm_real **image)
 
 static ddpm_result sample(const cli_context *context, cli_model *model, lab_label_sets *sets)
 {
-    ddpm_result result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
+    ddpm_result result = set.out_dir == NULL ? cli_can_write_png(set.out) : DDPM_OK;
+    if (result == DDPM_OK) result = cli_model_open(context, set.model, DDPM_FOR_INFERENCE, model);
     if (result == DDPM_OK) result = read_labels(model, sets);
     if (result != DDPM_OK) return result;
     cli_drawing d = {.model = model, .sets = sets, .batch = set.batch_size};

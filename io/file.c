@@ -197,6 +197,14 @@ void io_writer_abandon(io_writer *writer)
     *writer = (io_writer){0};
 }
 
+ddpm_result io_can_write(const char *path)
+{
+    io_writer writer;
+    ddpm_result result = io_writer_open(&writer, path);
+    io_writer_abandon(&writer);
+    return result;
+}
+
 static ddpm_result write_failed(io_writer *writer, int error)
 {
     ddpm_result result = system_error(writer->path, "write", error);

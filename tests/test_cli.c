@@ -672,6 +672,8 @@ static void test_explain(void **state)
     assert_fails(1, "explain @/data/CLEVR_train_000003_2.png 'pink' --model @/run --out @/none.png", "unknown label");
     assert_fails(1, "explain @/gray.png 'red sphere' --model @/gray --out @/none.png", "knows no class names");
     assert_fails(1, "explain @/nothing.png 'red sphere' --model @/run --out @/none.png", "nothing.png");
+    assert_fails(1, "explain 'red sphere' --model @/run --out @/none.png",
+                 "red sphere: cannot open"); /* not of labels */
     assert_fails(1, "explain @/data/CLEVR_train_000003_2.png --model @/run --out @/none.png",
                  "knows no picture without labels\n      hint: ddpm explain ");
     assert_fails(2, "explain --model @/run", "FILE is missing");
@@ -1198,6 +1200,29 @@ static void test_nan_stops(void **state)
     assert_false(io_is_directory(in_folder("nan/step-2")));
 }
 
+/* What cannot be written to is refused before the model is read and anything is drawn. */
+static void test_output_is_looked_at_first(void **state)
+{
+    (void)state;
+    static const char *const command[] = {
+        "sample 'red sphere' --model @/missing --out", "explain @/missing.png --model @/missing --out",
+        "nearest @/missing @/missing --out",
+        "eval --images @/missing --labels-file @/missing --evaluator @/missing --grid", "bench --growth"};
+    char line[300];
+    shell("mkdir -p @/folder.png");
+    for (size_t i = 0; i < sizeof command / sizeof *command; i++) {
+        snprintf(line, sizeof line, "%s @/nowhere/a.png", command[i]);
+        assert_fails(1, line, "nowhere/a.png: cannot write: No such file or directory");
+        snprintf(line, sizeof line, "%s @/folder.png", command[i]);
+        assert_fails(1, line, "folder.png: cannot write: Is a directory");
+        snprintf(line, sizeof line, "%s @/a.jpg", command[i]);
+        assert_fails(1, line, "a.jpg: a picture is written as PNG");
+    }
+    assert_fails(1, "predict --model @/missing --in @/missing --out @/nowhere/p.safetensors", "p.safetensors: cannot");
+    shell("test -z \"$(find @ -name '*.tmp-*')\"");
+    shell("rmdir @/folder.png");
+}
+
 /* ---- 8. check-grad, selftest, bench ------------------------------------------------------------------------------ */
 
 static void test_check_grad(void **state)
@@ -1295,6 +1320,7 @@ int main(void)
         cmocka_unit_test(test_export),
         cmocka_unit_test(test_bad_models),
         cmocka_unit_test(test_nan_stops),
+        cmocka_unit_test(test_output_is_looked_at_first),
         cmocka_unit_test(test_check_grad),
         cmocka_unit_test(test_selftest),
         cmocka_unit_test(test_bench),
