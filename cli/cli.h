@@ -92,6 +92,8 @@ typedef struct cli_model { /* start from {0} */
 char *cli_find_model(const char *path);
 /* data/NAME of the working directory or, where that is not, of the program's; free() it. NULL: see ddpm_error(). */
 char *cli_bundled(const char *name);
+/* 1 if the directory is an evaluator's: its config.json says ResNet18. */
+int cli_is_evaluator(const char *path);
 /* Finds the model and loads it for `arrays` (DDPM_FOR_INFERENCE, ...). On failure *out is empty. */
 ddpm_result cli_model_open(const cli_context *context, const char *path, unsigned arrays, cli_model *out);
 void cli_model_close(cli_model *model);

@@ -12,6 +12,7 @@
 #include "io/model.h"
 #include "io/picture.h"
 #include "io/safetensors.h"
+#include "lab/evaluator.h"
 
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
@@ -23,7 +24,7 @@ static struct {
 /* clang-format off */
 static const cli_option options[] = {
     {"path", NULL, CLI_TEXT, "PATH", CLI_REQUIRED,
-     "a file, model or run directory; or a preset: lab, small, tiny", &set.path, 0, 0, 1},
+     "a file; a model, run or evaluator directory; or a preset: lab, small, tiny", &set.path, 0, 0, 1},
     {"graph", NULL, CLI_FLAG, NULL, NULL,
      "list every node of the network: shape, parameters, MFLOP, memory", &set.graph, 0, 0, 0},
     {"batch", "batch_size", CLI_INT, "N", "1", "pictures of the graph", &set.batch, 1, 65536, 0},
@@ -186,12 +187,12 @@ static void print_parameters(const ddpm_model *model)
     printf(", %s in float32\n", cli_bytes(all * 4, a));
 }
 
-static void print_classes(const io_model_info *info)
+static void print_classes(char *const *name, int count)
 {
     printf("classes     ");
-    for (int i = 0; i < info->classes; i++)
-        printf("%s%s", info->class_name[i], i + 1 == info->classes ? "" : i % 8 == 7 ? ",\n            " : ", ");
-    printf(info->classes > 0 ? "\n" : "no names\n");
+    for (int i = 0; i < count; i++)
+        printf("%s%s", name[i], i + 1 == count ? "" : i % 8 == 7 ? ",\n            " : ", ");
+    printf(count > 0 ? "\n" : "no names\n");
 }
 
 /* ---- 4. The graph -------------------------------------------------------------------------------------------- */
@@ -278,13 +279,27 @@ static ddpm_result info_model(const cli_context *context, const char *path)
     ddpm_result result = io_model_read_config(path, &config, &schedule, &info);
     if (result != DDPM_OK) return result;
     printf("model       %s\n", path);
-    print_classes(&info);
+    print_classes(info.class_name, info.classes);
     printf("schedule    ");
     cli_schedule_print(&schedule);
     io_schedule_config_free(&schedule);
     result = info_network(context, &config, info.height, info.width);
     io_model_info_free(&info);
     return result;
+}
+
+static ddpm_result info_evaluator(const cli_context *context, const char *path)
+{
+    lab_evaluator *ev;
+    ddpm_result result = lab_evaluator_load(path, &context->device, &ev);
+    if (result != DDPM_OK) return result;
+    printf("evaluator   %s\n", path);
+    print_classes(ev->config.class_name, ev->config.classes);
+    printf("network     ResNet18 of width %g, pictures of %dx%d\n", ev->config.width, ev->config.sample_size,
+           ev->config.sample_size);
+    print_parameters(ev->model);
+    lab_evaluator_free(ev);
+    return DDPM_OK;
 }
 
 static ddpm_result info_unet_config(const cli_context *context, const char *path)
@@ -331,6 +346,7 @@ static ddpm_result info_run(const cli_context *context, const char *path)
 
 static ddpm_result info_directory(const cli_context *context, const char *path)
 {
+    if (cli_is_evaluator(path)) return info_evaluator(context, path);
     char *found = cli_find_model(path);
     if (found == NULL) return DDPM_ERR_FILE;
     int is_model = strcmp(found, path) == 0;
@@ -382,7 +398,8 @@ const cli_command cli_info = {
     "info",
     "PATH [--graph [--batch N] [--resolution N]]",
     "tells what a file, model, run or picture holds",
-    "PATH is a .safetensors, .png or .json file, a model or run directory, a UNet2DModel's config.json, or a preset.",
+    "PATH is a .safetensors, .png or .json file, a model, run or evaluator directory, a UNet2DModel's config.json, or a\n"
+    "preset.",
     options,
     run,
     NULL};

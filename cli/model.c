@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "io/checkpoint.h"
 #include "io/file.h"
+#include "io/json.h"
 #include "io/model.h"
 
 /* 1 if PATH/name looks like a model: ours and a diffusers pipeline have unet/config.json, a UNet2DModel alone
@@ -51,6 +52,18 @@ static char *follow_link(char *path)
     return followed;
 }
 
+int cli_is_evaluator(const char *path)
+{
+    cJSON *json = NULL;
+    char *file = io_join(path, "config.json");
+    int found = file != NULL && io_is_file(file) && io_json_read(file, &json) == DDPM_OK;
+    const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "_class_name"));
+    found = found && name != NULL && strcmp(name, "ResNet18") == 0;
+    cJSON_Delete(json);
+    free(file);
+    return found;
+}
+
 char *cli_find_model(const char *path)
 {
     static const char *const checkpoint[] = {"best", "latest"};
@@ -62,6 +75,13 @@ char *cli_find_model(const char *path)
                   path);
         return NULL;
     }
+    if (cli_is_evaluator(path)) {
+        ddpm_fail(DDPM_ERR_ARGUMENT,
+                  "%s is an evaluator, which judges pictures and draws none\n"
+                  "      hint: --model wants what ddpm train made; this goes to --evaluator or --guide",
+                  path);
+        return NULL;
+    }
     if (holds_model(path)) return follow_link(cli_text("%s", path));
     for (int i = 0; i < 2; i++) {
         char *inside = io_join(path, checkpoint[i]);
@@ -70,7 +90,7 @@ char *cli_find_model(const char *path)
     }
     ddpm_fail(DDPM_ERR_FILE,
               "%s holds neither a model (unet/config.json) nor a run's checkpoints (best, latest)\n"
-              "      hint: ddpm info %s tells what it is; a run has a checkpoint after its first epoch",
+              "      hint: ddpm train %s --out RUN learns from pictures; a run has a checkpoint after its first epoch",
               path, path);
     return NULL;
 }

@@ -991,6 +991,11 @@ static void test_info(void **state)
     assert_has(out, "conv_in.weight");
     assert_has(out, "[32,3,3,3]");
     assert_has(out, "702,499 elements");
+    assert_runs("info data/mini/evaluator");
+    assert_has(out, "classes     gray cube, red cube");
+    assert_has(out, "ResNet18 of width 0.25, pictures of 64x64\n");
+    assert_has(out, "parameters  7");
+    assert_fails(1, "sample 'red cube' --model data/mini/evaluator --out @/none.png", "is an evaluator");
     assert_runs("info @/a.png");
     assert_has(out, "picture, 56x20");
     assert_has(out, "labels   red sphere, cyan cube");
