@@ -500,11 +500,13 @@ static int stands_for_nothing(const cJSON *item, const cli_option *o)
 const char *cli_settings_from_json(const cli_option *option, const cJSON *object)
 {
     static char wrong[400];
+    int found = 0;
     for (; option->name != NULL; option++) {
         char key[64], text[1024];
         complaint why;
         option_key(option, key, sizeof key);
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+        found |= item != NULL;
         if (item == NULL || cli_given(option)) continue;
         if (stands_for_nothing(item, option)) {
             set_zero(option);
@@ -521,7 +523,7 @@ const char *cli_settings_from_json(const cli_option *option, const cJSON *object
             return wrong;
         }
     }
-    return NULL;
+    return found ? NULL : "it holds no setting";
 }
 
 int cli_setting_differs(const cli_option *option, const cJSON *object)

@@ -90,8 +90,8 @@ struct cJSON; /* cJSON.h's */
  * Returns 0 when memory ran out. */
 int cli_settings_to_json(const cli_option *option, struct cJSON *object);
 /* The way back: options that were not given on the command line get the values that the object has for them; texts
- * then point into it. An option that it lacks keeps its value. Returns NULL, or what is wrong with which value, in
- * static memory. */
+ * then point into it. An option that it lacks keeps its value. Returns NULL, or what is wrong with which value, or
+ * that it has none for any option, in static memory. */
 const char *cli_settings_from_json(const cli_option *option, const struct cJSON *object);
 /* 1 if the object has another value for the option than the option has now; 0 also if it has none. */
 int cli_setting_differs(const cli_option *option, const struct cJSON *object);

@@ -815,8 +815,9 @@ static ddpm_result take_settings(const cJSON *settings, const char *path)
     set.dry_run = dry_run;
     set.ranks = ranks;
     set.gpus = gpus;
-    return wrong == NULL ? DDPM_OK
-                         : ddpm_fail(DDPM_ERR_FORMAT, "%s: %s\n      hint: mend it, or give that option", path, wrong);
+    if (wrong == NULL) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_FORMAT,
+                     "%s: %s\n      hint: mend it, or give that option; --args wants a run's args.json", path, wrong);
 }
 
 static ddpm_result read_args(training *t, const char *path)

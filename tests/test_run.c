@@ -368,6 +368,7 @@ static void test_args(void **state)
     read_back("some/args.json", &text);
     assert_has(text, "9007199254740993");
     free(text);
+    assert_fails(1, "train @/data --args @/data/train.json --out @/new", "train.json: it holds no setting");
     shell("echo '{\"batch_size\": \"many\"}' > @/some.json");
     assert_fails(1, "train @/data --args @/some.json --out @/new", "batch_size: 'many' is not a whole number");
     shell("echo '{\"batch_size\": {}}' > @/some.json");
