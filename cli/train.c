@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -966,6 +967,44 @@ static ddpm_result refuse_used_directory(void)
     return result;
 }
 
+static int same_place(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* 1 if `path`, which need not be there yet, is the folder or lies in it. */
+static int lies_in(const char *path, const char *folder)
+{
+    char place[4096];
+    struct stat wanted, root, here;
+    size_t used = (size_t)snprintf(place, sizeof place, "%s", path);
+    if (used >= sizeof place || stat(folder, &wanted) != 0 || stat("/", &root) != 0) return 0;
+    while (stat(place, &here) != 0) { /* what it will be made in */
+        char *slash = strrchr(place, '/');
+        if (strcmp(place, ".") == 0) return 0;
+        if (slash != NULL)
+            slash[slash == place] = '\0';
+        else
+            memcpy(place, ".", sizeof ".");
+    }
+    for (used = strlen(place); !same_place(&here, &wanted); used += 3) {
+        if (same_place(&here, &root) || used + sizeof "/.." > sizeof place) return 0;
+        memcpy(place + used, "/..", sizeof "/..");
+        if (stat(place, &here) != 0) return 0;
+    }
+    return 1;
+}
+
+/* Pictures that a run writes must not be found among those that it learns from. */
+static ddpm_result refuse_place_in_data(const training *t)
+{
+    if (t->data->listed || !lies_in(set.out, set.data)) return DDPM_OK;
+    return ddpm_fail(DDPM_ERR_ARGUMENT,
+                     "%s lies in %s, all pictures of which are learned from: the run's own would be among them\n"
+                     "      hint: --out beside the data",
+                     set.out, set.data);
+}
+
 static ddpm_result write_settings(const cli_context *context, const training *t)
 {
     char *path = io_join(set.out, "args.json"), *text = NULL;
@@ -1533,6 +1572,7 @@ static ddpm_result prepare(const cli_context *context, training *t)
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK && t->saved == NULL) result = check_parts();
     if (result == DDPM_OK) result = plan_training(context, t);
+    if (result == DDPM_OK && t->saved == NULL && !set.dry_run) result = refuse_place_in_data(t);
     if (result == DDPM_OK) result = open_teacher(context, t);
     if (result == DDPM_OK) result = report_plan(t);
     if (result == DDPM_OK) result = survey_data(t);

@@ -48,6 +48,7 @@ lab_dataset_config lab_dataset_default(const char *data); /* 64x64, 3 channels, 
 typedef struct lab_dataset {   /* read only for callers */
     lab_dataset_config config; /* its strings are not kept: NULL */
     lab_kind kind;
+    int listed;             /* the pictures are those of a list; 0: all that lie in the folder */
     int count;              /* pictures, at least 1 */
     int training, held_out; /* how many of them epochs hand out, and how many never: lab_dataset_divide */
     char **path;            /* path[i] of picture i: in the order of the list, or sorted */

@@ -682,6 +682,11 @@ ddpm_result lab_source_read(const lab_dataset_config *config, lab_dataset *ds, c
     } list[] = {{"train.json", read_train_json}, {"metadata.jsonl", read_json_lines}, {"metadata.csv", read_csv}};
     listing l = {.config = config, .where = config->data};
     ds->kind = LAB_UNLABELLED;
+    if (io_is_file(config->data))
+        return ddpm_fail(DDPM_ERR_FILE,
+                         "%s: is a file, not a folder\n"
+                         "      hint: a data set is a folder of pictures, with or without a list in it",
+                         config->data);
     if (!io_is_directory(config->data))
         return ddpm_fail(DDPM_ERR_FILE,
                          "%s: no such folder\n"
@@ -693,6 +698,7 @@ ddpm_result lab_source_read(const lab_dataset_config *config, lab_dataset *ds, c
         result = try_list(&l, list[i].name, list[i].read, ds, &found);
         if (found) snprintf(from, from_size, "%s", list[i].name);
     }
+    ds->listed = found;
     if (!result && !found) result = read_folders(&l, ds, from, from_size);
     if (!result && !found) result = set_paths(&l, config->data, ds);
     listing_free(&l);

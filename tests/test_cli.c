@@ -404,6 +404,10 @@ static void test_plain_pictures(void **state)
     assert_runs("train @/data --out @/no_labels --model tiny --resolution 16 --unconditional --epochs 1");
     assert_has(err, "24 pictures, unconditional, from train.json");
     assert_fails(1, "train @/plain --out @/none --model tiny --channels 2", "2 channels");
+    assert_fails(1, "train @/plain --out @/plain --model tiny", "plain, all pictures of which are learned from");
+    assert_fails(1, "train @/plain/ --out @/plain/new/run --model tiny", "plain/new/run lies in ");
+    assert_false(io_is_directory(in_folder("plain/new")));
+    assert_fails(1, "train @/plain/CLEVR_train_000000_0.png --out @/none --model tiny", "is a file, not a folder");
     assert_fails(1, "train @/plain --out @/none --model @/run/best/unet/config.json", "takes labels, and the data has");
 }
 
