@@ -458,6 +458,24 @@ static ddpm_result check_parts(void)
     return DDPM_OK;
 }
 
+/* An option that would change nothing is refused. */
+static ddpm_result check_effects(void)
+{
+    const struct {
+        const char *name, *of;
+        int has_effect;
+    } part[] = {{"milestones", "--lr-schedule multistep", set.lr_schedule == LR_MULTISTEP},
+                {"gamma", "--lr-schedule multistep", set.lr_schedule == LR_MULTISTEP},
+                {"eval-every", "--held-out N", set.held_out > 0},
+                {"show", "--sample-every STEPS", set.sample_every > 0}};
+    for (size_t i = 0; i < sizeof part / sizeof part[0]; i++)
+        if (!part[i].has_effect && is_given(part[i].name))
+            return ddpm_fail(DDPM_ERR_ARGUMENT,
+                             "--%s has no effect without %s\n      hint: leave out the one, or add the other",
+                             part[i].name, part[i].of);
+    return DDPM_OK;
+}
+
 /* Pictures of a step that a rank has at most. */
 static int rank_batch(const training *t)
 {
@@ -497,6 +515,11 @@ static ddpm_result choose_schedule(const training *t, ddpm_schedule_config *sche
     if (all || is_given("prediction-type")) schedule->prediction_type = (ddpm_prediction_type)set.prediction_type;
     if (all || is_given("zero-snr")) schedule->rescale_betas_zero_snr = set.zero_snr;
     if (is_given("timesteps") || is_given("beta-schedule")) io_schedule_config_free(schedule); /* its trained_betas */
+    int has_range =
+        schedule->beta_schedule != DDPM_BETA_SQUAREDCOS_CAP_V2 && schedule->beta_schedule != DDPM_BETA_LAPLACE;
+    if (!has_range && (is_given("beta-start") || is_given("beta-end")))
+        return ddpm_fail(DDPM_ERR_ARGUMENT, "--beta-start and --beta-end have no effect on this beta schedule\n"
+                                            "      hint: leave them out, or --beta-schedule linear");
     if (schedule->rescale_betas_zero_snr && schedule->prediction_type == DDPM_PREDICTS_EPSILON)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
                          "with --zero-snr the last x_t holds nothing of x_0, so that no eps can lead to "
@@ -1571,6 +1594,7 @@ static ddpm_result prepare(const cli_context *context, training *t)
     if (result == DDPM_OK) result = find_run(t);
     if (set.max_steps > 0 && !is_given("epochs") && t->args == NULL && t->saved == NULL) set.epochs = 1000000;
     if (result == DDPM_OK && t->saved == NULL) result = check_parts();
+    if (result == DDPM_OK && t->saved == NULL) result = check_effects();
     if (result == DDPM_OK) result = plan_training(context, t);
     if (result == DDPM_OK && t->saved == NULL && !set.dry_run) result = refuse_place_in_data(t);
     if (result == DDPM_OK) result = open_teacher(context, t);

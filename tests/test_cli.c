@@ -334,6 +334,23 @@ static void test_settings(void **state)
 }
 
 /* class_embed_type null: no label encoder, no class names, pictures of whatever the data shows. */
+/* What would change nothing is refused. */
+static void test_options_without_effect(void **state)
+{
+    (void)state;
+    static const char *const part[][2] = {
+        {"--lr-schedule cosine --gamma 0.5", "--gamma has no effect without --lr-schedule"},
+        {"--lr-schedule constant --milestones 3", "--milestones has no effect without"},
+        {"--eval-every 2", "--eval-every has no effect without --held-out"},
+        {"--show", "--show has no effect without --sample-every"},
+        {"--beta-end 0.03", "no effect on this beta schedule"}};
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        char line[200];
+        snprintf(line, sizeof line, "train @/data --out @/none --model tiny %s", part[i][0]);
+        assert_fails(1, line, part[i][1]);
+    }
+}
+
 static void test_unconditional(void **state)
 {
     (void)state;
@@ -1306,6 +1323,7 @@ int main(void)
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_plain_pictures),
         cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_options_without_effect),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_guided_sample),
         cmocka_unit_test(test_schedules),
