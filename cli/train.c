@@ -676,6 +676,13 @@ static uint64_t planned_steps(const training *t)
     return most > 0 && most < steps ? most : steps;
 }
 
+/* Epochs in which those steps end. */
+static int planned_epochs(const training *t)
+{
+    uint64_t each = (uint64_t)steps_of_epoch(t);
+    return (int)((planned_steps(t) + each - 1) / each);
+}
+
 /* ---- 5. The data's troubles, memory -------------------------------------------------------------------------- */
 
 enum { FEW = 1000, SHOWN = 3 }; /* pictures below which a model learns them by heart; names shown of each trouble */
@@ -749,9 +756,10 @@ static ddpm_result report_plan(const training *t)
     if (t->saved == NULL && t->source != NULL)
         cli_note("from    %s: its weights%s; Adam's moments start at zero", t->source,
                  t->new_labels ? "; the data has other classes, so the label encoder is made anew" : "");
-    cli_note("memory  %s%s: weights, gradients, moments and average %s, network for %d pictures %s, data %s%s",
+    cli_note("memory  %s%s: weights, gradients, moments and average %s, network for %d picture%s %s, data %s%s",
              cli_bytes(total, a), apart ? " of the device" : "", cli_bytes(arrays, b), micro_batch(t),
-             cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d), apart ? " at a time" : "");
+             micro_batch(t) == 1 ? "" : "s", cli_bytes(graph, c), cli_bytes(apart ? batch / 2 : cache + batch, d),
+             apart ? " at a time" : "");
     if (result != DDPM_OK || available <= 0 || total <= available) return result;
     int fits = cli_largest_batch(t->model, t->net->height, t->net->width, 1, training_mode(t) & ~DDPM_SHARE_GRADIENTS,
                                  micro_batch(t), 0, available - (total - graph));
@@ -767,15 +775,16 @@ static ddpm_result report_plan(const training *t)
 /* What the run will take, from the step that was measured. */
 static void report_time(const training *t)
 {
-    double steps = (double)planned_steps(t) - (double)t->saved_step, left = steps > 0 ? steps * t->step_seconds : 0;
+    double steps = fmax(0, (double)planned_steps(t) - (double)t->saved_step), left = steps * t->step_seconds;
     time_t end = time(NULL) + (time_t)left;
     char when[40] = "";
     struct tm local;
     cli_short number, epoch, whole;
     if (localtime_r(&end, &local) != NULL) strftime(when, sizeof when, "%Y-%m-%d %H:%M", &local);
-    cli_note("time    %.2g s a step, %s an epoch of %d steps; %s steps to go take %s, to %s", t->step_seconds,
+    cli_note("time    %.2g s a step, %s an epoch of %d step%s; %s %s %s, to %s", t->step_seconds,
              cli_duration(t->step_seconds * steps_of_epoch(t), epoch), steps_of_epoch(t),
-             cli_count(steps > 0 ? steps : 0, number), cli_duration(left, whole), when);
+             steps_of_epoch(t) == 1 ? "" : "s", cli_count(steps, number),
+             steps == 1 ? "step to go takes" : "steps to go take", cli_duration(left, whole), when);
 }
 
 /* ---- 6. Settings of a resumed run ---------------------------------------------------------------------------- */
@@ -1390,8 +1399,8 @@ static void show_progress(training *t)
     double now = cli_seconds();
     double pictures = (double)t->trainer.picture - t->first_picture;
     cli_progress_show(&t->bar, (double)t->trainer.step, "epoch %d/%d step %llu lr %g loss %.4f %.1f pictures/s",
-                      t->epoch, set.epochs, (unsigned long long)t->trainer.step, learning_rate(t), average_loss(t),
-                      pictures / (now - t->started));
+                      t->epoch, planned_epochs(t), (unsigned long long)t->trainer.step, learning_rate(t),
+                      average_loss(t), pictures / (now - t->started));
 }
 
 static ddpm_result stop_if_signalled(void *user, ddpm_net *net, int done, int steps)
@@ -1579,10 +1588,10 @@ static void report_end(const training *t)
         cli_note("all %llu steps were done already; a larger --%s goes on from there", step,
                  reason != NULL ? "max-steps" : "epochs");
     else if (t->best_step > 0)
-        cli_note("%llu steps in %s, lowest average loss %.5f (step-%llu)", step, duration, t->best,
-                 (unsigned long long)t->best_step);
+        cli_note("%llu step%s in %s, lowest average loss %.5f (step-%llu)", step, step == 1 ? "" : "s", duration,
+                 t->best, (unsigned long long)t->best_step);
     else
-        cli_note("%llu steps in %s", step, duration);
+        cli_note("%llu step%s in %s", step, step == 1 ? "" : "s", duration);
     printf("%s\n", set.out);
 }
 
@@ -1659,9 +1668,9 @@ const cli_command cli_train = {
     "DATA --out RUN [--model lab|small|tiny|CONFIG.json|MODEL] [--resume]",
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
-    "loss.png and args.json. The defaults are the lab's recipe, but for the model\n"
-    "where there is no GPU: --model lab. Ctrl-C, SIGTERM or a closed terminal saves and ends;\n"
-    "ddpm train --resume --out RUN goes on, to the same bits as if it had not been stopped.",
+    "loss.png and args.json. The defaults are the lab's recipe, with a smaller model where there is no GPU (--model lab\n"
+    "is the lab's). Ctrl-C, SIGTERM or a closed terminal saves and ends; ddpm train --resume --out RUN goes on, to the\n"
+    "same bits as if it had not been stopped.",
     options,
     run,
     ranks};
