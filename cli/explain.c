@@ -268,7 +268,7 @@ static int run(const cli_context *context)
 
 const cli_command cli_explain = {
     "explain",
-    "FILE [\"red sphere, cyan cube\"] --model PATH [--out FILE.png]",
+    "FILE [\"red sphere, cyan cube\"] [--model PATH] [--out FILE.png]",
     "shows what a model does with one picture: noise, one step, many steps",
     "Prints a table of the columns. With --sampler ddim the way from x_t back is the shortest to draw.",
     options,

@@ -199,7 +199,7 @@ static int run(const cli_context *context)
 
 const cli_command cli_predict = {
     "predict",
-    "--model PATH --in IN.safetensors --out OUT.safetensors [--grad]",
+    "[--model PATH] --in IN.safetensors --out OUT.safetensors [--grad]",
     "runs the network once on tensors from a file",
     "What diffusers' UNet2DModel(sample, timestep, class_labels) gives; gradients have its parameters' names.",
     options,

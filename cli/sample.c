@@ -337,7 +337,7 @@ static int run(const cli_context *context)
 
 const cli_command cli_sample = {
     "sample",
-    "[\"red sphere, cyan cube\"] --model PATH [--out FILE.png]",
+    "[\"red sphere, cyan cube\"] [--model PATH] [--out FILE.png]",
     "draws pictures of label sets",
     "The seed, the labels and this command line are kept in the PNG: ddpm info FILE.png shows them.",
     options,

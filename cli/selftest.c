@@ -69,11 +69,10 @@ static int run(const cli_context *context)
 
 const cli_command cli_selftest = {
     "selftest",
-    "",
+    "[--quick] [--verbose]",
     "checks every operation of a backend against the reference",
-    "Forward and backward at many shapes, with random inputs; an error is given as a part of its bound, so that 1 is "
-    "the "
-    "most that passes. --backend says which backend.",
+    "Forward and backward at many shapes, with random inputs; an error is given as a part of its bound, so that 1 is\n"
+    "the most that passes. --backend says which backend.",
     options,
     run,
     NULL};

@@ -292,10 +292,10 @@ static int run(const cli_context *context)
 
 const cli_command cli_test = {
     "test",
-    "[DATA] --test-type test|new_test --model PATH --out DIR",
+    "[DATA] [--test-type test|new_test] [--model PATH] [--out DIR]",
     "draws and scores the lab's test sets: pictures, grid, strips, accuracy",
-    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png, and the strip that the lab asks for twice:\n"
-    "required_strip.png and red_sphere+cyan_cylinder+cyan_cube.png.",
+    "DIR then holds images/TYPE/I.png, TYPE_grid.png, strips/TYPE_I.png, and under two names the strip that the lab\n"
+    "asks for: required_strip.png and red_sphere+cyan_cylinder+cyan_cube.png.",
     options,
     run,
     NULL};
