@@ -74,6 +74,8 @@ static void print_program_help(FILE *file)
     print_commands(file);
     fprintf(file, "\n  ddpm COMMAND --help    its options and their defaults\n"
                   "  ddpm --version\n\n"
+                  "The bundled model draws at once:\n"
+                  "  ddpm sample \"red sphere, cyan cube\"\n\n"
                   "A first run:\n"
                   "  ddpm render --out runs/scenes --scenes 300 --size 128x96\n"
                   "  ddpm train runs/scenes --model tiny --epochs 20 --out runs/first\n"

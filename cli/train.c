@@ -1585,7 +1585,7 @@ static void report_end(const training *t)
         cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s", reason, step,
                  duration, set.out);
     else if (idle)
-        cli_note("all %llu steps were done already; a larger --%s goes on from there", step,
+        cli_note("all %llu step%s done already; a larger --%s goes on from there", step, step == 1 ? " was" : "s were",
                  reason != NULL ? "max-steps" : "epochs");
     else if (t->best_step > 0)
         cli_note("%llu step%s in %s, lowest average loss %.5f (step-%llu)", step, step == 1 ? "" : "s", duration,
