@@ -23,6 +23,7 @@ static const char *way_out(int error)
     case EPERM: return "check the permissions of the file and of the directories above it (ls -l)";
     case EROFS: return "the file system is read-only: choose another place";
     case EISDIR: return "this is a directory; name a file in it";
+    case EEXIST: return "this is a file, not a directory: choose another name";
     case ENOTDIR: return "a part of the path before the last is a file, not a directory";
     case ENOSPC:
     case EDQUOT:
@@ -259,7 +260,7 @@ ddpm_result io_make_directory(const char *path)
         if (*p != '/') continue;
         *p = 0;
         if (mkdir(copy, 0777)) {
-            int error = errno == EEXIST ? ENOTDIR : errno;
+            int error = errno;
             if (!io_is_directory(copy)) result = system_error(copy, "make the directory", error);
         }
         *p = '/';

@@ -164,7 +164,8 @@ static void file_errors(void **state)
     assert_refused("write a directory", io_write_file(folder, "x", 1), DDPM_ERR_FILE, "Is a directory");
     assert_refused("write below nothing", io_write_file(in_folder("no/x"), "x", 1), DDPM_ERR_FILE, in_folder("no/x"));
     assert_refused("write a device", io_write_file("/dev/null", "x", 1), DDPM_ERR_FILE, "not a regular file");
-    assert_refused("mkdir over a file", io_make_directory(in_folder("f/x")), DDPM_ERR_FILE, "Not a directory");
+    assert_refused("mkdir over a file", io_make_directory(in_folder("f/x")), DDPM_ERR_FILE,
+                   "/f: cannot make the directory: File exists\n      hint: this is a file");
     assert_ok(io_remove_tree(file));
 }
 
