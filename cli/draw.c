@@ -145,9 +145,9 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
     double seconds = cli_seconds() - started;
     if (drawn < d->count) cli_note("%d of %d pictures were there already", d->count - drawn, d->count);
     if (drawn > 0 && !d->quiet)
-        cli_note("%d picture%s of %dx%d, %d %s steps: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
-                 net->height, d->sample.steps, cli_sampler_name(d->sample.sampler), cli_duration(seconds, total),
-                 seconds / drawn);
+        cli_note("%d picture%s of %dx%d, %d %s step%s: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
+                 net->height, d->sample.steps, cli_sampler_name(d->sample.sampler), d->sample.steps == 1 ? "" : "s",
+                 cli_duration(seconds, total), seconds / drawn);
     return DDPM_OK;
 }
 

@@ -90,7 +90,8 @@ static ddpm_result open_pictures(const char *path, const char *image_dir, int wi
     if (result == DDPM_OK) result = lab_dataset_survey(*out, on_read, &bar, &survey);
     cli_progress_clear(&bar);
     if (survey.count[LAB_UNREADABLE] > 0)
-        cli_note("%d files in %s cannot be read, as %s", survey.count[LAB_UNREADABLE], path, survey.finding[0].about);
+        cli_note("%d of the files in %s cannot be read, as %s", survey.count[LAB_UNREADABLE], path,
+                 survey.finding[0].about);
     lab_survey_free(&survey);
     return result;
 }

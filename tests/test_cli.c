@@ -708,7 +708,7 @@ static void test_nearest(void **state)
     shell("mkdir @/mixed; cp @/whole/*.png @/mixed; cp @/data/CLEVR_train_000003_1.png @/mixed/a.png; "
           "cp @/data/CLEVR_train_000005_0.png @/mixed/b.png; touch @/mixed/strip_0.png");
     assert_runs("nearest @/data @/mixed --out @/nearest.png");
-    assert_has(err, "1 files in ");
+    assert_has(err, "1 of the files in ");
     assert_has(err, "the median of 9 drawn pictures is ");
     assert_has(err, "from the nearest other one (median of 24)");
     char expected[600];
