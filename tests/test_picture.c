@@ -692,8 +692,9 @@ static void test_chart_places(void **state)
 static void test_chart_of_a_short_logarithm(void **state)
 {
     (void)state;
-    for (double high = 1.002; high < 20; high *= 1.3) {
-        const double y[] = {1, high};
+    const double span[] = {1.002, 1.1, 1.3, 1.7, 2, 2.6, 3.3, 4, 5, 6.5, 7.9, 9, 12, 20};
+    for (size_t i = 0; i < sizeof span / sizeof *span; i++) {
+        const double y[] = {1, span[i]};
         const io_series series = {NULL, NULL, y, 2, 0xFF0000, 0};
         io_picture picture;
         succeeds(
