@@ -398,8 +398,8 @@ const cli_command cli_info = {
     "info",
     "PATH [--graph [--batch N] [--resolution N]]",
     "tells what a file, model, run or picture holds",
-    "PATH is a .safetensors, .png or .json file, a model, run or evaluator directory, a UNet2DModel's config.json, or a\n"
-    "preset.",
+    "PATH is a .safetensors, .png or .json file, a model, run or evaluator directory, a UNet2DModel's config.json, or\n"
+    "a preset.",
     options,
     run,
     NULL};

@@ -1668,9 +1668,9 @@ const cli_command cli_train = {
     "DATA --out RUN [--model lab|small|tiny|CONFIG.json|MODEL] [--resume]",
     "trains a model on a data set's pictures and labels",
     "RUN then holds step-N/ (models that diffusers can load), the links latest, best and epoch=N, metrics.csv,\n"
-    "loss.png and args.json. The defaults are the lab's recipe, with a smaller model where there is no GPU (--model lab\n"
-    "is the lab's). Ctrl-C, SIGTERM or a closed terminal saves and ends; ddpm train --resume --out RUN goes on, to the\n"
-    "same bits as if it had not been stopped.",
+    "loss.png and args.json. The defaults are the lab's recipe, with a smaller model where there is no GPU (the lab's\n"
+    "is --model lab). Ctrl-C, SIGTERM or a closed terminal saves and ends; ddpm train --resume --out RUN goes on, to\n"
+    "the same bits as if it had not been stopped.",
     options,
     run,
     ranks};

@@ -30,8 +30,9 @@ ddpm_result io_write_file(const char *path, const void *data, size_t size);
  * DDPM_ERR_FILE, DDPM_ERR_MEMORY as io_write_file; nothing is left behind. */
 ddpm_result io_can_write(const char *path);
 
-/* The same as io_write_file in pieces: open, put as often as needed, then commit or abandon. After a failed put or commit the temporary
- * is removed and the writer closed; io_writer_abandon is then harmless, and so it is on a writer that is all zero. */
+/* The same as io_write_file in pieces: open, put as often as needed, then commit or abandon. After a failed put or
+ * commit the temporary is removed and the writer closed; io_writer_abandon is then harmless, and so it is on a writer
+ * that is all zero. */
 typedef struct io_writer {
     FILE *file;
     char *path, *temporary;
