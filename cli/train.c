@@ -466,7 +466,6 @@ static ddpm_result check_effects(void)
         int has_effect;
     } part[] = {{"milestones", "--lr-schedule multistep", set.lr_schedule == LR_MULTISTEP},
                 {"gamma", "--lr-schedule multistep", set.lr_schedule == LR_MULTISTEP},
-                {"eval-every", "--held-out N", set.held_out > 0},
                 {"show", "--sample-every STEPS", set.sample_every > 0}};
     for (size_t i = 0; i < sizeof part / sizeof part[0]; i++)
         if (!part[i].has_effect && is_given(part[i].name))

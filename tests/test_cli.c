@@ -333,7 +333,6 @@ static void test_settings(void **state)
     free(text);
 }
 
-/* class_embed_type null: no label encoder, no class names, pictures of whatever the data shows. */
 /* What would change nothing is refused. */
 static void test_options_without_effect(void **state)
 {
@@ -341,7 +340,6 @@ static void test_options_without_effect(void **state)
     static const char *const part[][2] = {
         {"--lr-schedule cosine --gamma 0.5", "--gamma has no effect without --lr-schedule"},
         {"--lr-schedule constant --milestones 3", "--milestones has no effect without"},
-        {"--eval-every 2", "--eval-every has no effect without --held-out"},
         {"--show", "--show has no effect without --sample-every"},
         {"--beta-end 0.03", "no effect on this beta schedule"}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
@@ -351,6 +349,7 @@ static void test_options_without_effect(void **state)
     }
 }
 
+/* class_embed_type null: no label encoder, no class names, pictures of whatever the data shows. */
 static void test_unconditional(void **state)
 {
     (void)state;
