@@ -2680,6 +2680,11 @@ static ddpm_tensor *shape_error(ddpm_graph *g, ddpm_op op, const ddpm_tensor *a,
                                   a->name, b->shape[0], b->shape[1], b->shape[2], b->shape[3], b->name, rule));
 }
 
+static int one_number(const ddpm_tensor *x) /* a picture: (N,1,1,1) */
+{
+    return x->shape[1] == 1 && pixels(x) == 1;
+}
+
 /* Asks for scratch: the frames of x and dy, or that of dy alone for backward to x, at the graph's capacity. */
 static ddpm_tensor *conv_scratch(const ddpm_graph *g, ddpm_node *node)
 {
@@ -2801,6 +2806,7 @@ ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor)
 ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos, double freq_shift)
 {
     if (g->result != DDPM_OK || !t) return NULL;
+    if (!one_number(t)) return shape_error(g, DDPM_OP_TIME_EMBEDDING, t, t, "t is (N,1,1,1)");
     ddpm_node *node = new_node(g, DDPM_OP_TIME_EMBEDDING, 1, &t, dim, 1, 1);
     if (!node) return NULL;
     node->attr.time.flip_sin_to_cos = flip_sin_to_cos;
@@ -2859,9 +2865,9 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (start < 0 || count < 1 || start + count > x->shape[1])
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): channels %d to %d of %d", g->name, start,
-                                         start + count, x->shape[1]));
+    if (start < 0 || count < 1 || count > x->shape[1] - start)
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): %d channels from %d on, of %d", g->name, count,
+                                         start, x->shape[1]));
     ddpm_node *node = new_node(g, DDPM_OP_SLICE, 1, &x, count, x->shape[2], x->shape[3]);
     if (!node) return NULL;
     node->attr.slice.start = start;
@@ -2987,9 +2993,9 @@ ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (factor < 1 || x->shape[1] % (factor * factor))
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d", g->name,
-                                         x->shape[1], factor * factor));
+    if (factor < 1 || x->shape[1] % factor || x->shape[1] / factor % factor)
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d^2",
+                                         g->name, x->shape[1], factor));
     return new_shuffle(g, DDPM_OP_PIXEL_SHUFFLE, x, factor, x->shape[1] / (factor * factor), x->shape[2] * factor,
                        x->shape[3] * factor);
 }
@@ -3074,7 +3080,7 @@ static ddpm_result dropout_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (divisor && (divisor->shape[1] != 1 || pixels(divisor) != 1))
+    if (divisor && !one_number(divisor))
         return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
     ddpm_node *node =
         new_node(g, DDPM_OP_AFFINE, 2, (ddpm_tensor *[]){x, divisor}, x->shape[1], x->shape[2], x->shape[3]);
@@ -3111,6 +3117,7 @@ static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight)
 {
     if (g->result != DDPM_OK || !t || !weight) return NULL;
+    if (!one_number(t)) return shape_error(g, DDPM_OP_FOURIER_EMBEDDING, t, weight, "t is (N,1,1,1)");
     ddpm_node *node =
         new_node(g, DDPM_OP_FOURIER_EMBEDDING, 2, (ddpm_tensor *[]){t, weight}, 2 * weight->shape[0], 1, 1);
     return node ? node->out : NULL;
@@ -3132,6 +3139,7 @@ static ddpm_result fourier_embedding_forward(const ddpm_graph *g, const ddpm_nod
 ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table)
 {
     if (g->result != DDPM_OK || !index || !table) return NULL;
+    if (!one_number(index)) return shape_error(g, DDPM_OP_EMBEDDING, index, table, "the index is (N,1,1,1)");
     ddpm_node *node = new_node(g, DDPM_OP_EMBEDDING, 2, (ddpm_tensor *[]){index, table}, table->shape[1], 1, 1);
     return node ? node->out : NULL;
 }
@@ -3166,7 +3174,10 @@ ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight,
                              ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps, double momentum)
 {
     if (g->result != DDPM_OK || !x || !weight || !bias || !running_mean || !running_var) return NULL;
-    if (weight->shape[0] != x->shape[1]) return shape_error(g, DDPM_OP_BATCH_NORM, x, weight, "the weight is (C)");
+    const ddpm_tensor *vector[] = {weight, bias, running_mean, running_var};
+    for (int i = 0; i < 4; i++)
+        if (vector[i]->shape[0] != x->shape[1])
+            return shape_error(g, DDPM_OP_BATCH_NORM, x, vector[i], "the second is (C)");
     ddpm_node *node = new_node(g, DDPM_OP_BATCH_NORM, 5, (ddpm_tensor *[]){x, weight, bias, running_mean, running_var},
                                x->shape[1], x->shape[2], x->shape[3]);
     if (!node || !new_aux(g, node, 2, x->shape[1], 1)) return NULL;

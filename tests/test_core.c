@@ -4,6 +4,7 @@
  * Contents: 1 a network to test with  2 memory  3 random numbers  4 the graph  5 threads  6 batches
  *           7 classifier-free guidance  8 training  9 refused arguments  10 refused configs
  *           11 values that are not finite  12 main */
+#include <limits.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -369,6 +370,8 @@ static void test_builder_errors_stick(void **state)
 /* Builders that must fail, by number; NULL without an error when there are no more. */
 static ddpm_tensor *wrong_builder(int which, ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *vector)
 {
+    static ddpm_tensor four = {.name = "four", .dims = 1, .shape = {4, 1, 1, 1}, .param = 1},
+                       three = {.name = "three", .dims = 1, .shape = {3, 1, 1, 1}, .param = 1};
     switch (which) { /* x is (4,4,4), y (3,4,4), vector (4,1,1) */
     case 0: return ddpm_add(g, x, y, 1);
     case 1: return ddpm_add(g, vector, x, 1);
@@ -387,6 +390,13 @@ static ddpm_tensor *wrong_builder(int which, ddpm_graph *g, ddpm_tensor *x, ddpm
     case 14: return ddpm_pool(g, x, DDPM_POOL_MAX, 2, 1, 2);
     case 15: return ddpm_pool(g, x, DDPM_POOL_MEAN, 2, 0, 0);
     case 16: return ddpm_upsample(g, x, 0);
+    case 17: return ddpm_slice(g, x, 1, INT_MAX);
+    case 18: return ddpm_pixel_shuffle(g, x, 65536);
+    case 19: return ddpm_time_embedding(g, vector, 8, 0, 0);
+    case 20: return ddpm_fourier_embedding(g, vector, &four);
+    case 21: return ddpm_embedding(g, vector, &four);
+    case 22: return ddpm_batch_norm(g, x, &four, &three, &four, &four, 1e-5, 0.1);
+    case 23: return ddpm_batch_norm(g, x, &four, &four, &four, &three, 1e-5, 0.1);
     default: return NULL;
     }
 }
@@ -407,7 +417,7 @@ static void test_builders_check_shapes(void **state)
         if (result != DDPM_OK) check_failure(result, DDPM_ERR_SHAPE, "the.place");
         ddpm_graph_free(g);
     }
-    assert_int_equal(which, 18);
+    assert_int_equal(which, 25);
 }
 
 typedef struct readiness {
