@@ -633,7 +633,8 @@ DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
 
 /* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4; DDPMScheduler.add_noise)
  * on a network's tensors: net->sample from net->image and net->noise, t for each of n pictures; also sets
- * net->timestep. DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. */
+ * net->timestep. DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. DDPM_ERR_SHAPE: out_channels
+ * are others than the picture's. */
 DDPM_API ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
 
 /* ---- 7. Training ------------------------------------------------------------------------------------------------- */

@@ -3607,6 +3607,7 @@ ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, 
     ddpm_graph *g = net->graph;
     if (n < 1 || n > g->capacity)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    TRY(predicts_noise(net));
     for (int i = 0; i < n; i++)
         if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
             return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);

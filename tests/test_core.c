@@ -1338,6 +1338,7 @@ static void test_other_output_channels(void **state)
     OK(ddpm_predict(k->net, 2, k->noise, k->t, k->labels, out));
     check_failure(ddpm_sample(k->net, &k->schedule, NULL, k->labels, 1, out, NULL, NULL), DDPM_ERR_SHAPE,
                   "out_channels");
+    check_failure(ddpm_add_noise(k->net, &k->schedule, (int[]){1, 2}, 2), DDPM_ERR_SHAPE, "out_channels");
     OK(ddpm_model_alloc(k->model, DDPM_FOR_TRAINING));
     OK(ddpm_net_create(&net, k->model, 0, 0, 2, 1));
     OK(ddpm_loss_gradients(net, 2, k->noise, k->t, k->labels, out, NULL, &loss));
