@@ -1388,6 +1388,7 @@ static ddpm_result prepare_micro_batch(ddpm_trainer *trainer, int first)
     g->n = n;
     g->step.seed = trainer->config.seed;
     g->step.first_picture = trainer->picture + (uint64_t)(trainer->now.first + first);
+    g->step.index = 0;
     for (int i = 0; i < n; i++)
         net->host_steps[i] = draw_timestep(trainer, g->step.first_picture + (uint64_t)i);
     TRY(set_noise(net, trainer->schedule, net->host_steps, n));
@@ -1585,7 +1586,6 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         if (result == DDPM_OK) result = repeat_sampling(&d);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
-    g->step.index = 0;
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
     aligned_free(t);
     aligned_free(rng);
@@ -4181,7 +4181,6 @@ ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address fi
         for (int i = 0; i < count; i++)
             loss[at + i] = (double)net->host_values[i] / (double)picture;
     }
-    g->step.index = 0;
     return DDPM_OK;
 }
 

@@ -1165,6 +1165,13 @@ static void test_evaluate(void **state)
                   "outside [0,1000)");
     check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, NULL, t, N, each), DDPM_ERR_ARGUMENT,
                   "labels");
+    first.step = 5; /* and no failure leaves anything of its address to the training that goes on */
+    check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, k->labels, t, N, each), DDPM_ERR_RANGE,
+                  "outside [0,1000)");
+    k->trainer.picture = 7;
+    OK(ddpm_train_step(&k->trainer, k->picture, k->labels, N, 0, NULL));
+    for (int i = 0; i < N; i++)
+        assert_true(trained[i] == at_once[i]);
     close_kit(k);
 }
 
