@@ -1564,7 +1564,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
-    int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
+    int *t = aligned_alloc_zero((size_t)s->config.num_train_timesteps * sizeof *t); /* the most steps there can be */
     ddpm_torch_rng *rng = aligned_alloc_zero((size_t)(c.torch_rng ? n : 0) * sizeof *rng);
     for (int i = 0; rng && c.torch_rng && i < n; i++)
         ddpm_torch_seed(&rng[i], c.seed + c.first_picture + (uint64_t)i);

@@ -1283,10 +1283,10 @@ static void test_steps_must_exist(void **state)
     kit *k = open_kit(1, 0, 1);
     int t[1000];
     float out[PICTURE];
-    static const int wrong[] = {0, -1, 1001};
-    for (int i = 0; i < 3; i++)
+    static const int wrong[] = {0, -1, 1001, INT_MAX};
+    for (int i = 0; i < 4; i++)
         check_failure(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, wrong[i], t), DDPM_ERR_RANGE, "steps");
-    for (int i = 1; i < 3; i++) { /* 0 means T */
+    for (int i = 1; i < 4; i++) { /* 0 means T */
         ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL, NULL, 0, 0};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
