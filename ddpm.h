@@ -563,8 +563,8 @@ typedef struct ddpm_net {
     void *teacher;
 } ddpm_net;
 
-/* Builds and plans it. height and width 0: the config's sample_size. training: as of ddpm_graph_create. DDPM_ERR_SHAPE
- * names a size the levels cannot halve. */
+/* Builds and plans it. height or width 0: the config's sample_size; where that is 0, too, the smallest that there is.
+ * training: as of ddpm_graph_create. DDPM_ERR_SHAPE names a size the levels cannot halve. */
 DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity,
                                      int training);
 DDPM_API void ddpm_net_free(ddpm_net *net);

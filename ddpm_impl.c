@@ -3454,7 +3454,8 @@ static ddpm_result picture_size(const ddpm_model_config *c, int height, int widt
     net->out_channels = c->unet.out_channels / (factor * factor);
     net->height = height ? height : c->unet.sample_size[0] * factor;
     net->width = width ? width : c->unet.sample_size[1] * factor;
-    if (!net->height) net->height = net->width = multiple;
+    if (!net->height) net->height = multiple;
+    if (!net->width) net->width = multiple;
     if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
         return ddpm_fail(
             DDPM_ERR_SHAPE,

@@ -1206,6 +1206,17 @@ static void test_sizes_must_halve(void **state)
     assert_int_equal(net->width, 6);
     ddpm_net_free(net);
     close_kit(k);
+    ddpm_model_config any = small_config(); /* no size of its own: the smallest, of what is not given */
+    ddpm_model *model;
+    any.unet.sample_size[0] = any.unet.sample_size[1] = 0;
+    OK(ddpm_model_create(&model, &any, NULL));
+    for (int given = 0; given < 2; given++) {
+        OK(ddpm_net_create(&net, model, given ? 12 : 0, given ? 0 : 12, 1, 0));
+        assert_int_equal(net->height, given ? 12 : 2);
+        assert_int_equal(net->width, given ? 2 : 12);
+        ddpm_net_free(net);
+    }
+    ddpm_model_free(model);
 }
 
 static void test_batch_must_fit(void **state)
