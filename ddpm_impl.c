@@ -3361,6 +3361,12 @@ static ddpm_result check_config(const ddpm_model_config *config)
         if (!(field[i].value >= field[i].least && field[i].value <= field[i].most))
             return ddpm_fail(DDPM_ERR_ARGUMENT, "config: %s is %g, accepted are %g to %g", field[i].name,
                              field[i].value, field[i].least, field[i].most);
+    int half = c->block_out_channels[0] / 2;
+    if (c->time_embedding_type == DDPM_TIME_POSITIONAL && half > 0 && c->freq_shift == half)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "config: freq_shift is %g, half of block_out_channels[0], and the time embedding divides by the "
+                         "difference\n      hint: 0 and 1 are usual",
+                         c->freq_shift);
     for (int i = 0; i < c->levels; i++) {
         int channels = c->block_out_channels[i],
             attention = c->down_block_types[i] == DDPM_ATTN_BLOCK ||

@@ -1437,6 +1437,7 @@ EDIT(sample_size, c->unet.sample_size[1] = 7)
 EDIT(sample_size_minus, c->unet.sample_size[0] = -8)
 EDIT(embedding_dim, c->label.embedding_dim = 31)
 EDIT(hidden_dim, c->label.hidden_dim = 0)
+EDIT(freq_shift, c->unet.freq_shift = c->unet.block_out_channels[0] / 2)
 EDIT(class_type, c->unet.class_embed_type = DDPM_CLASS_TIMESTEP)
 EDIT(time_dim, c->unet.time_embedding_dim = -4)
 EDIT(classes, c->unet.num_class_embeds = -1)
@@ -1472,6 +1473,7 @@ static void test_wrong_configs(void **state)
         {edit_sample_size_minus, DDPM_ERR_ARGUMENT, "sample_size"},
         {edit_embedding_dim, DDPM_ERR_SHAPE, "embedding_dim"},
         {edit_hidden_dim, DDPM_ERR_ARGUMENT, "hidden_dim"},
+        {edit_freq_shift, DDPM_ERR_ARGUMENT, "freq_shift"},
         {edit_class_type, DDPM_ERR_SHAPE, "identity"},
         {edit_time_dim, DDPM_ERR_ARGUMENT, "time_embedding_dim"},
         {edit_classes, DDPM_ERR_ARGUMENT, "num_class_embeds"},
