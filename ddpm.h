@@ -627,7 +627,7 @@ typedef struct ddpm_schedule {
     ddpm_schedule_config config;
     float *beta, *alpha_bar; /* T values each, float32 in diffusers' order of operations */
 } ddpm_schedule;
-/* config NULL: the default. DDPM_ERR_ARGUMENT names the field that is out of range. */
+/* config NULL: the default. DDPM_ERR_ARGUMENT names the field that is out of range; s then holds no memory. */
 DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config);
 DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
 

@@ -1298,7 +1298,9 @@ ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *c
     }
     other_betas(s);
     multiply_alphas(s);
-    return s->config.rescale_betas_zero_snr ? rescale_betas(s) : DDPM_OK;
+    ddpm_result result = s->config.rescale_betas_zero_snr ? rescale_betas(s) : DDPM_OK;
+    if (result != DDPM_OK) ddpm_schedule_free(s);
+    return result;
 }
 
 void ddpm_schedule_free(ddpm_schedule *s)
