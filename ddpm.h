@@ -102,7 +102,7 @@ DDPM_API void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4]
 /* `count` standard normals of one picture's stream, computed in float by Box-Muller with our own log and sincos
  * (explicit fma): the same bits on every processor. |value| < 5.8; relative error of a value below 1e-6. */
 DDPM_API void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out);
-/* Uniform integer in [0, range), range <= 2^32: floor(word * range / 2^32). */
+/* Uniform integer in [0, range), range >= 1: floor(word * range / 2^32). */
 DDPM_API uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range);
 /* A permutation of 0..count-1 (Fisher-Yates) for `address`. */
 DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order);
@@ -771,8 +771,8 @@ typedef struct ddpm_step_terms {
 DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps,
                                                 int i, double eta);
 
-/* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
- * Anything but DDPM_OK ends sampling with that result. */
+/* Called before the first step (done = skip: net->sample is what that gets) and after each one (net->image is the
+ * estimate of x_0). Anything but DDPM_OK ends sampling with that result. */
 typedef ddpm_result (*ddpm_sample_callback)(void *user, ddpm_net *net, int done, int steps);
 /* Draws n <= capacity pictures (2n <= capacity with guidance), (n,C,H,W), for labels (n,L) (NULL if unconditional).
  * Noise is addressed by picture, so a picture does not depend on the batch it was drawn in. config NULL: the default.
