@@ -1883,7 +1883,7 @@ static void touch_task(const ddpm_graph *g, lifetimes *all, int time, int end)
 
 /* Under DDPM_SHARE_GRADIENTS the bytes before shared_elements are the model's gradients: free until the first task that
  * writes a parameter's, taken from then on; what belongs to no such parameter is never free. */
-static ddpm_result share_gradients(ddpm_graph *g, lifetimes *all, int end)
+static void share_gradients(ddpm_graph *g, lifetimes *all, int end)
 {
     int first = all->count;
     for (int time = g->forwards; time < g->tasks; time++)
@@ -1915,7 +1915,6 @@ static ddpm_result share_gradients(ddpm_graph *g, lifetimes *all, int end)
         }
         from = beyond;
     }
-    return DDPM_OK;
 }
 
 static ddpm_result plan_memory(ddpm_graph *g)
@@ -1939,7 +1938,7 @@ static ddpm_result plan_memory(ddpm_graph *g)
         touch_task(g, &all, time, end);
     for (int i = 0; i < g->tensors; i++)
         if (g->tensor[i]->keep) touch(&all, g->tensor[i], DDPM_DATA, end, 0);
-    if (g->share) TRY(share_gradients(g, &all, end));
+    if (g->share) share_gradients(g, &all, end);
 
     size_t shared = g->shared_elements * sizeof(ddpm_real);
     lifetime *life = all.life;
@@ -3678,7 +3677,9 @@ static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler,
         switch (s->config.timestep_spacing) {
         case DDPM_SPACING_LINSPACE: out[i] = i == 0 && points > 1 ? end - 1 : (int)rint(k * step); break;
         case DDPM_SPACING_TRAILING: out[i] = (int)rint(end + i * down) - 1; break;
-        default: out[i] = k * (end / points) + s->config.steps_offset; break;
+        case DDPM_SPACING_LEADING: /* of all but DPM-Solver++ it is there already */
+            if (solver) out[i] = k * (end / points) + s->config.steps_offset;
+            break;
         }
         if (out[i] < 0 || out[i] >= total || (i && out[i] >= out[i - 1]))
             return ddpm_fail(
