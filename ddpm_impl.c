@@ -3081,8 +3081,7 @@ static ddpm_result dropout_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (divisor && !one_number(divisor))
-        return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
+    if (divisor && !one_number(divisor)) return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
     ddpm_node *node =
         new_node(g, DDPM_OP_AFFINE, 2, (ddpm_tensor *[]){x, divisor}, x->shape[1], x->shape[2], x->shape[3]);
     if (!node) return NULL;
@@ -3365,8 +3364,8 @@ static ddpm_result check_config(const ddpm_model_config *config)
     int half = c->block_out_channels[0] / 2;
     if (c->time_embedding_type == DDPM_TIME_POSITIONAL && half > 0 && c->freq_shift == half)
         return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "config: freq_shift is %g, half of block_out_channels[0], and the time embedding divides by the "
-                         "difference\n      hint: 0 and 1 are usual",
+                         "config: freq_shift is %g, half of block_out_channels[0], and the time embedding divides by "
+                         "the difference\n      hint: 0 and 1 are usual",
                          c->freq_shift);
     for (int i = 0; i < c->levels; i++) {
         int channels = c->block_out_channels[i],
