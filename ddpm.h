@@ -102,7 +102,7 @@ DDPM_API void ddpm_philox(ddpm_address address, uint32_t block, uint32_t word[4]
 /* `count` standard normals of one picture's stream, computed in float by Box-Muller with our own log and sincos
  * (explicit fma): the same bits on every processor. |value| < 5.8; relative error of a value below 1e-6. */
 DDPM_API void ddpm_normals(ddpm_address address, size_t count, ddpm_real *out);
-/* Uniform integer in [0, range), range <= 2^32: floor(word * range / 2^32). */
+/* Uniform integer in [0, range), range >= 1: floor(word * range / 2^32). */
 DDPM_API uint32_t ddpm_uniform_int(ddpm_address address, uint32_t range);
 /* A permutation of 0..count-1 (Fisher-Yates) for `address`. */
 DDPM_API void ddpm_shuffle(ddpm_address address, uint32_t count, uint32_t *order);
@@ -563,8 +563,8 @@ typedef struct ddpm_net {
     void *teacher;
 } ddpm_net;
 
-/* Builds and plans it. height and width 0: the config's sample_size. training: as of ddpm_graph_create. DDPM_ERR_SHAPE
- * names a size the levels cannot halve. */
+/* Builds and plans it. height or width 0: the config's sample_size; where that is 0, too, the smallest that there is.
+ * training: as of ddpm_graph_create. DDPM_ERR_SHAPE names a size the levels cannot halve. */
 DDPM_API ddpm_result ddpm_net_create(ddpm_net **out, ddpm_model *model, int height, int width, int capacity,
                                      int training);
 DDPM_API void ddpm_net_free(ddpm_net *net);
@@ -627,13 +627,14 @@ typedef struct ddpm_schedule {
     ddpm_schedule_config config;
     float *beta, *alpha_bar; /* T values each, float32 in diffusers' order of operations */
 } ddpm_schedule;
-/* config NULL: the default. DDPM_ERR_ARGUMENT names the field that is out of range. */
+/* config NULL: the default. DDPM_ERR_ARGUMENT names the field that is out of range; s then holds no memory. */
 DDPM_API ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *config);
 DDPM_API void ddpm_schedule_free(ddpm_schedule *s);
 
 /* x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps      (Ho et al. 2020, eq. 4; DDPMScheduler.add_noise)
  * on a network's tensors: net->sample from net->image and net->noise, t for each of n pictures; also sets
- * net->timestep. DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. */
+ * net->timestep. DDPM_ERR_RANGE names the first t outside [0,T): x_t is then unchanged. DDPM_ERR_SHAPE: out_channels
+ * are others than the picture's. */
 DDPM_API ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, int n);
 
 /* ---- 7. Training ------------------------------------------------------------------------------------------------- */
@@ -770,8 +771,8 @@ typedef struct ddpm_step_terms {
 DDPM_API ddpm_step_terms ddpm_step_coefficients(const ddpm_schedule *s, ddpm_sampler sampler, const int *t, int steps,
                                                 int i, double eta);
 
-/* Called before the first step (done = 0: net->sample is x_T) and after each one (net->image is the estimate of x_0).
- * Anything but DDPM_OK ends sampling with that result. */
+/* Called before the first step (done = skip: net->sample is what that gets) and after each one (net->image is the
+ * estimate of x_0). Anything but DDPM_OK ends sampling with that result. */
 typedef ddpm_result (*ddpm_sample_callback)(void *user, ddpm_net *net, int done, int steps);
 /* Draws n <= capacity pictures (2n <= capacity with guidance), (n,C,H,W), for labels (n,L) (NULL if unconditional).
  * Noise is addressed by picture, so a picture does not depend on the batch it was drawn in. config NULL: the default.

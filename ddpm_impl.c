@@ -1298,7 +1298,9 @@ ddpm_result ddpm_schedule_create(ddpm_schedule *s, const ddpm_schedule_config *c
     }
     other_betas(s);
     multiply_alphas(s);
-    return s->config.rescale_betas_zero_snr ? rescale_betas(s) : DDPM_OK;
+    ddpm_result result = s->config.rescale_betas_zero_snr ? rescale_betas(s) : DDPM_OK;
+    if (result != DDPM_OK) ddpm_schedule_free(s);
+    return result;
 }
 
 void ddpm_schedule_free(ddpm_schedule *s)
@@ -1388,6 +1390,7 @@ static ddpm_result prepare_micro_batch(ddpm_trainer *trainer, int first)
     g->n = n;
     g->step.seed = trainer->config.seed;
     g->step.first_picture = trainer->picture + (uint64_t)(trainer->now.first + first);
+    g->step.index = 0;
     for (int i = 0; i < n; i++)
         net->host_steps[i] = draw_timestep(trainer, g->step.first_picture + (uint64_t)i);
     TRY(set_noise(net, trainer->schedule, net->host_steps, n));
@@ -1563,7 +1566,7 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
     if (net->labels && !labels) return ddpm_fail(DDPM_ERR_ARGUMENT, "this model is conditional: it needs labels");
     TRY(ddpm_graph_alloc(g));
-    int *t = aligned_alloc_zero((size_t)(steps > 0 ? steps : 1) * sizeof *t);
+    int *t = aligned_alloc_zero((size_t)s->config.num_train_timesteps * sizeof *t); /* the most steps there can be */
     ddpm_torch_rng *rng = aligned_alloc_zero((size_t)(c.torch_rng ? n : 0) * sizeof *rng);
     for (int i = 0; rng && c.torch_rng && i < n; i++)
         ddpm_torch_seed(&rng[i], c.seed + c.first_picture + (uint64_t)i);
@@ -1585,7 +1588,6 @@ ddpm_result ddpm_sample(ddpm_net *net, const ddpm_schedule *s, const ddpm_sample
         if (result == DDPM_OK) result = repeat_sampling(&d);
         if (result == DDPM_OK && callback) result = callback(user, net, i + 1, steps);
     }
-    g->step.index = 0;
     if (result == DDPM_OK) result = ddpm_download(g->device, net->sample, DDPM_DATA, n, pictures);
     aligned_free(t);
     aligned_free(rng);
@@ -1881,7 +1883,7 @@ static void touch_task(const ddpm_graph *g, lifetimes *all, int time, int end)
 
 /* Under DDPM_SHARE_GRADIENTS the bytes before shared_elements are the model's gradients: free until the first task that
  * writes a parameter's, taken from then on; what belongs to no such parameter is never free. */
-static ddpm_result share_gradients(ddpm_graph *g, lifetimes *all, int end)
+static void share_gradients(ddpm_graph *g, lifetimes *all, int end)
 {
     int first = all->count;
     for (int time = g->forwards; time < g->tasks; time++)
@@ -1913,7 +1915,6 @@ static ddpm_result share_gradients(ddpm_graph *g, lifetimes *all, int end)
         }
         from = beyond;
     }
-    return DDPM_OK;
 }
 
 static ddpm_result plan_memory(ddpm_graph *g)
@@ -1937,7 +1938,7 @@ static ddpm_result plan_memory(ddpm_graph *g)
         touch_task(g, &all, time, end);
     for (int i = 0; i < g->tensors; i++)
         if (g->tensor[i]->keep) touch(&all, g->tensor[i], DDPM_DATA, end, 0);
-    if (g->share) TRY(share_gradients(g, &all, end));
+    if (g->share) share_gradients(g, &all, end);
 
     size_t shared = g->shared_elements * sizeof(ddpm_real);
     lifetime *life = all.life;
@@ -2680,6 +2681,11 @@ static ddpm_tensor *shape_error(ddpm_graph *g, ddpm_op op, const ddpm_tensor *a,
                                   a->name, b->shape[0], b->shape[1], b->shape[2], b->shape[3], b->name, rule));
 }
 
+static int one_number(const ddpm_tensor *x) /* a picture: (N,1,1,1) */
+{
+    return x->shape[1] == 1 && pixels(x) == 1;
+}
+
 /* Asks for scratch: the frames of x and dy, or that of dy alone for backward to x, at the graph's capacity. */
 static ddpm_tensor *conv_scratch(const ddpm_graph *g, ddpm_node *node)
 {
@@ -2801,6 +2807,7 @@ ddpm_tensor *ddpm_upsample(ddpm_graph *g, ddpm_tensor *x, int factor)
 ddpm_tensor *ddpm_time_embedding(ddpm_graph *g, ddpm_tensor *t, int dim, int flip_sin_to_cos, double freq_shift)
 {
     if (g->result != DDPM_OK || !t) return NULL;
+    if (!one_number(t)) return shape_error(g, DDPM_OP_TIME_EMBEDDING, t, t, "t is (N,1,1,1)");
     ddpm_node *node = new_node(g, DDPM_OP_TIME_EMBEDDING, 1, &t, dim, 1, 1);
     if (!node) return NULL;
     node->attr.time.flip_sin_to_cos = flip_sin_to_cos;
@@ -2859,9 +2866,9 @@ static ddpm_result modulate_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_slice(ddpm_graph *g, ddpm_tensor *x, int start, int count)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (start < 0 || count < 1 || start + count > x->shape[1])
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): channels %d to %d of %d", g->name, start,
-                                         start + count, x->shape[1]));
+    if (start < 0 || count < 1 || count > x->shape[1] - start)
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (slice): %d channels from %d on, of %d", g->name, count,
+                                         start, x->shape[1]));
     ddpm_node *node = new_node(g, DDPM_OP_SLICE, 1, &x, count, x->shape[2], x->shape[3]);
     if (!node) return NULL;
     node->attr.slice.start = start;
@@ -2987,9 +2994,9 @@ ddpm_tensor *ddpm_pixel_unshuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 ddpm_tensor *ddpm_pixel_shuffle(ddpm_graph *g, ddpm_tensor *x, int factor)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (factor < 1 || x->shape[1] % (factor * factor))
-        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d", g->name,
-                                         x->shape[1], factor * factor));
+    if (factor < 1 || x->shape[1] % factor || x->shape[1] / factor % factor)
+        return build_failed(g, ddpm_fail(DDPM_ERR_SHAPE, "%s (pixel_shuffle): %d channels do not divide by %d^2",
+                                         g->name, x->shape[1], factor));
     return new_shuffle(g, DDPM_OP_PIXEL_SHUFFLE, x, factor, x->shape[1] / (factor * factor), x->shape[2] * factor,
                        x->shape[3] * factor);
 }
@@ -3074,8 +3081,7 @@ static ddpm_result dropout_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_affine(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *divisor, double scale, double shift)
 {
     if (g->result != DDPM_OK || !x) return NULL;
-    if (divisor && (divisor->shape[1] != 1 || pixels(divisor) != 1))
-        return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
+    if (divisor && !one_number(divisor)) return shape_error(g, DDPM_OP_AFFINE, x, divisor, "the divisor is (N,1,1,1)");
     ddpm_node *node =
         new_node(g, DDPM_OP_AFFINE, 2, (ddpm_tensor *[]){x, divisor}, x->shape[1], x->shape[2], x->shape[3]);
     if (!node) return NULL;
@@ -3111,6 +3117,7 @@ static ddpm_result affine_backward(const ddpm_graph *g, const ddpm_node *node)
 ddpm_tensor *ddpm_fourier_embedding(ddpm_graph *g, ddpm_tensor *t, ddpm_tensor *weight)
 {
     if (g->result != DDPM_OK || !t || !weight) return NULL;
+    if (!one_number(t)) return shape_error(g, DDPM_OP_FOURIER_EMBEDDING, t, weight, "t is (N,1,1,1)");
     ddpm_node *node =
         new_node(g, DDPM_OP_FOURIER_EMBEDDING, 2, (ddpm_tensor *[]){t, weight}, 2 * weight->shape[0], 1, 1);
     return node ? node->out : NULL;
@@ -3132,6 +3139,7 @@ static ddpm_result fourier_embedding_forward(const ddpm_graph *g, const ddpm_nod
 ddpm_tensor *ddpm_embedding(ddpm_graph *g, ddpm_tensor *index, ddpm_tensor *table)
 {
     if (g->result != DDPM_OK || !index || !table) return NULL;
+    if (!one_number(index)) return shape_error(g, DDPM_OP_EMBEDDING, index, table, "the index is (N,1,1,1)");
     ddpm_node *node = new_node(g, DDPM_OP_EMBEDDING, 2, (ddpm_tensor *[]){index, table}, table->shape[1], 1, 1);
     return node ? node->out : NULL;
 }
@@ -3166,7 +3174,10 @@ ddpm_tensor *ddpm_batch_norm(ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *weight,
                              ddpm_tensor *running_mean, ddpm_tensor *running_var, double eps, double momentum)
 {
     if (g->result != DDPM_OK || !x || !weight || !bias || !running_mean || !running_var) return NULL;
-    if (weight->shape[0] != x->shape[1]) return shape_error(g, DDPM_OP_BATCH_NORM, x, weight, "the weight is (C)");
+    const ddpm_tensor *vector[] = {weight, bias, running_mean, running_var};
+    for (int i = 0; i < 4; i++)
+        if (vector[i]->shape[0] != x->shape[1])
+            return shape_error(g, DDPM_OP_BATCH_NORM, x, vector[i], "the second is (C)");
     ddpm_node *node = new_node(g, DDPM_OP_BATCH_NORM, 5, (ddpm_tensor *[]){x, weight, bias, running_mean, running_var},
                                x->shape[1], x->shape[2], x->shape[3]);
     if (!node || !new_aux(g, node, 2, x->shape[1], 1)) return NULL;
@@ -3350,6 +3361,12 @@ static ddpm_result check_config(const ddpm_model_config *config)
         if (!(field[i].value >= field[i].least && field[i].value <= field[i].most))
             return ddpm_fail(DDPM_ERR_ARGUMENT, "config: %s is %g, accepted are %g to %g", field[i].name,
                              field[i].value, field[i].least, field[i].most);
+    int half = c->block_out_channels[0] / 2;
+    if (c->time_embedding_type == DDPM_TIME_POSITIONAL && half > 0 && c->freq_shift == half)
+        return ddpm_fail(DDPM_ERR_ARGUMENT,
+                         "config: freq_shift is %g, half of block_out_channels[0], and the time embedding divides by "
+                         "the difference\n      hint: 0 and 1 are usual",
+                         c->freq_shift);
     for (int i = 0; i < c->levels; i++) {
         int channels = c->block_out_channels[i],
             attention = c->down_block_types[i] == DDPM_ATTN_BLOCK ||
@@ -3443,7 +3460,8 @@ static ddpm_result picture_size(const ddpm_model_config *c, int height, int widt
     net->out_channels = c->unet.out_channels / (factor * factor);
     net->height = height ? height : c->unet.sample_size[0] * factor;
     net->width = width ? width : c->unet.sample_size[1] * factor;
-    if (!net->height) net->height = net->width = multiple;
+    if (!net->height) net->height = multiple;
+    if (!net->width) net->width = multiple;
     if (net->height < 1 || net->width < 1 || net->height % multiple || net->width % multiple)
         return ddpm_fail(
             DDPM_ERR_SHAPE,
@@ -3596,6 +3614,7 @@ ddpm_result ddpm_add_noise(ddpm_net *net, const ddpm_schedule *s, const int *t, 
     ddpm_graph *g = net->graph;
     if (n < 1 || n > g->capacity)
         return ddpm_fail(DDPM_ERR_ARGUMENT, "%d pictures in a network built for 1 to %d", n, g->capacity);
+    TRY(predicts_noise(net));
     for (int i = 0; i < n; i++)
         if (t[i] < 0 || t[i] >= s->config.num_train_timesteps)
             return ddpm_fail(DDPM_ERR_RANGE, "t[%d] = %d is outside [0,%d)", i, t[i], s->config.num_train_timesteps);
@@ -3657,7 +3676,9 @@ static ddpm_result other_timesteps(const ddpm_schedule *s, ddpm_sampler sampler,
         switch (s->config.timestep_spacing) {
         case DDPM_SPACING_LINSPACE: out[i] = i == 0 && points > 1 ? end - 1 : (int)rint(k * step); break;
         case DDPM_SPACING_TRAILING: out[i] = (int)rint(end + i * down) - 1; break;
-        default: out[i] = k * (end / points) + s->config.steps_offset; break;
+        case DDPM_SPACING_LEADING: /* of all but DPM-Solver++ it is there already */
+            if (solver) out[i] = k * (end / points) + s->config.steps_offset;
+            break;
         }
         if (out[i] < 0 || out[i] >= total || (i && out[i] >= out[i - 1]))
             return ddpm_fail(
@@ -4169,7 +4190,6 @@ ddpm_result ddpm_evaluate(ddpm_net *net, const ddpm_schedule *s, ddpm_address fi
         for (int i = 0; i < count; i++)
             loss[at + i] = (double)net->host_values[i] / (double)picture;
     }
-    g->step.index = 0;
     return DDPM_OK;
 }
 

@@ -156,7 +156,7 @@ ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_term
     for (int k = 0; k < n; k++)
         lab_teacher_view(&net->graph->step, k, net->width, t->image + (size_t)k * picture, t->gradient, 0);
     result = lab_evaluator_gradient(t->net, n, t->image, t->labels, NULL, t->gradient);
-    for (int k = 0; k < n; k++)
+    for (int k = 0; k < n && result == DDPM_OK; k++)
         lab_teacher_view(&net->graph->step, k, net->width, t->gradient + (size_t)k * picture, t->image, 1);
     const ddpm_schedule_config *s = &t->schedule->config;
     double move = t->scale * (1 - (double)t->schedule->alpha_bar[time]);

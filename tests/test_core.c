@@ -4,6 +4,7 @@
  * Contents: 1 a network to test with  2 memory  3 random numbers  4 the graph  5 threads  6 batches
  *           7 classifier-free guidance  8 training  9 refused arguments  10 refused configs
  *           11 values that are not finite  12 main */
+#include <limits.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -369,6 +370,8 @@ static void test_builder_errors_stick(void **state)
 /* Builders that must fail, by number; NULL without an error when there are no more. */
 static ddpm_tensor *wrong_builder(int which, ddpm_graph *g, ddpm_tensor *x, ddpm_tensor *y, ddpm_tensor *vector)
 {
+    static ddpm_tensor four = {.name = "four", .dims = 1, .shape = {4, 1, 1, 1}, .param = 1},
+                       three = {.name = "three", .dims = 1, .shape = {3, 1, 1, 1}, .param = 1};
     switch (which) { /* x is (4,4,4), y (3,4,4), vector (4,1,1) */
     case 0: return ddpm_add(g, x, y, 1);
     case 1: return ddpm_add(g, vector, x, 1);
@@ -387,6 +390,13 @@ static ddpm_tensor *wrong_builder(int which, ddpm_graph *g, ddpm_tensor *x, ddpm
     case 14: return ddpm_pool(g, x, DDPM_POOL_MAX, 2, 1, 2);
     case 15: return ddpm_pool(g, x, DDPM_POOL_MEAN, 2, 0, 0);
     case 16: return ddpm_upsample(g, x, 0);
+    case 17: return ddpm_slice(g, x, 1, INT_MAX);
+    case 18: return ddpm_pixel_shuffle(g, x, 65536);
+    case 19: return ddpm_time_embedding(g, vector, 8, 0, 0);
+    case 20: return ddpm_fourier_embedding(g, vector, &four);
+    case 21: return ddpm_embedding(g, vector, &four);
+    case 22: return ddpm_batch_norm(g, x, &four, &three, &four, &four, 1e-5, 0.1);
+    case 23: return ddpm_batch_norm(g, x, &four, &four, &four, &three, 1e-5, 0.1);
     default: return NULL;
     }
 }
@@ -407,7 +417,7 @@ static void test_builders_check_shapes(void **state)
         if (result != DDPM_OK) check_failure(result, DDPM_ERR_SHAPE, "the.place");
         ddpm_graph_free(g);
     }
-    assert_int_equal(which, 18);
+    assert_int_equal(which, 25);
 }
 
 typedef struct readiness {
@@ -1155,6 +1165,13 @@ static void test_evaluate(void **state)
                   "outside [0,1000)");
     check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, NULL, t, N, each), DDPM_ERR_ARGUMENT,
                   "labels");
+    first.step = 5; /* and no failure leaves anything of its address to the training that goes on */
+    check_failure(ddpm_evaluate(k->net, &k->schedule, first, k->picture, k->labels, t, N, each), DDPM_ERR_RANGE,
+                  "outside [0,1000)");
+    k->trainer.picture = 7;
+    OK(ddpm_train_step(&k->trainer, k->picture, k->labels, N, 0, NULL));
+    for (int i = 0; i < N; i++)
+        assert_true(trained[i] == at_once[i]);
     close_kit(k);
 }
 
@@ -1189,6 +1206,17 @@ static void test_sizes_must_halve(void **state)
     assert_int_equal(net->width, 6);
     ddpm_net_free(net);
     close_kit(k);
+    ddpm_model_config any = small_config(); /* no size of its own: the smallest, of what is not given */
+    ddpm_model *model;
+    any.unet.sample_size[0] = any.unet.sample_size[1] = 0;
+    OK(ddpm_model_create(&model, &any, NULL));
+    for (int given = 0; given < 2; given++) {
+        OK(ddpm_net_create(&net, model, given ? 12 : 0, given ? 0 : 12, 1, 0));
+        assert_int_equal(net->height, given ? 12 : 2);
+        assert_int_equal(net->width, given ? 2 : 12);
+        ddpm_net_free(net);
+    }
+    ddpm_model_free(model);
 }
 
 static void test_batch_must_fit(void **state)
@@ -1266,10 +1294,10 @@ static void test_steps_must_exist(void **state)
     kit *k = open_kit(1, 0, 1);
     int t[1000];
     float out[PICTURE];
-    static const int wrong[] = {0, -1, 1001};
-    for (int i = 0; i < 3; i++)
+    static const int wrong[] = {0, -1, 1001, INT_MAX};
+    for (int i = 0; i < 4; i++)
         check_failure(ddpm_timesteps(&k->schedule, DDPM_SAMPLER_DDPM, wrong[i], t), DDPM_ERR_RANGE, "steps");
-    for (int i = 1; i < 3; i++) { /* 0 means T */
+    for (int i = 1; i < 4; i++) { /* 0 means T */
         ddpm_sample_config config = {DDPM_SAMPLER_DDPM, wrong[i], 0, 1, 0, 1, NULL, NULL, 0, 0};
         check_failure(ddpm_sample(k->net, &k->schedule, &config, k->labels, 1, out, NULL, NULL), DDPM_ERR_RANGE,
                       "steps");
@@ -1328,6 +1356,7 @@ static void test_other_output_channels(void **state)
     OK(ddpm_predict(k->net, 2, k->noise, k->t, k->labels, out));
     check_failure(ddpm_sample(k->net, &k->schedule, NULL, k->labels, 1, out, NULL, NULL), DDPM_ERR_SHAPE,
                   "out_channels");
+    check_failure(ddpm_add_noise(k->net, &k->schedule, (int[]){1, 2}, 2), DDPM_ERR_SHAPE, "out_channels");
     OK(ddpm_model_alloc(k->model, DDPM_FOR_TRAINING));
     OK(ddpm_net_create(&net, k->model, 0, 0, 2, 1));
     OK(ddpm_loss_gradients(net, 2, k->noise, k->t, k->labels, out, NULL, &loss));
@@ -1408,6 +1437,7 @@ EDIT(sample_size, c->unet.sample_size[1] = 7)
 EDIT(sample_size_minus, c->unet.sample_size[0] = -8)
 EDIT(embedding_dim, c->label.embedding_dim = 31)
 EDIT(hidden_dim, c->label.hidden_dim = 0)
+EDIT(freq_shift, c->unet.freq_shift = c->unet.block_out_channels[0] / 2)
 EDIT(class_type, c->unet.class_embed_type = DDPM_CLASS_TIMESTEP)
 EDIT(time_dim, c->unet.time_embedding_dim = -4)
 EDIT(classes, c->unet.num_class_embeds = -1)
@@ -1443,6 +1473,7 @@ static void test_wrong_configs(void **state)
         {edit_sample_size_minus, DDPM_ERR_ARGUMENT, "sample_size"},
         {edit_embedding_dim, DDPM_ERR_SHAPE, "embedding_dim"},
         {edit_hidden_dim, DDPM_ERR_ARGUMENT, "hidden_dim"},
+        {edit_freq_shift, DDPM_ERR_ARGUMENT, "freq_shift"},
         {edit_class_type, DDPM_ERR_SHAPE, "identity"},
         {edit_time_dim, DDPM_ERR_ARGUMENT, "time_embedding_dim"},
         {edit_classes, DDPM_ERR_ARGUMENT, "num_class_embeds"},
