@@ -1494,7 +1494,8 @@ ddpm_result ddpm_timesteps(const ddpm_schedule *s, ddpm_sampler sampler, int ste
 {
     int total = s->config.num_train_timesteps;
     if (steps < 1 || steps > total)
-        return ddpm_fail(DDPM_ERR_RANGE, "%d sampling steps\n      hint: from 1 to the %d of training", steps, total);
+        return ddpm_fail(DDPM_ERR_RANGE, "%d sampling steps of a schedule of %d\n      hint: 1 to %d", steps, total,
+                         total);
     for (int i = 0; i < steps; i++) /* leading: multiples of T/steps */
         out[i] = (steps - 1 - i) * (total / steps) + s->config.steps_offset;
     return other_timesteps(s, sampler, steps, out);

@@ -1120,7 +1120,8 @@ static void test_bad_labels(void **state)
     shell("echo '[[\"red cube\"], [\"red cupe\"]]' > @/labels.json");
     assert_fails(1, "sample --labels-file @/labels.json --model @/run --out @/none.png", "red cupe");
     assert_fails(1, "test @/nothing --model @/run --out @/none", "test.json");
-    assert_fails(1, "sample 'red cube' --model @/run --steps 2000 --out @/none.png", "2000 sampling steps");
+    assert_fails(1, "sample 'red cube' --model @/run --steps 2000 --out @/none.png",
+                 "2000 sampling steps of a schedule of 1000\n      hint: 1 to 1000");
     assert_fails(1, "sample 'red cube' --model @/run --eta 1 --out @/none.png",
                  "--eta is of ddim, and this draws with ddpm\n      hint: --sampler ddim");
     assert_fails(1, "test --model @/run --sampler ddim --solver-order 1 --out @/none",
