@@ -63,7 +63,7 @@ train_round() { # directory, what this round has of its own
     fi
 }
 
-drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddpm --steps 25 --guidance 2 --guide-scale 6)}"; }
+drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6)}"; }
 
 # The latest averaged weights: which epoch has the lowest loss is chance.
 pack() { # beside, then in its place: a stopped one leaves the old one whole
