@@ -40,7 +40,7 @@ measure() { # sampler:steps guidance guide -> "accuracy error sampler:steps guid
 }
 timed() { # a row -> the same with seconds a picture behind the standard error; the report reads them in results.json
     draw "$out/eight" test 1 "$out/eight/drawn" $(options_of "$3" "$4" "$5")
-    seconds=$(figure "$out/eight/drawn/results.json" test seconds_a_picture)
+    seconds=$(figure "$out/eight/drawn/results.json" test seconds_a_picture | awk '{ printf "%.2f", $1 }')
     for seed in $SEEDS; do
         file=$(folder "$3" "$4" "$5" "$seed")/results.json
         sed "s/\(\"seconds_a_picture\":[ \t]*\)[0-9.]*/\1$seconds/" "$file" > "$file.tmp" && mv "$file.tmp" "$file"
