@@ -20,11 +20,8 @@ shown() { # command, its output: as a reader sees it, without the progress of it
 }
 
 "$PROGRAM" sample "$required" --seed "$SEED" --gif --out "$work/required.png" > "$work/gif" 2>&1
-cp "$work/required.gif" docs/required.gif
 "$MAKE" --no-print-directory demo > "$work/demo" 2>&1
 sed -n '/^accuracy/p;/of what the labels/,$p' "$work/demo" > "$work/told"
-cp demo/drawn/test_grid.png docs/drawn.png
-cp demo/rendered_grid.png docs/rendered.png
 "$PROGRAM" sample "red sphere, cyan cube" --out "$work/sample.png" > "$work/sample" 2>&1
 "$PROGRAM" render --out "$work/my_pictures" --layout folders --scenes 1200 --size 64x64 > /dev/null 2>&1
 (cd "$work" && "$OLDPWD/$PROGRAM" train my_pictures --out my_model --max-steps 20) > "$work/train" 2>&1
@@ -68,5 +65,9 @@ $(shown './ddpm train my_pictures --out my_model --max-steps 20' "$work/train")
 | checks of \`make test\` | $(tail -n 1 "$BUILD/test.log" 2> /dev/null || echo "not run") |
 END
 } > "$work/first"
+# Last: a version that ends in -dirty would be these files' doing.
+cp "$work/required.gif" docs/required.gif
+cp demo/drawn/test_grid.png docs/drawn.png
+cp demo/rendered_grid.png docs/rendered.png
 between readme README.md < "$work/first"
 sed -n '/readme: begin/,/readme: end/p' README.md
