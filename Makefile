@@ -184,6 +184,7 @@ mini: program ## makes the bundled model, data/mini, anew: data, evaluators, tra
 
 sweep: program ## accuracy and seconds a picture of every sampler, number of steps and guidance, with data/mini (hours)
 	@scripts/sweep.sh
+
 guidance: program ## accuracy over guidance 0 to 7, by the judge and by the guide itself, with data/mini (half an hour)
 	@scripts/guidance.sh
 
