@@ -1,8 +1,9 @@
 #!/bin/sh
 # `make guidance`: accuracy over guidance 0 to 7, classifier-free (--guidance) and by an evaluator's gradient
 # (--guide-scale), as a table: what the judge says, which never guided, beside what the guide itself says. Guidance can
-# fool the guide. Classifier-free guidance once more by ancestral steps (labels-ddpm): DDIM clips x_0 and not its eps. Each scale draws both label files from each seed; the table also goes into docs/RESULTS.md (PAGE= leaves
-# that alone). Stopped, the same line goes on.
+# fool the guide. Classifier-free guidance once more by ancestral steps (labels-ddpm): DDIM clips x_0 and not its eps.
+# Each scale draws both label files from each seed; the table also goes into docs/RESULTS.md (PAGE= leaves that alone).
+# Stopped, the same line goes on.
 #   scripts/guidance.sh [MODEL [GUIDE [JUDGE [OUT [more options of ddpm test]]]]]
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}" "${SCALES:=0 1 2 3 4 5 6 7}" "${SEEDS:=101 102}" "${TYPES:=test new_test}" "${PAGE=docs/RESULTS.md}"

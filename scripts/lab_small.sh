@@ -1,6 +1,6 @@
 #!/bin/sh
-# What `make mini`, `make sweep`, `make guidance` and `make experiment` do, at a size of seconds: each stage runs, the tables have their rows,
-# and what is done is not done again. Part of `make check-long`.
+# What `make mini`, `make sweep`, `make guidance` and `make experiment` do, at a size of seconds: each stage runs, the
+# tables have their rows, and what is done is not done again. Part of `make check-long`.
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
 export PROGRAM
@@ -37,7 +37,7 @@ expect "commands of what was done" "$(grep -c '^\$' "$small/log")" 0
 cmp "$small/before" "$MINI/README.md"
 
 SCALES=0 SEEDS=1 scripts/guidance.sh "$MINI" "" "" "$small/guidance" --steps 2 > "$small/log" 2>&1
-expect "rows of guidance" "$(grep -cE '^\| (labels|evaluator) \| 0 ' "$small/guidance/guidance.md")" 2
+expect "rows of guidance" "$(grep -cE '^\| (labels|labels-ddpm|evaluator) \| 0 \| [01]\.' "$small/guidance/guidance.md")" 3
 
 TIMES='10 20' STEPS=6 MODEL='--model tiny --resolution 16 --batch-size 4' \
     scripts/experiment.sh "$DATA" "$JUDGE" "$small/experiment" > "$small/log" 2>&1
