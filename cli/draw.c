@@ -17,12 +17,17 @@
 typedef struct batch_state {
     const cli_drawing *drawing;
     ddpm_real *starts; /* the picture to start from, as often as the capacity; or NULL */
-    cli_progress bar;
-    int first, n;         /* pictures of this batch */
-    ddpm_real *values;    /* n pictures */
-    ddpm_real *none;      /* the labels that mean "no label" */
-    io_picture *frames;   /* (n, 2, frames), or NULL */
-    lab_teacher *teacher; /* or NULL */
+    cli_progress *bar;
+    int first, n;             /* pictures of this batch */
+    int attempt;              /* 0; from 1 on a picture of the batch is drawn again */
+    int end;                  /* then of that batch: pictures up to there */
+    int redrawn;              /* pictures that needed another attempt */
+    ddpm_real *values;        /* n pictures */
+    ddpm_real *none;          /* the labels that mean "no label" */
+    io_picture *frames;       /* (n, 2, frames), or NULL */
+    ddpm_real *again;         /* room for one more picture, */
+    io_picture *again_frames; /* (2, frames) */
+    lab_teacher *teacher;     /* or NULL */
 } batch_state;
 
 static ddpm_result keep_frame(batch_state *b, ddpm_net *net, const ddpm_tensor *from, int frame)
@@ -43,9 +48,10 @@ static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
 {
     batch_state *b = user;
     int frames = b->drawing->frames;
-    double work = b->first + (double)b->n * done / steps;
-    cli_progress_show(&b->bar, work, "pictures %d-%d of %d, step %d/%d%s", b->first + 1, b->first + b->n,
-                      b->drawing->count, done, steps, b->drawing->status != NULL ? b->drawing->status : "");
+    double work = b->attempt > 0 ? b->end : b->first + (double)b->n * done / steps;
+    cli_progress_show(b->bar, work, "pictures %d-%d of %d%s, step %d/%d%s", b->first + 1, b->first + b->n,
+                      b->drawing->count, b->attempt > 0 ? " again" : "", done, steps,
+                      b->drawing->status != NULL ? b->drawing->status : "");
     ddpm_result result = DDPM_OK;
     for (int k = 0; result == DDPM_OK && k < frames; k++) {
         int first = b->drawing->sample.skip, all = steps - first;
@@ -78,19 +84,63 @@ static ddpm_result set_labels(const cli_drawing *d, int first, int n, ddpm_real 
     return result;
 }
 
-static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
+/* Another attempt is what the same picture would be with so much more of a seed: also of one that is PyTorch's, of which
+ * the low 32 bits count. */
+enum { SEEDS_APART = 1000003 };
+
+static ddpm_result draw_values(batch_state *b, ddpm_net *net, ddpm_real *labels)
 {
     const cli_drawing *d = b->drawing;
     ddpm_sample_config config = d->sample;
+    config.seed += (uint64_t)b->attempt * SEEDS_APART;
     config.first_picture += (uint64_t)b->first;
     config.none = b->none;
     config.start = b->starts;
-    size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
     ddpm_result result = set_labels(d, b->first, b->n, labels);
     if (b->teacher != NULL) b->teacher->wanted = labels;
-    if (result == DDPM_OK)
-        result = ddpm_sample(net, &d->model->schedule, &config, net->labels != NULL ? labels : NULL, b->n, b->values,
-                             on_step, b);
+    if (result != DDPM_OK) return result;
+    return ddpm_sample(net, &d->model->schedule, &config, net->labels != NULL ? labels : NULL, b->n, b->values, on_step,
+                       b);
+}
+
+/* Rejection sampling by a classifier (Razavi, van den Oord & Vinyals 2019, section 3.4): picture i of the batch is drawn
+ * again until the guide finds its labels in it, or often enough; the one that the guide is surest of stays. */
+static ddpm_result improve(batch_state *b, ddpm_net *net, ddpm_real *labels, int i)
+{
+    const cli_drawing *d = b->drawing;
+    int frames = 2 * d->frames;
+    size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
+    batch_state one = *b;
+    ddpm_real *best = b->values + (size_t)i * picture;
+    one.first += i, one.n = 1, one.end = b->first + b->n, one.values = b->again, one.frames = b->again_frames;
+    double surest, sure;
+    ddpm_result result = set_labels(d, one.first, 1, labels);
+    if (result == DDPM_OK) result = lab_teacher_opinion(b->teacher, best, labels, &surest);
+    b->redrawn += result == DDPM_OK && surest < LAB_RECOGNISED;
+    for (one.attempt = 1; result == DDPM_OK && surest < LAB_RECOGNISED && one.attempt < d->tries; one.attempt++) {
+        result = draw_values(&one, net, labels);
+        if (result == DDPM_OK) result = lab_teacher_opinion(b->teacher, one.values, labels, &sure);
+        if (result == DDPM_OK && sure > surest) {
+            surest = sure;
+            memcpy(best, one.values, picture * sizeof *best);
+            for (int k = 0; k < frames; k++) {
+                io_picture worse = b->frames[i * frames + k];
+                b->frames[i * frames + k] = one.frames[k];
+                one.frames[k] = worse;
+            }
+        }
+        free_pictures(one.frames, frames);
+    }
+    return result;
+}
+
+static ddpm_result draw_batch(batch_state *b, ddpm_net *net, ddpm_real *labels)
+{
+    const cli_drawing *d = b->drawing;
+    size_t picture = (size_t)net->channels * (size_t)net->height * (size_t)net->width;
+    ddpm_result result = draw_values(b, net, labels);
+    for (int i = 0; result == DDPM_OK && b->teacher != NULL && d->tries > 1 && i < b->n; i++)
+        result = improve(b, net, labels, i);
     for (int i = 0; result == DDPM_OK && i < b->n; i++) {
         io_picture out = {0};
         result = io_picture_from_real(b->values + (size_t)i * picture, net->channels, net->height, net->width, &out);
@@ -131,7 +181,9 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
 {
     double started = cli_seconds();
     int drawn = 0;
-    cli_progress_start(&b->bar, "draw", d->count);
+    cli_progress bar;
+    b->bar = &bar;
+    cli_progress_start(&bar, "draw", d->count);
     ddpm_result result = next_batch(b);
     while (result == DDPM_OK && b->n > 0) {
         result = draw_batch(b, net, labels);
@@ -139,7 +191,7 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
         b->first += b->n;
         if (result == DDPM_OK) result = next_batch(b);
     }
-    cli_progress_clear(&b->bar);
+    cli_progress_clear(&bar);
     if (result != DDPM_OK) return result;
     cli_short total;
     double seconds = cli_seconds() - started;
@@ -148,6 +200,9 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
         cli_note("%d picture%s of %dx%d, %d %s step%s: %s, %.3g s a picture", drawn, drawn == 1 ? "" : "s", net->width,
                  net->height, d->sample.steps, cli_sampler_name(d->sample.sampler), d->sample.steps == 1 ? "" : "s",
                  cli_duration(seconds, total), seconds / drawn);
+    if (b->redrawn > 0 && !d->quiet)
+        cli_note("%d of them drawn again, at most %d times: the guide did not find its labels in the first", b->redrawn,
+                 d->tries - 1);
     return DDPM_OK;
 }
 
@@ -195,15 +250,19 @@ static ddpm_result check_labels(const cli_drawing *d)
     return DDPM_OK;
 }
 
-ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, const char *path, double *scale,
-                           cli_drawing *d)
+ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, cli_guide *guide, cli_drawing *d)
 {
-    if (!cli_given_name(options, "guide-scale")) *scale = path != NULL ? 1 : d->model->info.guide_scale;
-    d->guide_scale = *scale;
-    if (*scale == 0) return DDPM_OK;
-    char *own = path == NULL ? cli_find_evaluator(d->model->path, "evaluator") : NULL;
-    if (path == NULL && own == NULL) return DDPM_ERR_MEMORY;
-    ddpm_result result = lab_evaluator_load(path != NULL ? path : own, &context->device, &d->guide);
+    const io_model_info *info = &d->model->info;
+    int scaled = cli_given_name(options, "guide-scale");
+    if (!scaled) guide->scale = guide->path != NULL ? 1 : info->guide_scale;
+    if (!cli_given_name(options, "tries"))
+        guide->tries = guide->path != NULL || (scaled && guide->scale == 0) ? 1 : info->tries;
+    d->guide_scale = guide->scale;
+    d->tries = guide->tries;
+    if (d->guide_scale == 0 && d->tries == 1) return DDPM_OK;
+    char *own = guide->path == NULL ? cli_find_evaluator(d->model->path, "evaluator") : NULL;
+    if (guide->path == NULL && own == NULL) return DDPM_ERR_MEMORY;
+    ddpm_result result = lab_evaluator_load(guide->path != NULL ? guide->path : own, &context->device, &d->guide);
     free(own);
     return result;
 }
@@ -219,7 +278,8 @@ static ddpm_result set_teacher(const cli_drawing *d, batch_state *b, ddpm_net *n
                          d->model->path);
     ddpm_result result =
         lab_teacher_create(&b->teacher, d->guide, &d->model->classes, &d->model->schedule, d->guide_scale, capacity);
-    net->guide = lab_teacher_guide;
+    if (result == DDPM_OK) result = lab_teacher_fits(b->teacher, net);
+    net->guide = d->guide_scale != 0 ? lab_teacher_guide : NULL;
     net->teacher = b->teacher;
     return result;
 }
@@ -259,11 +319,13 @@ ddpm_result cli_draw(const cli_drawing *d)
         labels = cli_alloc((size_t)capacity * (size_t)((width > classes ? width : classes) + 1), sizeof *labels);
         b.frames = d->frames > 0 ? cli_alloc((size_t)capacity * 2 * (size_t)d->frames, sizeof *b.frames) : NULL;
         b.none = no_label(d->model);
+        b.again = d->tries > 1 ? cli_alloc(picture, sizeof *b.again) : NULL;
+        b.again_frames = d->tries > 1 ? cli_alloc(2 * (size_t)d->frames + 1, sizeof *b.again_frames) : NULL;
         b.starts = d->image != NULL ? cli_alloc((size_t)capacity * picture, sizeof *b.starts) : NULL;
         for (int i = 0; b.starts != NULL && i < capacity; i++)
             memcpy(b.starts + (size_t)i * picture, d->image, picture * sizeof *b.starts);
         if (b.values == NULL || labels == NULL || b.none == NULL || (d->frames > 0 && b.frames == NULL) ||
-            (d->image != NULL && b.starts == NULL))
+            (d->tries > 1 && (b.again == NULL || b.again_frames == NULL)) || (d->image != NULL && b.starts == NULL))
             result = DDPM_ERR_MEMORY;
     }
     if (result == DDPM_OK) result = set_teacher(d, &b, net, capacity);
@@ -272,6 +334,8 @@ ddpm_result cli_draw(const cli_drawing *d)
     lab_teacher_free(b.teacher);
     free_pictures(b.frames, capacity * 2 * d->frames);
     free(b.frames);
+    free(b.again_frames);
+    free(b.again);
     free(b.values);
     free(b.none);
     free(b.starts);
@@ -340,7 +404,8 @@ char *cli_sampling_text(const cli_drawing *d)
     }
     if (d->guide != NULL) {
         free(guide);
-        guide = cli_text(", guide %s at %.9g", d->guide->path, d->guide_scale);
+        guide = cli_text(", guide %s at %.9g, %d %s", d->guide->path, d->guide_scale, d->tries,
+                         d->tries == 1 ? "try" : "tries");
     }
     if (settings != NULL && limits != NULL && from != NULL && guide != NULL)
         text = cli_text("%s, %d steps (%s, offset %d), %s, guidance %.9g, %s noise%s%s%s", sampler[c->sampler],

@@ -23,6 +23,7 @@ typedef struct cli_drawing {
     int batch;                  /* drawn at once */
     lab_evaluator *guide;       /* its score is followed (lab/teacher.h); NULL: nobody guides */
     double guide_scale;
+    int tries;              /* at most, for a picture in which the guide does not find its labels; 0, 1: one */
     const ddpm_real *image; /* (C,H,W) that every picture starts from, sample.skip steps in; NULL: from noise */
     const char *image_path; /* of it */
     int frames;             /* moments kept, evenly spaced from first to last: CLI_FRAMES, CLI_MOVIE, 0 */
@@ -55,19 +56,26 @@ ddpm_result cli_write_picture(const cli_context *context, const cli_drawing *dra
 ddpm_result cli_write_grid(const cli_context *context, const cli_drawing *drawing, const char *path, const char *labels,
                            const io_picture *pictures, int count, int per_row);
 
+/* Who guides, how strongly, and how often a picture may be tried: a row each for the tables. */
+typedef struct cli_guide {
+    const char *path;
+    double scale;
+    int tries;
+} cli_guide;
 /* clang-format off */
-/* Who guides, and how strongly: a row each for the tables; `set` has guide and guide_scale. */
 #define CLI_GUIDE_ROWS(set) \
     {"guide", NULL, CLI_TEXT, "PATH", "(the model's evaluator/, if it is exported so)", \
-     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &(set).guide, 0, 0, 0}, \
+     "evaluator whose score the picture follows while it is drawn (Dhariwal & Nichol 2021)", &(set).path, 0, 0, 0}, \
     {"guide-scale", NULL, CLI_REAL, "S", "(the model's, 0; 1 with --guide)", \
-     "how strongly the guide is followed, 0: nobody guides; x_0 + S (1 - abar_t) times the gradient of " \
-     "log p(labels | x_0)", &(set).guide_scale, 0, 1e6, 0}
+     "how strongly the guide is followed, 0: not at all; x_0 + S (1 - abar_t) times the gradient of " \
+     "log p(labels | x_0)", &(set).scale, 0, 1e6, 0}, \
+    {"tries", NULL, CLI_INT, "N", "(the model's, 1; 1 with --guide or --guide-scale 0)", \
+     "a picture in which the guide does not find its labels is drawn again, with the seed plus 1000003 each time, until " \
+     "it does, N times in all; the one it is surest of stays", &(set).tries, 1, 1000, 0}
 /* clang-format on */
-/* Sets the drawing's guide_scale, and *scale, by those options and what the model asks for; loads the guide, which the
- * caller frees, unless it is 0. */
-ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, const char *path, double *scale,
-                           cli_drawing *d);
+/* Sets the drawing's guide_scale and tries, and *guide's, by those options and what the model asks for; loads the
+ * guide, which the caller frees, if there is anything for it to do. */
+ddpm_result cli_open_guide(const cli_context *context, const cli_option *options, cli_guide *guide, cli_drawing *d);
 
 /* "ddim, 50 steps (leading, offset 0), eta 0, alpha_to_one 1, guidance 1, philox noise, x_0 clipped to 1": with seed,
  * labels and model this is what a picture depends on; free() it. */

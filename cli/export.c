@@ -10,6 +10,7 @@ static struct {
     const char *model, *out;
     int dtype;
     double guide_scale;
+    int tries;
 } set;
 static cli_sampler draw_with;
 
@@ -24,6 +25,8 @@ static const cli_option options[] = {
      "classifier-free guidance; 1 is without", &draw_with.guidance, -100, 100, 0},
     {"guide-scale", NULL, CLI_REAL, "S", "(as it is)",
      "how strongly the evaluator in DIR/evaluator guides; 0: not at all", &set.guide_scale, 0, 1e6, 0},
+    {"tries", NULL, CLI_INT, "N", "(as it is)",
+     "how often a picture may be drawn in which that evaluator does not find its labels", &set.tries, 1, 1000, 0},
     {"timestep-spacing", NULL, CLI_CHOICE, "leading|linspace|trailing", "(as it is)",
      "which of the model's T steps are taken", &draw_with.spacing, 0, 0, 0},
     {"lambda-min-clipped", NULL, CLI_REAL, "R", "(as it is)",
@@ -53,6 +56,7 @@ static ddpm_result export_model(const cli_context *context, cli_model *model)
     if (cli_given(&options[STEPS]) || draw.sampler != schedule->scheduler) model->info.num_inference_steps = steps;
     model->info.guidance_scale = draw.guidance;
     if (cli_given_name(options, "guide-scale")) model->info.guide_scale = set.guide_scale;
+    if (cli_given_name(options, "tries")) model->info.tries = set.tries;
     schedule->scheduler = draw.sampler;
     return io_model_save(set.out, model->model, DDPM_WEIGHT, set.dtype == 0 ? IO_F16 : IO_F32, schedule, &model->info);
 }

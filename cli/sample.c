@@ -16,10 +16,11 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *labels, *labels_file, *model, *out, *out_dir, *guide, *image;
+    const char *labels, *labels_file, *model, *out, *out_dir, *image;
     int n, batch_size, strip, gif, show;
-    double guide_scale, strength;
+    double strength;
 } set;
+static cli_guide guide;
 static cli_sampler draw_with;
 
 /* clang-format off */
@@ -40,7 +41,7 @@ static const cli_option options[] = {
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     CLI_SAMPLER_ROWS(draw_with),
-    CLI_GUIDE_ROWS(set),
+    CLI_GUIDE_ROWS(guide),
     {"image", NULL, CLI_TEXT, "FILE", "(none: from noise)",
      "picture to start from, with noise added (SDEdit, Meng et al. 2022)", &set.image, 0, 0, 0},
     {"strength", NULL, CLI_REAL, "S", "0.6",
@@ -310,7 +311,7 @@ static ddpm_result sample(const cli_context *context, cli_model *model, lab_labe
     d.sample = cli_sampler_config(options, &draw_with, model);
     d.count = set.n > 0 ? set.n : sets->count > 0 ? sets->count : 1;
     result = cli_sampler_check(options, &draw_with);
-    if (result == DDPM_OK) result = cli_open_guide(context, options, set.guide, &set.guide_scale, &d);
+    if (result == DDPM_OK) result = cli_open_guide(context, options, &guide, &d);
     ddpm_real *image = NULL;
     if (result == DDPM_OK) result = read_image(&d, &image);
     if (result == DDPM_OK) result = set.out_dir != NULL ? draw_files(context, &d) : draw_grid(context, &d);

@@ -17,10 +17,10 @@
 /* ---- 1. Options ---------------------------------------------------------------------------------------------- */
 
 static struct {
-    const char *data, *model, *out, *evaluator, *guide;
+    const char *data, *model, *out, *evaluator;
     int test_type, batch_size;
-    double guide_scale;
 } set;
+static cli_guide guide;
 static cli_sampler draw_with;
 
 /* clang-format off */
@@ -36,7 +36,7 @@ static const cli_option options[] = {
     {"batch-size", "eval_batch_size", CLI_INT, "N", "8",
      "pictures drawn at once; they do not depend on it", &set.batch_size, 1, 65536, 0},
     CLI_SAMPLER_ROWS(draw_with),
-    CLI_GUIDE_ROWS(set),
+    CLI_GUIDE_ROWS(guide),
     {"evaluator", NULL, CLI_TEXT, "PATH", "(evaluator_judge in the model, else the bundled one)",
      "what judges the pictures: a directory that train-evaluator made, or torchvision's weights as .safetensors",
      &set.evaluator, 0, 0, 0},
@@ -228,7 +228,7 @@ static ddpm_result open_judge(exhibition *e, cli_judge *judge)
 static ddpm_result open_guide(exhibition *e)
 {
     cli_drawing *d = e->drawing;
-    ddpm_result result = cli_open_guide(e->context, options, set.guide, &set.guide_scale, d);
+    ddpm_result result = cli_open_guide(e->context, options, &guide, d);
     if (result != DDPM_OK || d->guide == NULL) return result;
     return cli_judge_open(e->context, d->guide->path, &e->own);
 }

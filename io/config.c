@@ -193,6 +193,7 @@ static const field model_fields[] = {
     INTEGER_ROW(num_inference_steps, 0, MANY),
     REAL_ROW(guidance_scale, -100, 100),
     REAL_ROW(guide_scale, 0, 1e6),
+    INTEGER_ROW(tries, 1, 1000),
     {.name = NULL}};
 static const form model_form = {"a model_index.json", model_fields};
 #undef DOCUMENT
@@ -731,7 +732,8 @@ ddpm_result io_label_config_write(const char *path, const ddpm_label_config *con
 
 io_model_info io_model_info_default(void)
 {
-    return (io_model_info){.none_class = -1, .pixel_unshuffle = 1, .guidance_scale = 1, .version = IO_MODEL_VERSION};
+    return (io_model_info){
+        .none_class = -1, .pixel_unshuffle = 1, .guidance_scale = 1, .tries = 1, .version = IO_MODEL_VERSION};
 }
 
 void io_model_info_free(io_model_info *info)

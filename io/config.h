@@ -52,7 +52,8 @@ typedef struct io_model_info {
     int height, width;       /* of a picture; 0: unknown */
     int num_inference_steps; /* how it is drawn best, with the sampler of its scheduler_config.json: steps (0: that */
     double guidance_scale;   /* sampler's usual number), classifier-free guidance (1: none), and how strongly the */
-    double guide_scale;      /* evaluator in evaluator/ guides (0: not at all) */
+    double guide_scale;      /* evaluator in evaluator/ guides (0: not at all); how often, from 1, a picture may be */
+    int tries;               /* drawn in which that evaluator does not find its labels */
     int version;             /* of this directory's form: IO_MODEL_VERSION; a higher one is refused */
 } io_model_info;
 enum { IO_MODEL_VERSION = 1 };

@@ -342,8 +342,8 @@ ddpm_result lab_evaluator_gradient(const lab_evaluator_net *net, int n, const dd
         result = forward(net, count, pictures + (size_t)first * picture, labels + (size_t)first * classes);
         if (result == DDPM_OK && log_p != NULL)
             result = ddpm_download(g->device, net->loss, DDPM_DATA, count, log_p + first);
-        if (result == DDPM_OK) result = ddpm_graph_backward(g, minus, NULL, NULL);
-        if (result == DDPM_OK)
+        if (result == DDPM_OK && gradient != NULL) result = ddpm_graph_backward(g, minus, NULL, NULL);
+        if (result == DDPM_OK && gradient != NULL)
             result = ddpm_download(g->device, net->picture, DDPM_GRADIENT, count, gradient + (size_t)first * picture);
     }
     for (int i = 0; result == DDPM_OK && log_p != NULL && i < n; i++)

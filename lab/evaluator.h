@@ -74,7 +74,7 @@ ddpm_result lab_evaluator_scores(const lab_evaluator_net *net, int n, const ddpm
 
 /* The score that guides: log p(labels | picture) = sum over classes c of y_c log p_c + (1 - y_c) log(1 - p_c), which is
  * minus the binary cross-entropy, and its gradient with respect to the picture. Unlike the share of hits it has one.
- *   log_p (n), may be NULL; gradient (n,3,S,S). n may exceed the capacity. LAB_GUIDING. */
+ *   log_p (n); gradient (n,3,S,S); either may be NULL. n may exceed the capacity. LAB_GUIDING. */
 ddpm_result lab_evaluator_gradient(const lab_evaluator_net *net, int n, const ddpm_real *pictures,
                                    const ddpm_real *labels, ddpm_real *log_p, ddpm_real *gradient);
 

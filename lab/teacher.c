@@ -81,19 +81,22 @@ ddpm_result lab_teacher_fits(const lab_teacher *t, const ddpm_net *net)
     return DDPM_OK;
 }
 
-/* What is wanted of n pictures in the evaluator's classes, (n,classes) at t->labels. */
-static ddpm_result fetch_labels(lab_teacher *t, const ddpm_net *net, int n)
+/* n pictures' labels in the evaluator's classes, (n,classes) at t->labels. */
+static void translate(lab_teacher *t, const ddpm_real *labels, int n)
 {
     int own = t->net->ev->config.classes;
-    ddpm_real *from = t->labels + (size_t)t->net->graph->capacity * (size_t)own;
-    ddpm_result result = DDPM_OK;
-    if (t->wanted != NULL)
-        memcpy(from, t->wanted, (size_t)(n * t->classes) * sizeof *from);
-    else
-        result = ddpm_download(net->model->device, net->labels, DDPM_DATA, n, from);
     memset(t->labels, 0, (size_t)n * (size_t)own * sizeof *t->labels);
     for (int i = 0; i < n * t->classes; i++)
-        if (from[i] > 0) t->labels[i / t->classes * own + t->class_index[i % t->classes]] = 1;
+        if (labels[i] > 0) t->labels[i / t->classes * own + t->class_index[i % t->classes]] = 1;
+}
+
+/* What is wanted of n pictures. */
+static ddpm_result fetch_labels(lab_teacher *t, const ddpm_net *net, int n)
+{
+    ddpm_real *own = t->labels + (size_t)t->net->graph->capacity * (size_t)t->net->ev->config.classes;
+    ddpm_result result =
+        t->wanted == NULL ? ddpm_download(net->model->device, net->labels, DDPM_DATA, n, own) : DDPM_OK;
+    if (result == DDPM_OK) translate(t, t->wanted != NULL ? t->wanted : own, n);
     return result;
 }
 
@@ -211,5 +214,26 @@ ddpm_result lab_teacher_pull(void *teacher, ddpm_net *net, int n, double element
     }
     if (result == DDPM_OK) result = ddpm_upload(device, net->noise, DDPM_DATA, n, noise);
     free(time);
+    return result;
+}
+
+ddpm_result lab_teacher_opinion(lab_teacher *t, const ddpm_real *picture, const ddpm_real *labels, double *log_p)
+{
+    enum { VIEWS = 4 };
+    int size = t->net->ev->config.sample_size;
+    size_t plane = (size_t)size * (size_t)size, elements = 3 * plane;
+    ddpm_result result = DDPM_OK;
+    translate(t, labels, 1);
+    for (size_t i = 0; i < elements; i++)
+        t->sample[i] = clamp((double)picture[i], 1);
+    *log_p = 0;
+    for (int view = 0; view < VIEWS && result == DDPM_OK; view++) {
+        int mirrored = view % 2, shift = view / 2;
+        ddpm_real one;
+        for (size_t at = 0; at < elements; at += plane)
+            lab_move(t->sample + at, size, size, mirrored, 2 * shift, shift, t->image + at);
+        result = lab_evaluator_gradient(t->net, 1, t->image, t->labels, &one, NULL);
+        if (result == DDPM_OK) *log_p += (double)one / VIEWS;
+    }
     return result;
 }

@@ -857,13 +857,74 @@ static void test_guide(void **state)
     assert_runs("sample \"red sphere, cyan cube\" --model @/run --sampler ddim --steps 2 --out @/alone.png");
     assert_runs("sample \"red sphere, cyan cube\" --model @/run --sampler ddim --steps 2 --out @/led.png "
                 "--guide @/guide --guide-scale 500");
-    io_picture a, b;
-    assert_int_equal(io_picture_read(in_folder("alone.png"), 3, &a), DDPM_OK);
-    assert_int_equal(io_picture_read(in_folder("led.png"), 3, &b), DDPM_OK);
-    assert_memory_not_equal(a.pixel, b.pixel, 3 * 16 * 16);
-    io_picture_free(&a);
-    io_picture_free(&b);
+    assert_true(pixels_differ("alone.png", "led.png"));
     assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator", "--resolution 16");
+}
+
+/* A guide that has hardly learnt finds nothing, so each picture is drawn as often as allowed, and one of those stays: that of
+ * the seed, or of 1000003 or 2000006 more; strips are of the one that stays, and batches make no difference. */
+static void test_tries(void **state)
+{
+    (void)state;
+    static const char *const seed[] = {"529", "1000532", "2000535"};
+    char line[600], name[40];
+    assert_runs(
+        "sample --labels-file @/data/test.json --model @/run --sampler ddim --steps 2 --n 6 --out-dir @/tried --strip "
+        "--guide @/guide --guide-scale 0 --tries 3");
+    assert_has(err, "6 of them drawn again, at most 2 times");
+    assert_text("tried/0.png", "seed", "529");
+    for (int k = 0; k < 3; k++) {
+        snprintf(line, sizeof line,
+                 "sample --labels-file @/data/test.json --model @/run --sampler ddim --steps 2 --n 6 --out-dir @/try%d "
+                 "--seed %s",
+                 k, seed[k]);
+        assert_runs(line);
+    }
+    int from[3] = {0};
+    for (int i = 0; i < 6; i++) {
+        io_picture kept, strip, attempt;
+        snprintf(name, sizeof name, "tried/%d.png", i);
+        assert_int_equal(io_picture_read(in_folder(name), 3, &kept), DDPM_OK);
+        snprintf(name, sizeof name, "tried/strip_%d.png", i);
+        assert_int_equal(io_picture_read(in_folder(name), 3, &strip), DDPM_OK);
+        for (int k = 0; k < 3; k++) {
+            snprintf(name, sizeof name, "try%d/%d.png", k, i);
+            assert_int_equal(io_picture_read(in_folder(name), 3, &attempt), DDPM_OK);
+            from[k] += memcmp(kept.pixel, attempt.pixel, 3 * 16 * 16) == 0;
+            io_picture_free(&attempt);
+        }
+        assert_int_equal(from[0] + from[1] + from[2], i + 1);
+        for (int y = 0; y < 16; y++) /* its last frame, behind ten others, all two pixels apart */
+            assert_memory_equal(strip.pixel + 3 * ((y + 2) * strip.width + 2 + 10 * 18),
+                                kept.pixel + (ptrdiff_t)3 * 16 * y, 3 * 16);
+        io_picture_free(&strip);
+        io_picture_free(&kept);
+    }
+    assert_true(from[1] + from[2] > 0);
+
+    assert_runs(
+        "test --model @/run --sampler ddim --steps 2 --out @/tests_tried --evaluator @/evaluator --guide @/guide "
+        "--tries 2");
+    assert_runs(
+        "test --model @/run --sampler ddim --steps 2 --out @/tests_by_one --evaluator @/evaluator --guide @/guide "
+        "--tries 2 --batch-size 1");
+    assert_same_pixels("tests_tried/test_grid.png", "tests_by_one/test_grid.png");
+    assert_same_pixels("tests_tried/required_strip.png", "tests_by_one/required_strip.png");
+    /* Exported so, it is done where nothing else is said, and not where nobody is to guide. */
+    assert_runs("export @/run --out @/trying --dtype f32 --guide-scale 1 --tries 2");
+    shell("cp -r @/guide @/trying/evaluator");
+    assert_runs("test --model @/trying --sampler ddim --steps 2 --out @/own_tries --evaluator @/evaluator");
+    assert_same_pixels("own_tries/test_grid.png", "tests_tried/test_grid.png");
+    cJSON *json;
+    assert_int_equal(lab_json_read(in_folder("own_tries/results.json"), &json), DDPM_OK);
+    assert_int_equal(member(member(member(json, "test"), "settings"), "tries")->valueint, 2);
+    cJSON_Delete(json);
+    assert_runs(
+        "test --model @/trying --sampler ddim --steps 2 --out @/no_tries --evaluator @/evaluator --guide-scale 0");
+    assert_null(strstr(err, "drawn again"));
+    assert_true(pixels_differ("no_tries/test_grid.png", "own_tries/test_grid.png"));
+    assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator --guide-scale 0 --tries 2",
+                 "--resolution 16");
 }
 
 /* The lab's fine-tuning: the evaluator's score is part of what is followed, so the weights differ. */
@@ -1335,6 +1396,7 @@ int main(void)
         cmocka_unit_test(test_test),
         cmocka_unit_test(test_judged_test),
         cmocka_unit_test(test_guide),
+        cmocka_unit_test(test_tries),
         cmocka_unit_test(test_fine_tuning_on_a_score),
         cmocka_unit_test(test_predict),
         cmocka_unit_test(test_predict_contradictions),

@@ -707,6 +707,34 @@ static void pulls(void **state)
     close_school(&s);
 }
 
+/* The mean of log p over the picture, its mirror image, and both moved; what lies outside [-1,1] is not seen. */
+static void has_an_opinion(void **state)
+{
+    (void)state;
+    static school s;
+    static float view[DRAWN * ALL];
+    float log_p[DRAWN];
+    double opinion, mean = 0;
+    int outside = 0;
+    open_school(&s, 1);
+    for (int i = 0; i < ALL; i++) {
+        s.sample[i] *= 3;
+        outside += fabsf(s.sample[i]) > 1;
+    }
+    assert_in_range(outside, ALL / 10, ALL / 2);
+    OK(lab_teacher_opinion(s.teacher, s.sample, s.labels, &opinion));
+    for (int i = 0; i < ALL; i++)
+        s.sample[i] = fmaxf(-1, fminf(1, s.sample[i]));
+    for (int k = 0; k < 4; k++) {
+        for (int c = 0; c < 3; c++)
+            lab_move(s.sample + c * SMALL * SMALL, SMALL, SMALL, k & 1, k & 2, k >> 1, view + c * SMALL * SMALL);
+        log_p_of(&s, view, log_p);
+        mean += (double)log_p[0] / 4;
+    }
+    check("opinion", fabs(opinion - mean) / fabs(mean), 1e-7); /* the same floats, added alike */
+    close_school(&s);
+}
+
 static void teacher_refuses(void **state)
 {
     (void)state;
@@ -746,6 +774,7 @@ int main(void)
         cmocka_unit_test(softens_and_colours),
         cmocka_unit_test(guides),
         cmocka_unit_test(pulls),
+        cmocka_unit_test(has_an_opinion),
         cmocka_unit_test(teacher_refuses),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -948,6 +948,7 @@ static void model_infos(void **state)
     info.num_inference_steps = 25;
     info.guidance_scale = 2.5;
     info.guide_scale = 3.5;
+    info.tries = 4;
     assert_ok(io_model_info_write(path, &info));
     assert_ok(io_model_info_read(path, &read));
     assert_int_equal(read.classes, 3);
@@ -955,7 +956,7 @@ static void model_infos(void **state)
         assert_string_equal(read.class_name[i], names[i]);
     assert_true(read.none_class == 2 && read.label_dropout == 0.1 && read.pixel_unshuffle == 2 && read.height == 48 &&
                 read.width == 64 && read.num_inference_steps == 25 && read.guidance_scale == 2.5 &&
-                read.guide_scale == 3.5);
+                read.guide_scale == 3.5 && read.tries == 4);
     assert_int_equal(read.version, IO_MODEL_VERSION);
     io_model_info_free(&read);
     io_model_info_free(&info);
@@ -963,7 +964,7 @@ static void model_infos(void **state)
     assert_ok(io_model_info_write(path, &info));
     assert_ok(io_model_info_read(path, &read));
     assert_true(read.classes == 0 && read.none_class == -1 && read.height == 0);
-    assert_true(read.num_inference_steps == 0 && read.guidance_scale == 1 && read.guide_scale == 0);
+    assert_true(read.num_inference_steps == 0 && read.guidance_scale == 1 && read.guide_scale == 0 && read.tries == 1);
     io_model_info_free(&read);
     assert_ok(io_remove_tree(path));
 

@@ -4,8 +4,9 @@
                                                          from the folder that RUN/args.json's paths start from
 
 RUN is a run directory; its args.json, model and class names are read, its weights are not. M: the minutes that RUN has
-trained for, by its timing.csv. --model: an earlier OUT, whose weights are begun with. OUT becomes a model directory (averaged weights) which `ddpm test --model OUT` judges;
-OUT/twin.json says how many steps PyTorch made in that time, and how many ours.
+trained for, by its timing.csv; of one thread, processor time counts. --model: an earlier OUT, whose weights are begun with.
+OUT becomes a model directory (averaged weights) which `ddpm test --model OUT` judges; OUT/twin.json says how many steps
+PyTorch made in that time, and how many ours. Stopped, the same line goes on, from at most five minutes before.
 """
 import argparse
 import csv
@@ -89,7 +90,12 @@ def rate(settings, step, share):
     return lr * (0.5 * (1 + math.cos(math.pi * share)) if settings["lr_schedule"] == "cosine" else 1)
 
 
-def train(settings, index, run, seconds, start_from):
+def clock():
+    """Of one thread, its processor time: a machine that does other things as well is no handicap."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def train(settings, index, run, seconds, start_from, state_file):
     torch.manual_seed(settings["seed"])
     pictures, labels = load_data(settings, index)
     model = Twin(run, index)
@@ -103,10 +109,19 @@ def train(settings, index, run, seconds, start_from):
     weight = torch.ones_like(snr)
     if settings["snr_gamma"]:
         weight = snr.clamp(max=settings["snr_gamma"]) / (snr + 1 if velocity else snr)
-    step, loss_sum, start = 0, 0.0, time.perf_counter()
+    step, loss_sum, before = 0, 0.0, 0.0
+    if os.path.exists(state_file):
+        state = torch.load(state_file)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        adam.load_state_dict(state["adam"])
+        step, before = state["step"], state["seconds"]
+        torch.manual_seed(settings["seed"] + step)  # not the order and noise of the beginning once more
+    start, saved = clock(), time.monotonic()
     while True:
         for batch in torch.randperm(len(pictures)).split(settings["batch_size"]):
-            share = (time.perf_counter() - start) / seconds
+            spent = before + clock() - start
+            share = spent / seconds
             if share >= 1:
                 average.copy_to(model.parameters())
                 return model, step
@@ -128,6 +143,11 @@ def train(settings, index, run, seconds, start_from):
             if step % 100 == 0:
                 print(f"{100 * share:.1f} %  step {step}  loss {loss_sum / 100:.4f}", flush=True)
                 loss_sum = 0.0
+            if time.monotonic() - saved > 300:
+                torch.save(dict(model=model.state_dict(), average=average.state_dict(), adam=adam.state_dict(),
+                                step=step, seconds=spent), state_file + ".tmp")
+                os.replace(state_file + ".tmp", state_file)
+                saved = time.monotonic()
 
 
 def save(model, index, out):
@@ -156,13 +176,17 @@ def main():
     settings, index = settings_of(a.run), read_json(a.run, "latest", "model_index.json")
     ours, seconds = trained_for(a.run)
     budget = 60 * a.minutes if a.minutes else seconds
-    model, steps = train(settings, index, a.run, budget, a.model)
+    os.makedirs(a.out, exist_ok=True)
+    state_file = os.path.join(a.out, "state.pt")
+    model, steps = train(settings, index, a.run, budget, a.model, state_file)
     save(model, index, a.out)
     schedule = diffusers.DDPMScheduler.from_pretrained(os.path.join(a.run, "latest"), subfolder="scheduler")
     schedule.save_pretrained(os.path.join(a.out, "scheduler"))
     with open(os.path.join(a.out, "twin.json"), "w") as file:
         json.dump(dict(minutes=budget / 60, steps=steps, run_minutes=seconds / 60, run_steps=ours,
                        threads=torch.get_num_threads(), torch=torch.__version__), file, indent=1)
+    if os.path.exists(state_file):
+        os.remove(state_file)
     print(f"{a.out}: {steps} steps of PyTorch in {budget / 60:.1f} minutes; the run made {ours} in {seconds / 60:.1f}")
 
 
