@@ -688,7 +688,7 @@ DDPM_API ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pic
                                      double lr, double *loss);
 /* The same in three parts, for a device that computes while the host goes on: batch, start; batch, wait, start; batch,
  * wait, start; ...; wait. Between start and wait the next batch can be read, and be on its way. Pictures and labels
- * stay as they are until the wait for their step. */
+ * stay as they are until the wait for their step. A part out of turn is DDPM_ERR_ARGUMENT. */
 DDPM_API ddpm_result ddpm_train_batch(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n);
 DDPM_API ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr);
 DDPM_API ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss);

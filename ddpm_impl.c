@@ -1447,10 +1447,9 @@ ddpm_result ddpm_train_start(ddpm_trainer *trainer, double lr)
     trainer->next.all = 0;
     if (!trainer->now.all) return ddpm_fail(DDPM_ERR_ARGUMENT, "a training step before ddpm_train_batch");
     ddpm_step_set(&trainer->net->graph->step, &trainer->config, trainer->step, lr);
-    ddpm_result result = start_batch(trainer);
-    if (!trainer->ranks) return result;
-    trainer->now.result = result; /* the others are in this step, too, and hear of it when they wait */
-    return DDPM_OK;
+    trainer->now.result =
+        start_batch(trainer); /* with ranks the others are in this step, too, and hear of it in the wait */
+    return trainer->ranks ? DDPM_OK : trainer->now.result;
 }
 
 ddpm_result ddpm_train_step(ddpm_trainer *trainer, const ddpm_real *pictures, const ddpm_real *labels, int n, double lr,
@@ -4155,16 +4154,19 @@ ddpm_result ddpm_train_wait(ddpm_trainer *trainer, double *loss)
 {
     ddpm_net *net = trainer->net;
     const ddpm_ranks *ranks = trainer->ranks;
-    double total = 0;
+    double total = 0, elements = batch_elements(trainer);
+    uint64_t pictures = (uint64_t)trainer->now.all;
+    if (!pictures) return ddpm_fail(DDPM_ERR_ARGUMENT, "ddpm_train_wait without ddpm_train_start");
     ddpm_result result = sum_losses(trainer, &total);
+    trainer->now.all = 0;
     if (ranks) result = ranks->finish(ranks->user, result, &total);
     if (ranks && result == DDPM_OK) result = ask_update(net->model, &net->graph->step);
     TRY(result);
     TRY(finish_update(net->model, &net->graph->step));
     trainer->grad_norm = net->graph->step.grad_norm;
     trainer->step++;
-    trainer->picture += (uint64_t)trainer->now.all;
-    if (loss) *loss = total / batch_elements(trainer);
+    trainer->picture += pictures;
+    if (loss) *loss = total / elements;
     return DDPM_OK;
 }
 

@@ -207,7 +207,7 @@ static char *join_arguments(int argc, char **argv)
     if (line == NULL) return NULL;
     int used = snprintf(line, size, "ddpm");
     for (int i = 1; i < argc; i++) {
-        const char *quote = strpbrk(argv[i], " \t") != NULL ? "\"" : "";
+        const char *quote = cli_quote(argv[i]);
         used += snprintf(line + used, size - (size_t)used, " %s%s%s", quote, argv[i], quote);
     }
     return line;

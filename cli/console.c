@@ -91,6 +91,11 @@ char *cli_text(const char *format, ...)
     return text;
 }
 
+const char *cli_quote(const char *word)
+{
+    return strpbrk(word, " \t") != NULL ? "\"" : "";
+}
+
 /* ---- 2. Progress --------------------------------------------------------------------------------------------- */
 
 static const double redraw_seconds = 0.1, line_seconds = 5; /* a bar on a terminal; lines elsewhere */

@@ -580,12 +580,25 @@ static ddpm_result open_teacher(const cli_context *context, training *t)
     return result;
 }
 
+/* A checkpoint that cannot be read is not the end of a run. */
+static ddpm_result cannot_go_on(const training *t, ddpm_result result)
+{
+    if (result == DDPM_OK || result == DDPM_ERR_MEMORY || t->source == NULL) return result;
+    char *said = cli_text("%s", ddpm_error()), *hint = said != NULL ? strstr(said, "\n      hint:") : NULL;
+    if (hint != NULL) *hint = '\0';
+    if (said != NULL)
+        ddpm_fail(result, "%s\n      hint: move %s away, and --resume goes on from the checkpoint before it", said,
+                  t->source);
+    free(said);
+    return result;
+}
+
 /* Weights: PyTorch's initialisation, over which goes what the source has. */
 static ddpm_result fill_model(training *t)
 {
     ddpm_result result = ddpm_model_init(t->model, set.seed);
     if (result != DDPM_OK || t->source == NULL) return result;
-    return t->saved != NULL ? io_checkpoint_load(t->source, t->model)
+    return t->saved != NULL ? cannot_go_on(t, io_checkpoint_load(t->source, t->model))
                             : io_model_fill(t->source, t->model, !t->new_labels);
 }
 
@@ -871,7 +884,7 @@ static ddpm_result find_generation(training *t)
     if (path == NULL) return DDPM_ERR_MEMORY;
     const cJSON *settings = NULL;
     if (t->source != NULL) {
-        result = io_json_read(path, &t->saved);
+        result = cannot_go_on(t, io_json_read(path, &t->saved));
         settings = cJSON_GetObjectItemCaseSensitive(t->saved, "settings");
     } else if (io_is_file(path)) {
         result = io_json_read(path, &t->args);
@@ -1475,9 +1488,10 @@ static ddpm_result keep_end(training *t)
 {
     ddpm_result result = t->saved_step != t->trainer.step ? save_checkpoint(t) : DDPM_OK;
     if (result != DDPM_OK)
-        cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s goes on from "
+        cli_note("the end, step %llu, is not saved; with room for it ddpm train --resume --out %s%s%s goes on from "
                  "step %llu",
-                 (unsigned long long)t->trainer.step, set.out, (unsigned long long)t->saved_step);
+                 (unsigned long long)t->trainer.step, cli_quote(set.out), set.out, cli_quote(set.out),
+                 (unsigned long long)t->saved_step);
     if (result == DDPM_OK) show_curve(t);
     return result;
 }
@@ -1581,8 +1595,8 @@ static void report_end(const training *t)
     if (stopped && step == 0)
         cli_note("stopped by %s before the first step", reason);
     else if (stopped)
-        cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s", reason, step,
-                 duration, set.out);
+        cli_note("stopped by %s and saved as step-%llu after %s; to go on: ddpm train --resume --out %s%s%s", reason,
+                 step, duration, cli_quote(set.out), set.out, cli_quote(set.out));
     else if (idle)
         cli_note("all %llu step%s done already; a larger --%s goes on from there", step, step == 1 ? " was" : "s were",
                  reason != NULL ? "max-steps" : "epochs");

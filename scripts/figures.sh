@@ -17,18 +17,22 @@ mean_and_error() {
               printf "%.4f %.4f %d\n", mean, sqrt((variance > 0 ? variance : 0) / n), n }'
 }
 
-# weights_of MODEL: the SHA-256 of its network's weights, as results.json has it
-weights_of() {
-    file=$1/unet/diffusion_pytorch_model.safetensors
-    { sha256sum "$file" 2> /dev/null || shasum -a 256 "$file"; } | cut -d ' ' -f 1
-}
+# hash_of FILE: its SHA-256, as results.json has it
+hash_of() { { sha256sum "$1" 2> /dev/null || shasum -a 256 "$1"; } | cut -d ' ' -f 1; }
 
-# scored FOLDER TYPE MODEL: whether FOLDER holds the results of TYPE for these weights
+# weights_of MODEL: that of its network's weights
+weights_of() { hash_of "$1/unet/diffusion_pytorch_model.safetensors"; }
+
+# scored FOLDER TYPE TEXT...: whether FOLDER holds results of TYPE that have all these texts in them: hashes of what drew,
+# options of the command line
 scored() {
-    [ -f "$1/results.json" ] && awk -v type="\"$2\":" -v hash="$(weights_of "$3")" '
-        /^\t"/ { inside = index($0, type) == 2 }
-        inside && index($0, hash) { found = 1 }
-        END { exit !found }' "$1/results.json"
+    [ -f "$1/results.json" ] || return 1
+    results=$(awk -v type="\"$2\":" '/^\t"/ { inside = index($0, type) == 2 } inside' "$1/results.json")
+    shift 2
+    for text; do
+        case $text in '') return 1 ;; esac
+        case $results in *"$text"*) ;; *) return 1 ;; esac
+    done
 }
 
 # between NAME PAGE: the standard input becomes what stands between PAGE's markers <!-- NAME: begin --> and <!-- NAME: end -->.

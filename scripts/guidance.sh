@@ -19,7 +19,7 @@ row() { # kind, scale, options
     for seed in $SEEDS; do
         folder=$out/$kind-$scale-seed-$seed
         for type in $TYPES; do
-            scored "$folder" "$type" "$model" ||
+            scored "$folder" "$type" "$(weights_of "$model")" ||
                 $PROGRAM test data --test-type "$type" --model "$model" --evaluator "$judge" --seed "$seed" --out "$folder" "$@" \
                     > "$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
             figure "$folder/results.json" "$type" accuracy_mean_of_pictures >> "$out/judged"

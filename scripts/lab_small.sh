@@ -17,14 +17,15 @@ expect() { # what, found, wanted
 export DATA="$small/data" GUIDE="$small/guide" JUDGE="$small/judge" RUN="$small/run" SCORE="$small/score" MINI="$small/mini"
 export SWEEP="$small/sweep" SCENES=8 SIZE=64x48 EVALUATOR_EPOCHS=1 MORE_EPOCHS=1 STEPS=2 MORE_STEPS=2 UNSEEN=4 TRAIN_OPTIONS='--held-out 3 --batch-size 4' HELD="$small/held" HELD_SCENES=2 MORE="$small/more" MORE_SCENES=8 TWIN="$small/twin" SEEDS='1 2'
 export PAGE= EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
-export MOST=1000 SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 GUIDE_SCALE=0 GUIDE_SCALES=0
+export MOST=1000 SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 GUIDE_SCALE=0 GUIDE_SCALES=0 TRIED=ddim:2 TRIES=2
 scripts/mini.sh > "$small/log" 2>&1 || {
     cat "$small/log" >&2
     exit 1
 }
-expect "rows of the sweep" "$(grep -cE '^\| (ddim|dpmsolver\+\+) ' "$SWEEP/sweep.md")" 3
-set -- $(cat "$SWEEP/default")
-expect "steps of $*" "$(grep -c "it draws with .*Scheduler, 2 steps, guidance $6, guide scale 0\.$" "$MINI/README.md")" 1
+expect "rows of the sweep" "$(grep -cE '^\| (ddim|dpmsolver\+\+) ' "$SWEEP/sweep.md")" 4
+guidance=$(sed 's/.*--guidance \([0-9.]*\).*/\1/' "$SWEEP/default") tries=$(sed 's/.*--tries //' "$SWEEP/default")
+expect "how it draws, by $(cat "$SWEEP/default")" \
+    "$(grep -cE "it draws with .*Scheduler, 2 steps, guidance $guidance, guide scale 0;$|again, up to $tries times" "$MINI/README.md")" 2
 expect "label files in mini's table" "$(grep -c '^| `.*json` | [01]\.[0-9]* | .* | 2 | [01]\.[0-9]* | [01]\.[0-9]* |$' "$MINI/README.md")" 3
 expect "label sets that were never trained on" "$(grep -c '\["' "$MINI/unseen.json")" 4
 expect "evaluators in mini's table" "$(grep -c '^| `evaluator' "$MINI/README.md")" 2

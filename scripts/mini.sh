@@ -63,7 +63,11 @@ train_round() { # directory, what this round has of its own
     fi
 }
 
-drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6)}"; }
+drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6 --tries 4)}"; }
+once() { drawing | sed 's/ --tries [0-9]*//'; } # of --guide's pictures none is drawn twice, unless that option is there
+
+# What a bundled model draws depends on: the weights, the schedule, and how it says it is drawn.
+way_of() { weights_of "$1" && hash_of "$1/scheduler/scheduler_config.json" && hash_of "$1/model_index.json"; }
 
 # The latest averaged weights: which epoch has the lowest loss is chance.
 pack() { # beside, then in its place: a stopped one leaves the old one whole
@@ -127,7 +131,7 @@ unseen_sets() {
 # pictures judged against the next set's labels; and the evaluators on scenes that nobody has trained on.
 score() {
     for type in test new_test; do
-        scored "$SCORE/usual" $type "$MINI" || run "$PROGRAM" test data --test-type $type --model "$MINI" --out "$SCORE/usual"
+        scored "$SCORE/usual" $type $(way_of "$MINI") || run "$PROGRAM" test data --test-type $type --model "$MINI" --out "$SCORE/usual"
     done
     render "$HELD" "$HELD_SCENES" 4048
     for name in evaluator evaluator_judge; do
@@ -136,15 +140,15 @@ score() {
     for seed in $SEEDS; do
         for type in test new_test; do
             out=$SCORE/$type-$seed
-            scored "$out" $type "$MINI" ||
+            scored "$out" $type $(way_of "$MINI") ||
                 run "$PROGRAM" test data --test-type $type --model "$MINI" --seed "$seed" --out "$out"
         done
         out=$SCORE/unseen-$seed
-        [ "$(cat "$out/weights" 2> /dev/null)" = "$(weights_of "$MINI")" ] || {
+        [ "$(cat "$out/way" 2> /dev/null)" = "$(way_of "$MINI")" ] || {
             rm -rf "$out"
             run "$PROGRAM" sample --labels-file "$MINI/unseen.json" --model "$MINI" --seed "$seed" --out-dir "$out"
             judged "$out" "$MINI/unseen.json"
-            weights_of "$MINI" > "$out/weights"
+            way_of "$MINI" > "$out/way"
         }
     done
     for type in test new_test unseen; do
@@ -166,7 +170,7 @@ score() {
 labels_of() { if [ "$1" = unseen ]; then echo "$MINI/unseen.json"; else echo "data/$1.json"; fi; }
 judged() { "$PROGRAM" eval "$1" --labels-file "$2" --evaluator "$MINI/evaluator_judge" > "$1.txt"; }
 
-# Its settings and its time are the run's; both are drawn and judged in the same way.
+# Its settings and its time are the run's; both are drawn and judged in the same way, each picture once.
 twin() {
     twin_round "$RUN-first" "$TWIN-first"
     twin_scores first "$RUN-first/latest"
@@ -183,8 +187,8 @@ twin_scores() { # name, model
     for type in test new_test; do
         for seed in $TWIN_SEEDS; do
             out=$SCORE/$1-$type-$seed
-            scored "$out" $type "$2" || run "$PROGRAM" test data --test-type $type --model "$2" --guide "$MINI/evaluator" \
-                --evaluator "$MINI/evaluator_judge" --seed "$seed" --out "$out" $(drawing)
+            scored "$out" $type "$(weights_of "$2")" "$(once)" || run "$PROGRAM" test data --test-type $type --model "$2" --guide "$MINI/evaluator" \
+                --evaluator "$MINI/evaluator_judge" --seed "$seed" --out "$out" $(once)
         done
     done
 }
@@ -195,9 +199,9 @@ accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the cei
     ceiling() { for seed in $SEEDS; do beside "ceiling-$1-$seed"; done | mean_and_error | cut -d ' ' -f 1; }
     scores=$(for seed in $SEEDS; do
         if [ "$1" = unseen ]; then
-            [ "$(cat "$SCORE/$1-$seed/weights" 2> /dev/null)" = "$(weights_of "$2")" ] && beside "$1-$seed"
+            [ "$(cat "$SCORE/$1-$seed/way" 2> /dev/null)" = "$(way_of "$2")" ] && beside "$1-$seed"
         else
-            scored "$SCORE/$1-$seed" "$1" "$2" && figure "$SCORE/$1-$seed/results.json" "$1" accuracy_mean_of_pictures
+            scored "$SCORE/$1-$seed" "$1" $(way_of "$2") && figure "$SCORE/$1-$seed/results.json" "$1" accuracy_mean_of_pictures
         fi
     done || true)
     if [ -z "$scores" ]; then return; fi
@@ -216,7 +220,7 @@ twins_of() { # model
 ## Beside PyTorch
 
 Its twin: the same network, data and settings in PyTorch and diffusers (\`tests/parity/twin.py\`), trained for as many minutes on as many
-threads ($(value "$TWIN-first/twin.json" threads)), then drawn by this program and judged in the same way, from the same $(echo "$TWIN_SEEDS" | wc -w) seeds; 95% intervals in brackets.
+threads ($(value "$TWIN-first/twin.json" threads)), then drawn by this program (each picture once) and judged in the same way, from the same $(echo "$TWIN_SEEDS" | wc -w) seeds; 95% intervals in brackets.
 
 | round | minutes | steps | PyTorch's | \`test.json\` | PyTorch's | \`new_test.json\` | PyTorch's |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -234,7 +238,7 @@ twin_row() { # round, run, its twin, prefix of its scores, model, prefix of the 
 }
 twin_mean() { # prefix, type, model
     scores=$(for seed in $TWIN_SEEDS; do
-        scored "$SCORE/$1$2-$seed" "$2" "$3" && figure "$SCORE/$1$2-$seed/results.json" "$2" accuracy_mean_of_pictures
+        scored "$SCORE/$1$2-$seed" "$2" "$(weights_of "$3")" "$(once)" && figure "$SCORE/$1$2-$seed/results.json" "$2" accuracy_mean_of_pictures
     done || true)
     [ -z "$scores" ] || printf '%s\n' "$scores" | mean_and_error | awk '{ printf "%.4f (%.4f to %.4f)\n", $1, $1 - 1.96 * $2, $1 + 1.96 * $2 }'
 }
@@ -258,7 +262,8 @@ A diffusers directory (weights in F16) with two evaluators, made by \`make mini\
     ./ddpm sample "red sphere, cyan cube"
     ./ddpm test --test-type new_test
 
-Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_config.json" _class_name), $(value "$1/model_index.json" num_inference_steps) steps, guidance $(value "$1/model_index.json" guidance_scale), guide scale $(value "$1/model_index.json" guide_scale).
+Where no option says otherwise it draws with $(value "$1/scheduler/scheduler_config.json" _class_name), $(value "$1/model_index.json" num_inference_steps) steps, guidance $(value "$1/model_index.json" guidance_scale), guide scale $(value "$1/model_index.json" guide_scale);
+a picture in which \`evaluator\` does not find its labels is drawn again, up to $(value "$1/model_index.json" tries) times in all (\`--tries 1\`: never).
 
 ## How it was made
 
@@ -279,8 +284,8 @@ END
 
 ## The evaluators
 
-ResNet18 in a quarter of its width. \`evaluator\` guides (its gradient moves the picture while it is drawn); \`evaluator_judge\`, trained from another seed,
-never does: it gives every accuracy below. Held out: $HELD_SCENES scenes rendered from another seed; 95% intervals in brackets.
+ResNet18 in a quarter of its width. \`evaluator\` guides (its gradient moves the picture while it is drawn) and says which pictures to draw again;
+\`evaluator_judge\`, trained from another seed, does neither: it gives every accuracy below. Held out: $HELD_SCENES scenes rendered from another seed; 95% intervals in brackets.
 
 | | epochs | held out, mean of pictures | held out, pooled objects |
 | --- | --- | --- | --- |
@@ -309,7 +314,7 @@ $(twins_of "$1")
 END
         fi
     } > "$1/README.md"
-    if scored "$SCORE/usual" test "$1"; then cp "$SCORE/usual/test_grid.png" "$SCORE/usual/results.json" "$1/"; fi
+    if scored "$SCORE/usual" test $(way_of "$1"); then cp "$SCORE/usual/test_grid.png" "$SCORE/usual/results.json" "$1/"; fi
 }
 readme() { readme_of "$MINI"; }
 

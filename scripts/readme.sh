@@ -30,7 +30,7 @@ row() { sed -n "s/^| $1 | //p" docs/PERFORMANCE.md | cut -d '|' -f 4 | sed 's/^ 
 accuracy() { sed -n "s/^| \`$1.json\` | \([0-9.]*\) | \([0-9.]* to [0-9.]*\) | \([0-9]*\) |.*/\1 (\2; \3 seeds)/p" data/mini/README.md | head -n 1; }
 best() { # of docs/RESULTS.md's sweep: "0.9800 with ddpm, 1000 steps: 8.1 s"
     awk -F ' *[|] *' '/sweep: begin/ { inside = 1 } /sweep: end/ { inside = 0 }
-        inside && $6 + 0 > most { most = $6 + 0; row = sprintf("%s with %s, %s steps: %.1f s", $6, $2, $3, $8) }
+        inside && $7 + 0 > most { most = $7 + 0; row = sprintf("%s with %s, %s steps, %s tr%s: %.1f s", $7, $2, $3, $6, $6 == 1 ? "y" : "ies", $9) }
         END { print row }' docs/RESULTS.md
 }
 processor=$(sed -n 's/^PyTorch .*threads, \(.*\); best of.*/\1/p' docs/PERFORMANCE.md)

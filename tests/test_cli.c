@@ -1094,6 +1094,22 @@ static void test_info(void **state)
 
 /* ---- 7. Bad input -------------------------------------------------------------------------------------------- */
 
+/* The newest cut short: the message says what to do, and that does it. A path with a space is quoted. */
+static void test_damaged_checkpoint(void **state)
+{
+    (void)state;
+    shell("cp -r @/run '@/a run'; cd '@/a run'; for f in $(find step-6 -name '*.safetensors'); do "
+          "head -c 200 $f > cut && mv cut $f; done");
+    assert_fails(1, "train --resume --out '@/a run' --epochs 3 --force",
+                 "/a run/step-6 away, and --resume goes on from the");
+    shell("mv '@/a run/step-6' @/away");
+    assert_runs("train --resume --out '@/a run' --epochs 3 --force --max-time 0.000001");
+    assert_has(err, "to go on: ddpm train --resume --out \"");
+    assert_true(io_is_directory(in_folder("a run/step-4")));
+    shell("mv '@/a run/step-4/training.json' @/away; head -c 99 @/away/training.json > '@/a run/step-4/training.json'");
+    assert_fails(1, "train --resume --out '@/a run'", "/a run/step-4 away, and --resume goes on from the");
+}
+
 static void test_run_is_not_overwritten(void **state)
 {
     (void)state;
@@ -1402,6 +1418,7 @@ int main(void)
         cmocka_unit_test(test_predict_contradictions),
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_run_is_not_overwritten),
+        cmocka_unit_test(test_damaged_checkpoint),
         cmocka_unit_test(test_memory_is_refused),
         cmocka_unit_test(test_memory_is_refused_to_draw),
         cmocka_unit_test(test_bad_training_data),

@@ -1341,6 +1341,23 @@ static void test_training_needs_its_arrays(void **state)
     close_kit(k);
 }
 
+/* Neither a step without a batch nor a wait without a step, twice over: the weights would move again. */
+static void test_parts_of_a_step_in_turn(void **state)
+{
+    (void)state;
+    kit *k = open_kit(2, 1, 1);
+    double loss;
+    check_failure(ddpm_train_wait(&k->trainer, &loss), DDPM_ERR_ARGUMENT, "ddpm_train_start");
+    check_failure(ddpm_train_start(&k->trainer, 1e-3), DDPM_ERR_ARGUMENT, "ddpm_train_batch");
+    OK(ddpm_train_batch(&k->trainer, k->picture, k->labels, 2));
+    OK(ddpm_train_start(&k->trainer, 1e-3));
+    OK(ddpm_train_wait(&k->trainer, &loss));
+    check_failure(ddpm_train_wait(&k->trainer, &loss), DDPM_ERR_ARGUMENT, "ddpm_train_start");
+    check_failure(ddpm_train_start(&k->trainer, 1e-3), DDPM_ERR_ARGUMENT, "ddpm_train_batch");
+    assert_true(k->trainer.step == 1 && k->trainer.picture == 2);
+    close_kit(k);
+}
+
 /* A network that makes 6 channels of 3 predicts, and has gradients; it is no model of noise. */
 static void test_other_output_channels(void **state)
 {
@@ -1643,6 +1660,7 @@ int main(void)
         cmocka_unit_test(test_timesteps_must_exist),
         cmocka_unit_test(test_steps_must_exist),
         cmocka_unit_test(test_training_needs_its_arrays),
+        cmocka_unit_test(test_parts_of_a_step_in_turn),
         cmocka_unit_test(test_weights_must_be_there),
         cmocka_unit_test(test_other_output_channels),
         cmocka_unit_test(test_no_dropout_outside_training),
