@@ -656,6 +656,133 @@ static void one_picture_forward(const cpu_state *s, const conv *c)
     }
 }
 
+/* A range of `count` for this thread, a multiple of `step` where it can be. */
+static void range(int count, int step, int *first, int *end)
+{
+    size_t a, b;
+    share((size_t)((count + step - 1) / step), &a, &b);
+    *first = (int)a * step;
+    *end = (int)b * step < count ? (int)b * step : count;
+}
+
+/* A 3x3 kernel with fewer outputs than a panel has rows, as a UNet's last: columns would be nine copies of the input for
+ * three products each. Threads take bands of rows, whose inputs lie in a frame of zeros of their own; outputs that are
+ * not there have weights of zero. Scratch for each thread: frame, weights, a row of outputs. */
+enum { BAND = 8 };
+typedef struct band_sizes {
+    int vectors;                /* of a row */
+    size_t row, channel, frame; /* floats of a row, of a channel, of the frame */
+    size_t weights, y, all;     /* of the weights, of an output's row, of all threads */
+} band_sizes;
+
+static band_sizes sizes_of_bands(const cpu_state *s, const conv *c)
+{
+    size_t lanes = (size_t)s->kernels->lanes, mr = (size_t)s->kernels->rows;
+    band_sizes z = {.vectors = (int)(((size_t)c->ow + lanes - 1) / lanes), .row = (size_t)c->w + 2};
+    z.channel = z.row * (BAND + 2);
+    z.y = lanes * (size_t)z.vectors;
+    z.frame = line(z.channel * (size_t)c->ci + z.y); /* the last vectors read beyond the end */
+    z.weights = line(9 * (size_t)c->ci * mr);
+    z.all = (size_t)s->threads * (z.frame + z.weights + z.y * mr);
+    return z;
+}
+
+static void banded_forward(const cpu_state *s, const conv *c, float *scratch)
+{
+    const band_sizes z = sizes_of_bands(s, c);
+    size_t plane = (size_t)c->h * (size_t)c->w, w_out = 9 * (size_t)c->ci, first, end;
+    float *frame = scratch + (size_t)cpu_team_index() * (z.all / (size_t)s->threads), *weights = frame + z.frame,
+          *out = weights + z.weights;
+    memset(frame, 0, (z.frame + z.weights) * sizeof *frame);
+    for (int o = 0; o < c->co; o++)
+        memcpy(weights + (size_t)o * w_out, c->weight + (size_t)o * c->w_out, w_out * sizeof *weights);
+    size_t bands = ((size_t)c->h + BAND - 1) / BAND;
+    share((size_t)c->n * bands, &first, &end);
+    for (size_t job = first; job < end; job++) {
+        size_t n = job / bands;
+        int top = (int)(job % bands) * BAND, rows = c->h - top < BAND ? c->h - top : BAND;
+        for (int i = 0; i < c->ci; i++)
+            for (int r = 0; r < rows + 2; r++) {
+                int y = top + r - 1;
+                float *to = frame + (size_t)i * z.channel + (size_t)r * z.row + 1;
+                if (y < 0 || y >= c->h)
+                    memset(to, 0, (size_t)c->w * sizeof *to);
+                else
+                    memcpy(to, c->x + (n * (size_t)c->ci + (size_t)i) * plane + (size_t)(y * c->w),
+                           (size_t)c->w * sizeof *to);
+            }
+        for (int r = 0; r < rows; r++) {
+            cpu_taps t = {.inputs = c->ci,
+                          .rows = 3,
+                          .columns = 3,
+                          .vectors = z.vectors,
+                          .w = weights,
+                          .x = frame + (size_t)r * z.row,
+                          .w_out = w_out,
+                          .w_in = 9,
+                          .w_row = 3,
+                          .w_tap = 1,
+                          .x_in = z.channel,
+                          .x_row = z.row,
+                          .x_step = 1,
+                          .y = out,
+                          .ldy = z.y};
+            s->kernels->taps(&t);
+            for (int o = 0; o < c->co; o++) {
+                float *to = c->y + (n * (size_t)c->co + (size_t)o) * plane + (size_t)((top + r) * c->w);
+                for (int x = 0; x < c->w; x++)
+                    to[x] = (c->bias ? c->bias[o] : 0) + out[(size_t)o * z.y + (size_t)x];
+            }
+        }
+    }
+}
+
+/* Its weights' gradient, dw[o][i][r][s] = sum over y, x of x[i][y][x] dy[o][y+1-r][x+1-s]: dy, of few channels, lies three
+ * times, moved by a column each and with a row of zeros above and below; then a tap is a dot product of a picture's plane
+ * as it lies. Threads take input channels. Scratch for each: dy so; sums over pictures; of one picture. */
+enum { TOGETHER = 12 }; /* input channels: with them dy stays in the second-level cache */
+
+static size_t banded_weight_scratch(const conv *c) /* of one thread */
+{
+    return line(3 * (size_t)(c->co * (c->h + 2) * c->w)) + line(9 * (size_t)(c->co * c->ci)) +
+           line((size_t)(c->co * TOGETHER));
+}
+
+static void banded_weight(const cpu_state *s, const conv *c, const float *dy, float *dw, int accumulate, float *scratch)
+{
+    size_t w = (size_t)c->w, plane = (size_t)c->h * w, framed = plane + 2 * w, ci = (size_t)c->ci, co = (size_t)c->co;
+    float *moved = scratch + (size_t)cpu_team_index() * banded_weight_scratch(c), *sums = moved + line(3 * co * framed),
+          *one = sums + line(9 * co * ci);
+    int first, end;
+    range(c->ci, TOGETHER, &first, &end);
+    memset(moved, 0, 3 * co * framed * sizeof *moved);
+    memset(sums, 0, 9 * co * ci * sizeof *sums);
+    for (size_t n = 0; n < (size_t)c->n && first < end; n++) {
+        for (size_t o = 0; o < co; o++) {
+            const float *from = dy + (n * co + o) * plane;
+            float *left = moved + o * framed + w, *same = left + co * framed, *right = same + co * framed;
+            memcpy(same, from, plane * sizeof *same);
+            for (size_t at = 0; at < plane; at += w) {
+                memcpy(left + at, from + at + 1, (w - 1) * sizeof *left);
+                memcpy(right + at + 1, from + at, (w - 1) * sizeof *right);
+            }
+        }
+        for (int i = first; i < end; i += TOGETHER) {
+            int some = end - i < TOGETHER ? end - i : TOGETHER;
+            for (size_t tap = 0; tap < 9; tap++) {
+                s->kernels->dot(c->co, some, (int)plane, moved + tap % 3 * co * framed + (2 - tap / 3) * w, framed,
+                                c->x + (n * ci + (size_t)i) * plane, plane, one, TOGETHER);
+                for (size_t o = 0; o < co; o++)
+                    for (int k = 0; k < some; k++)
+                        sums[(o * ci + (size_t)(i + k)) * 9 + tap] += one[o * TOGETHER + (size_t)k];
+            }
+        }
+    }
+    for (size_t o = 0; o < co; o++)
+        for (size_t k = 9 * (size_t)first; k < 9 * (size_t)end; k++)
+            dw[o * 9 * ci + k] = (accumulate ? dw[o * 9 * ci + k] : 0) + sums[o * 9 * ci + k];
+}
+
 /* Few pixels: then nearly all the time goes into reading the weights, which stay as they lie. Scratch: (pixels, K). */
 static void thin_forward(const cpu_state *s, const conv *c, float *scratch)
 {
@@ -702,15 +829,6 @@ static weight_sizes sizes_of_weight(const cpu_state *s, const conv *c)
     z.packed = line(rows * (size_t)z.depth);
     z.all = (size_t)s->threads * (z.turned + z.columns + z.packed);
     return z;
-}
-
-/* A range of `count` for this thread, a multiple of `step` where it can be. */
-static void range(int count, int step, int *first, int *end)
-{
-    size_t a, b;
-    share((size_t)((count + step - 1) / step), &a, &b);
-    *first = (int)a * step;
-    *end = (int)b * step < count ? (int)b * step : count;
 }
 
 /* NOLINTNEXTLINE(readability-non-const-parameter): clang-tidy 14 does not see dw copied into the product */
@@ -1273,13 +1391,23 @@ static int strided_pays(const conv *c)
     return c->kernel == 3 && c->stride == 2 && c->ci % 16 == 0;
 }
 
-typedef enum algorithm { THIN, TURNED, ONE_PICTURE, PACKED, WINOGRAD } algorithm;
+/* Rows of outputs fill vectors; the frame of a band stays in the second-level cache or near. */
+static int banded_pays(const ddpm_graph *g, const ddpm_node *node)
+{
+    conv c = conv_of(g, node);
+    const cpu_state *s = state_of(g);
+    return c.kernel == 3 && c.stride == 1 && c.pad == 1 && c.oh == c.h && c.ow == c.w && c.co < s->kernels->rows &&
+           c.w >= s->kernels->lanes && c.ci >= 16 && sizes_of_bands(s, &c).frame <= SMALL_FRAME;
+}
+
+typedef enum algorithm { THIN, TURNED, ONE_PICTURE, BANDED, PACKED, WINOGRAD } algorithm;
 
 static algorithm choose(const ddpm_graph *g, const ddpm_node *node)
 {
     if (transforms_for(g, node, TILES_4, TILES_2)) return WINOGRAD;
     if (one_picture_fits(g, node)) return ONE_PICTURE;
     if (small_pays(g, node)) return TURNED;
+    if (banded_pays(g, node)) return BANDED;
     return few_pixels(g, node) ? THIN : PACKED;
 }
 
@@ -1319,6 +1447,8 @@ static ddpm_result conv_forward(const ddpm_graph *g, const ddpm_node *node)
         small_forward(state_of(g), &c, g->scratch);
     else if (how == ONE_PICTURE)
         one_picture_forward(state_of(g), &c);
+    else if (how == BANDED)
+        banded_forward(state_of(g), &c, g->scratch);
     else if (how == THIN)
         thin_forward(state_of(g), &c, g->scratch);
     else
@@ -1356,7 +1486,7 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     } else if (node->wants & 1 && how == ONE_PICTURE) {
         conv d = conv_of_dx(g, node);
         one_picture_forward(s, &d);
-    } else if (node->wants & 1 && c.stride == 1 && how == PACKED) {
+    } else if (node->wants & 1 && c.stride == 1 && (how == PACKED || how == BANDED)) {
         conv d = conv_of_dx(g, node);
         packed_forward(s, &d, g->scratch);
     } else if (node->wants & 1 && strided_pays(&c)) {
@@ -1370,6 +1500,8 @@ static ddpm_result conv_backward(const ddpm_graph *g, const ddpm_node *node)
     c.winograd = winograd_for_weights(g, node);
     if (node->wants & 2 && c.winograd)
         winograd_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
+    else if (node->wants & 2 && how == BANDED)
+        banded_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
     else if (node->wants & 2)
         direct_weight(s, &c, dy, node->in[1]->grad, node->accumulate >> 1 & 1, g->scratch);
     if (node->wants & 4) bias_gradient(s, &c, dy, node->in[2]->grad, node->accumulate >> 2 & 1);
@@ -1399,6 +1531,8 @@ static size_t conv_scratch(const ddpm_graph *g, const ddpm_node *node)
         size = larger(small_scratch(s, &c, g->capacity), small_scratch(s, &dx, g->capacity));
     else if (choose(g, node) == ONE_PICTURE)
         size = 0;
+    else if (choose(g, node) == BANDED)
+        size = larger(sizes_of_bands(s, &c).all, (size_t)s->threads * banded_weight_scratch(&c));
     else if (few_pixels(g, node))
         size = 2 * line((size_t)(c.ci * c.kernel * c.kernel) * FEW_PIXELS);
     else
