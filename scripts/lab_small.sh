@@ -16,7 +16,7 @@ expect() { # what, found, wanted
 
 export DATA="$small/data" GUIDE="$small/guide" JUDGE="$small/judge" RUN="$small/run" SCORE="$small/score" MINI="$small/mini"
 export SWEEP="$small/sweep" SCENES=8 SIZE=64x48 EVALUATOR_EPOCHS=1 MORE_EPOCHS=1 STEPS=2 MORE_STEPS=2 UNSEEN=4 TRAIN_OPTIONS='--held-out 3 --batch-size 4' HELD="$small/held" HELD_SCENES=2 MORE="$small/more" MORE_SCENES=8 TWIN="$small/twin" SEEDS='1 2'
-export PAGE= EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 32'
+export PAGE= EVALUATOR_OPTIONS='--batch-size 6 --held-out 2 --width 0.03125 --resolution 64'
 export MOST=1000 SAMPLERS='ddim:2 dpmsolver++:2' SCALES='1 2' SCALED=ddim:2 GUIDANCE=2 GUIDE_SCALE=0 GUIDE_SCALES=0 TRIED=ddim:2 TRIES=2
 scripts/mini.sh > "$small/log" 2>&1 || {
     cat "$small/log" >&2

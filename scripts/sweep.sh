@@ -4,11 +4,12 @@
 # model's own guide, and for the quick ones with pictures drawn again that the guide does not recognise: as a table in
 # OUT/sweep.md, as a plot in OUT/report.html; the table also in docs/RESULTS.md (PAGE= leaves that alone). OUT/default is, of
 # the rows that draw a picture within MOST seconds, the cheapest within one standard error of their best, as options of
-# `ddpm export`: what scripts/mini.sh packs. Stopped, the same line goes on. The times are taken last, all in a few minutes
-# (leave the machine alone then): eight pictures for each row.
+# `ddpm export`: what scripts/mini.sh packs. Rows of LONG steps and more are drawn from fewer seeds. Stopped, the same line
+# goes on. The times are taken last, all in a few minutes (leave the machine alone then): eight pictures a row, or all of a
+# file where some are drawn again.
 #   scripts/sweep.sh [MODEL [JUDGE [OUT]]]
 cd "$(dirname "$0")/.." || exit 1
-: "${PROGRAM:=./ddpm}" "${SEEDS:=101 102 103}" "${TYPES:=test new_test}" "${PAGE=docs/RESULTS.md}"
+: "${PROGRAM:=./ddpm}" "${SEEDS:=101 102 103}" "${LONG:=100}" "${LONG_SEEDS:=101 102}" "${TYPES:=test new_test}" "${PAGE=docs/RESULTS.md}"
 : "${SAMPLERS:=ddpm:25 ddpm:50 ddpm:100 ddpm:250 ddpm:1000 ddim:10 ddim:25 ddim:50 ddim:100 ddim:250 dpmsolver++:10 dpmsolver++:15 dpmsolver++:25}"
 : "${GUIDANCE:=2}" "${GUIDE_SCALE:=6}" # of these
 : "${SCALED:=ddpm:25}" "${SCALES:=1 2 3 4 5}" "${GUIDE_SCALES:=0 2 4 6 8}" # the next rows, all of one sampler
@@ -30,9 +31,10 @@ draw() { # data type seed folder options
     $PROGRAM test "$data" --test-type "$type" --model "$model" --evaluator "$judge" --seed "$seed" --out "$folder" "$@" \
         < /dev/null > "$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
 }
+seeds_of() { if [ "${1#*:}" -ge "$LONG" ]; then echo "$LONG_SEEDS"; else echo "$SEEDS"; fi; } # sampler:steps
 folder() { echo "$out/${1%:*}-${1#*:}-guidance-$2-guide-$3-tries-$4-seed-$5" | tr -d +; }
 measure() { # sampler:steps guidance guide tries -> "accuracy error sampler:steps guidance guide tries"
-    for seed in $SEEDS; do
+    for seed in $(seeds_of "$1"); do
         for type in $TYPES; do
             folder=$(folder "$@" "$seed")
             scored "$folder" "$type" "$(weights_of "$model")" || draw data "$type" "$seed" "$folder" $(options_of "$@")
@@ -42,9 +44,11 @@ measure() { # sampler:steps guidance guide tries -> "accuracy error sampler:step
     echo "$(mean_and_error < "$out/accuracies" | cut -d ' ' -f 1,2) $*"
 }
 timed() { # a row -> the same with seconds a picture behind the standard error; the report reads them in results.json
-    draw "$out/eight" test 1 "$out/eight/drawn" $(options_of "$3" "$4" "$5" "$6")
-    seconds=$(figure "$out/eight/drawn/results.json" test seconds_a_picture | awk '{ printf "%.2f", $1 }')
-    for seed in $SEEDS; do
+    rm -rf "$out/drawn"
+    if [ "$6" = 1 ]; then some=$out/eight; else some=data; fi
+    draw "$some" test 1 "$out/drawn" $(options_of "$3" "$4" "$5" "$6")
+    seconds=$(figure "$out/drawn/results.json" test seconds_a_picture | awk '{ printf "%.2f", $1 }')
+    for seed in $(seeds_of "$3"); do
         file=$(folder "$3" "$4" "$5" "$6" "$seed")/results.json
         sed "s/\(\"seconds_a_picture\":[ \t]*\)[0-9.]*/\1$seconds/" "$file" > "$file.tmp" && mv "$file.tmp" "$file"
     done
@@ -71,10 +75,10 @@ options_of "$sampler:$steps" "$guidance" "$guide" "$tries" > "$out/default"
     echo "| --- | --- | --- | --- | --- | --- | --- | --- |"
     awk '{ printf "| %s | %s | %s | %s | %s | %s | %s | %s |\n", $4, $5, $6, $7, $8, $1, $2, $3 }' "$out/timed"
     echo
-    echo "Means over $(echo $SEEDS | wc -w) seeds of $(echo $TYPES | wc -w) label file(s). Of the rows within $MOST s a picture, the cheapest within one standard error of their best:"
+    echo "Means over $(echo $SEEDS | wc -w) seeds ($(echo $LONG_SEEDS | wc -w) from $LONG steps on) of $(echo $TYPES | wc -w) label file(s). Of the rows within $MOST s a picture, the cheapest within one standard error of their best:"
     echo "$sampler, $steps steps, guidance $guidance, guide scale $guide, tries $tries ($accuracy, $seconds s a picture). As options: \`$(cat "$out/default")\`"
 } > "$out/sweep.md"
-rm -rf "$out/rows" "$out/timed" "$out/quick" "$out/accuracies" "$out/eight" "$out/best" "$out/log"
+rm -rf "$out/rows" "$out/timed" "$out/quick" "$out/accuracies" "$out/eight" "$out/drawn" "$out/best" "$out/log"
 cat "$out/sweep.md"
 [ -z "$PAGE" ] || between sweep "$PAGE" < "$out/sweep.md"
 $PROGRAM report "$out" --out "$out/report.html" --title "Accuracy and time of each way to draw"
