@@ -1,7 +1,8 @@
 #!/bin/sh
 # `make guidance`: accuracy over guidance 0 to 7, classifier-free (--guidance) and by an evaluator's gradient
 # (--guide-scale), as a table: what the judge says, which never guided, beside what the guide itself says. Guidance can
-# fool the guide. Classifier-free guidance once more by ancestral steps (labels-ddpm): DDIM clips x_0 and not its eps.
+# fool the guide. By 25 steps of DDIM; classifier-free guidance once more by ancestral steps (labels-ddpm): DDIM clips x_0
+# and not its eps.
 # Each scale draws both label files from each seed; the table also goes into docs/RESULTS.md (PAGE= leaves that alone).
 # Stopped, the same line goes on.
 #   scripts/guidance.sh [MODEL [GUIDE [JUDGE [OUT [more options of ddpm test]]]]]
@@ -36,9 +37,9 @@ rm -f "$out/judged" "$out/guided"
 {
     echo "| guidance | scale | by the judge | standard error | by the guide |"
     echo "| --- | --- | --- | --- | --- |"
-    for scale in $SCALES; do row labels "$scale" --guidance "$scale" --guide-scale 0 "$@"; done
+    for scale in $SCALES; do row labels "$scale" --guidance "$scale" --guide-scale 0 --sampler ddim --steps 25 "$@"; done
     for scale in $SCALES; do row labels-ddpm "$scale" --guidance "$scale" --guide-scale 0 --sampler ddpm --steps 25 "$@"; done
-    for scale in $SCALES; do row evaluator "$scale" --guidance 1 --guide "$guide" --guide-scale "$scale" "$@"; done
+    for scale in $SCALES; do row evaluator "$scale" --guidance 1 --guide "$guide" --guide-scale "$scale" --sampler ddim --steps 25 "$@"; done
 } > "$out/guidance.md"
 cat "$out/guidance.md"
 [ -z "$PAGE" ] || between guidance "$PAGE" < "$out/guidance.md"
