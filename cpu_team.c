@@ -1,26 +1,28 @@
 /* cpu_team.c - threads that wait for each other, spinning briefly and then asleep (cpu_team.h). */
 #include "cpu_team.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 /* How often a waiting thread looks before it sleeps: about 50 microseconds, what waking it up would cost. On a machine
  * that has other work it does not look at all: the one it waits for may not be running, and the time it spins away is
  * taken from the whole program (measured with eight runnable threads a core, a small network's forward: 17 ms asleep,
- * 60 to 95 ms spinning for 50 microseconds). The system tells: there it takes the processor away from our threads. */
-enum { LOOKS = 2000, RUNS = 32, SWITCHES = 30 }; /* looked into every RUNS rows: SWITCHES a second are other work */
-static const double PAUSE = 0.5;                 /* seconds without spinning after that */
+ * 60 to 95 ms spinning for 50 microseconds). Linux tells: there our threads wait for a processor. */
+enum { LOOKS = 2000, RUNS = 32 };                             /* looked into every RUNS rows, */
+static const double WINDOW = 0.1, PAUSE = 0.5, DELAYED = 0.1; /* after so many seconds; no spinning for so many, if so
+                                                                    large a share of them was waited for a processor */
 
 struct cpu_team {
     atomic_int count, arrived, asleep, looks;
     int runs, spins;     /* so far; may it spin: are there processors enough */
-    long switches;       /* involuntary ones of this process, */
-    double time, resume; /* at this time; when to look again */
+    double delay;        /* seconds that the first thread waited for a processor, */
+    double time, resume; /* until this time; when to look again */
     atomic_uint round;   /* of the barrier: counts up when all have come */
     pthread_mutex_t sleep, use;
     pthread_cond_t wake;
@@ -140,19 +142,31 @@ void cpu_team_close(cpu_team *t)
     free(t);
 }
 
+/* Seconds that this thread has been ready and not running; -1 where the system does not say. */
+static double delay_so_far(void)
+{
+    char text[100];
+    unsigned long long delay;
+    int file = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    if (file < 0) return -1;
+    ssize_t size = read(file, text, sizeof text - 1);
+    close(file);
+    text[size > 0 ? size : 0] = '\0';
+    return sscanf(text, "%*s %llu", &delay) == 1 ? 1e-9 * (double)delay : -1; /* nanoseconds run, delayed; slices */
+}
+
 /* Is the machine busy with other things? How threads wait changes with it, and no result. */
 static void look_around(cpu_team *t)
 {
     struct timespec now;
-    struct rusage used;
     if (!t->spins || ++t->runs % RUNS != 0) return;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    double time = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-    if (time < t->resume || getrusage(RUSAGE_SELF, &used) != 0) return;
-    int busy = (double)(used.ru_nivcsw - t->switches) > SWITCHES * (time - t->time);
+    double time = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec, delay;
+    if (time < t->resume || time < t->time + WINDOW || (delay = delay_so_far()) < 0) return;
+    int busy = delay - t->delay > DELAYED * (time - t->time);
     if (t->time > 0) atomic_store(&t->looks, busy ? 0 : LOOKS);
     if (t->time > 0 && busy) t->resume = time + PAUSE;
-    t->switches = used.ru_nivcsw;
+    t->delay = delay;
     t->time = time;
 }
 
