@@ -665,9 +665,9 @@ static void range(int count, int step, int *first, int *end)
     *end = (int)b * step < count ? (int)b * step : count;
 }
 
-/* A 3x3 kernel with fewer outputs than a panel has rows, as a UNet's last: columns would be nine copies of the input for
- * three products each. Threads take bands of rows, whose inputs lie in a frame of zeros of their own; outputs that are
- * not there have weights of zero. Scratch for each thread: frame, weights, a row of outputs. */
+/* A 3x3 kernel with fewer outputs than a panel has rows, as a UNet's last: columns would be nine copies of the input
+ * for three products each. Threads take bands of rows, whose inputs lie in a frame of zeros of their own; outputs that
+ * are not there have weights of zero. Scratch for each thread: frame, weights, a row of outputs. */
 enum { BAND = 8 };
 typedef struct band_sizes {
     int vectors;                /* of a row */
@@ -737,9 +737,9 @@ static void banded_forward(const cpu_state *s, const conv *c, float *scratch)
     }
 }
 
-/* Its weights' gradient, dw[o][i][r][s] = sum over y, x of x[i][y][x] dy[o][y+1-r][x+1-s]: dy, of few channels, lies three
- * times, moved by a column each and with a row of zeros above and below; then a tap is a dot product of a picture's plane
- * as it lies. Threads take input channels. Scratch for each: dy so; sums over pictures; of one picture. */
+/* Its weights' gradient, dw[o][i][r][s] = sum over y, x of x[i][y][x] dy[o][y+1-r][x+1-s]: dy, of few channels, lies
+ * three times, moved by a column each and with a row of zeros above and below; then a tap is a dot product of a
+ * picture's plane as it lies. Threads take input channels. Scratch for each: dy so; sums over pictures; of one. */
 enum { TOGETHER = 12 }; /* input channels: with them dy stays in the second-level cache */
 
 static size_t banded_weight_scratch(const conv *c) /* of one thread */

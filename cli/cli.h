@@ -49,7 +49,8 @@ __attribute__((format(printf, 1, 2)))
 #endif
 char *
 cli_text(const char *format, ...);
-/* What stands on both sides of a word in a command line that is printed: "\"" if a shell would take it apart, else "". */
+/* What stands on both sides of a word in a command line that is printed: "\"" if a shell would take it apart, else
+ * "". */
 const char *cli_quote(const char *word);
 
 /* ---- 4. Progress: a bar on a terminal, a plain line every few seconds elsewhere ------------------------------ */

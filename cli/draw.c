@@ -84,8 +84,8 @@ static ddpm_result set_labels(const cli_drawing *d, int first, int n, ddpm_real 
     return result;
 }
 
-/* Another attempt is what the same picture would be with so much more of a seed: also of one that is PyTorch's, of which
- * the low 32 bits count. */
+/* Another attempt is what the same picture would be with so much more of a seed: also of one that is PyTorch's, of
+ * which the low 32 bits count. */
 enum { SEEDS_APART = 1000003 };
 
 static ddpm_result draw_values(batch_state *b, ddpm_net *net, ddpm_real *labels)
@@ -103,7 +103,7 @@ static ddpm_result draw_values(batch_state *b, ddpm_net *net, ddpm_real *labels)
                        b);
 }
 
-/* Rejection sampling by a classifier (Razavi, van den Oord & Vinyals 2019, section 3.4): picture i of the batch is drawn
+/* Rejection sampling by a classifier (Razavi, van den Oord & Vinyals 2019): picture i of the batch is drawn
  * again until the guide finds its labels in it, or often enough; the one that the guide is surest of stays. */
 static ddpm_result improve(batch_state *b, ddpm_net *net, ddpm_real *labels, int i)
 {
@@ -181,9 +181,7 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
 {
     double started = cli_seconds();
     int drawn = 0;
-    cli_progress bar;
-    b->bar = &bar;
-    cli_progress_start(&bar, "draw", d->count);
+    cli_progress_start(b->bar, "draw", d->count);
     ddpm_result result = next_batch(b);
     while (result == DDPM_OK && b->n > 0) {
         result = draw_batch(b, net, labels);
@@ -191,7 +189,7 @@ static ddpm_result draw_all(const cli_drawing *d, ddpm_net *net, batch_state *b,
         b->first += b->n;
         if (result == DDPM_OK) result = next_batch(b);
     }
-    cli_progress_clear(&bar);
+    cli_progress_clear(b->bar);
     if (result != DDPM_OK) return result;
     cli_short total;
     double seconds = cli_seconds() - started;
@@ -307,7 +305,8 @@ ddpm_result cli_draw(const cli_drawing *d)
     if (result == DDPM_OK) result = cli_check_guidance(d->model, d->sample.guidance);
     if (result != DDPM_OK) return result;
     ddpm_net *net = NULL;
-    batch_state b = {.drawing = d};
+    cli_progress bar;
+    batch_state b = {.drawing = d, .bar = &bar};
     ddpm_real *labels = NULL;
     int capacity = d->batch < d->count ? d->batch : d->count;
     result = ddpm_net_create(&net, d->model->model, d->model->info.height, d->model->info.width,

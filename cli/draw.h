@@ -70,8 +70,8 @@ typedef struct cli_guide {
      "how strongly the guide is followed, 0: not at all; x_0 + S (1 - abar_t) times the gradient of " \
      "log p(labels | x_0)", &(set).scale, 0, 1e6, 0}, \
     {"tries", NULL, CLI_INT, "N", "(the model's, 1; 1 with --guide or --guide-scale 0)", \
-     "a picture in which the guide does not find its labels is drawn again, with the seed plus 1000003 each time, until " \
-     "it does, N times in all; the one it is surest of stays", &(set).tries, 1, 1000, 0}
+     "a picture in which the guide does not find its labels is drawn again, with the seed plus 1000003 each time, " \
+     "until it does, N times in all; the one it is surest of stays", &(set).tries, 1, 1000, 0}
 /* clang-format on */
 /* Sets the drawing's guide_scale and tries, and *guide's, by those options and what the model asks for; loads the
  * guide, which the caller frees, if there is anything for it to do. */

@@ -57,9 +57,9 @@ void lab_teacher_view(const ddpm_step *step, int k, int size, ddpm_real *picture
 ddpm_result lab_teacher_guide(void *teacher, ddpm_net *net, const ddpm_step_terms *terms, int t, int n);
 ddpm_result lab_teacher_pull(void *teacher, ddpm_net *net, int n, double elements);
 
-/* How sure it is of one drawn picture (3,size,size), clamped to [-1,1]: log p(labels | picture), labels (classes) of the
- * model's, as the mean over the picture, its mirror image, and both moved by two pixels and one. At LAB_RECOGNISED and
- * above a picture need not be drawn again. */
+/* How sure it is of one drawn picture (3,size,size), clamped to [-1,1]: log p(labels | picture), labels (classes) of
+ * the model's, as the mean over the picture, its mirror image, and both moved by two pixels and one. At LAB_RECOGNISED
+ * and above a picture need not be drawn again. */
 #define LAB_RECOGNISED (-0.1) /* p = 0.9: of what this lets through, few are wrong to a judge (docs/RESULTS.md) */
 ddpm_result lab_teacher_opinion(lab_teacher *teacher, const ddpm_real *picture, const ddpm_real *labels, double *log_p);
 

@@ -861,8 +861,8 @@ static void test_guide(void **state)
     assert_fails(1, "sample \"red sphere\" --model @/run --steps 2 --guide @/evaluator", "--resolution 16");
 }
 
-/* A guide that has hardly learnt finds nothing, so each picture is drawn as often as allowed, and one of those stays: that of
- * the seed, or of 1000003 or 2000006 more; strips are of the one that stays, and batches make no difference. */
+/* A guide that has hardly learnt finds nothing, so each picture is drawn as often as allowed, and one of those stays:
+ * that of the seed, or of 1000003 or 2000006 more; strips are of the one that stays; batches make no difference. */
 static void test_tries(void **state)
 {
     (void)state;
