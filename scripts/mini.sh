@@ -10,7 +10,7 @@
 cd "$(dirname "$0")/.." || exit 1
 : "${PROGRAM:=./ddpm}"
 : "${DATA:=runs/iclevr}" "${GUIDE:=runs/guide}" "${JUDGE:=runs/judge}" "${RUN:=runs/mini}" "${SCORE:=runs/mini-score}" "${MINI:=data/mini}"
-: "${TWIN:=runs/twin}" "${TWIN_SEEDS:=1 2 3 4 5}" "${HELD:=runs/held-out}" "${MORE:=runs/more}"
+: "${TWIN:=runs/twin}" "${TWIN_SEEDS:=1 2 3 4 5}" "${TWIN_DRAW:=--sampler ddim --steps 25 --guidance 2 --guide-scale 6}" "${HELD:=runs/held-out}" "${MORE:=runs/more}"
 : "${SCENES:=6003}" "${SIZE:=160x120}" "${HELD_SCENES:=1000}" "${MORE_SCENES:=12000}" # the data: more pixels than the 64x64 that are learned from
 : "${EVALUATOR_EPOCHS:=36}" "${MORE_EPOCHS:=14}" "${EVALUATOR_OPTIONS:=}" # the evaluators
 : "${STEPS:=13000}" "${MORE_STEPS:=17500}" "${TRAIN_OPTIONS:=}"           # the model
@@ -64,8 +64,6 @@ train_round() { # directory, what this round has of its own
 }
 
 drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6 --tries 4)}"; }
-once() { drawing | sed 's/ --tries [0-9]*//'; } # of --guide's pictures none is drawn twice, unless that option is there
-
 # What a bundled model draws depends on: the weights, the schedule, and how it says it is drawn.
 way_of() { weights_of "$1" && hash_of "$1/scheduler/scheduler_config.json" && hash_of "$1/model_index.json"; }
 
@@ -176,6 +174,7 @@ twin() {
     twin_scores first "$RUN-first/latest"
     twin_scores twin-first "$TWIN-first"
     twin_round "$RUN" "$TWIN" --model "$TWIN-first"
+    twin_scores second "$MINI"
     twin_scores twin "$TWIN"
 }
 twin_round() { # run, its twin, what else
@@ -187,8 +186,8 @@ twin_scores() { # name, model
     for type in test new_test; do
         for seed in $TWIN_SEEDS; do
             out=$SCORE/$1-$type-$seed
-            scored "$out" $type "$(weights_of "$2")" "$(once)" || run "$PROGRAM" test data --test-type $type --model "$2" --guide "$MINI/evaluator" \
-                --evaluator "$MINI/evaluator_judge" --seed "$seed" --out "$out" $(once)
+            scored "$out" $type "$(weights_of "$2")" "$TWIN_DRAW" || run "$PROGRAM" test data --test-type $type --model "$2" --guide "$MINI/evaluator" \
+                --evaluator "$MINI/evaluator_judge" --seed "$seed" --out "$out" $TWIN_DRAW
         done
     done
 }
@@ -213,14 +212,14 @@ accuracy_row() { # type, model: the mean of the seeds, its 95% interval, the cei
 }
 twins_of() { # model
     twins=$(twin_row first "$RUN-first" "$TWIN-first" first- "$RUN-first/latest" twin-first-
-        twin_row second "$RUN" "$TWIN" "" "$1" twin-)
+        twin_row second "$RUN" "$TWIN" second- "$1" twin-)
     [ -n "$twins" ] || return 0
     cat << END
 
 ## Beside PyTorch
 
 Its twin: the same network, data and settings in PyTorch and diffusers (\`tests/parity/twin.py\`), trained for as many minutes on as many
-threads ($(value "$TWIN-first/twin.json" threads)), then drawn by this program (each picture once) and judged in the same way, from the same $(echo "$TWIN_SEEDS" | wc -w) seeds; 95% intervals in brackets.
+threads ($(value "$TWIN-first/twin.json" threads)), then drawn by this program (25 steps of DDIM, each picture once) and judged in the same way, from the same $(echo "$TWIN_SEEDS" | wc -w) seeds; 95% intervals in brackets.
 
 | round | minutes | steps | PyTorch's | \`test.json\` | PyTorch's | \`new_test.json\` | PyTorch's |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -238,7 +237,7 @@ twin_row() { # round, run, its twin, prefix of its scores, model, prefix of the 
 }
 twin_mean() { # prefix, type, model
     scores=$(for seed in $TWIN_SEEDS; do
-        scored "$SCORE/$1$2-$seed" "$2" "$(weights_of "$3")" "$(once)" && figure "$SCORE/$1$2-$seed/results.json" "$2" accuracy_mean_of_pictures
+        scored "$SCORE/$1$2-$seed" "$2" "$(weights_of "$3")" "$TWIN_DRAW" && figure "$SCORE/$1$2-$seed/results.json" "$2" accuracy_mean_of_pictures
     done || true)
     [ -z "$scores" ] || printf '%s\n' "$scores" | mean_and_error | awk '{ printf "%.4f (%.4f to %.4f)\n", $1, $1 - 1.96 * $2, $1 + 1.96 * $2 }'
 }
