@@ -63,7 +63,7 @@ train_round() { # directory, what this round has of its own
     fi
 }
 
-drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddim --steps 25 --guidance 2 --guide-scale 6 --tries 4)}"; }
+drawing() { echo "${DRAW:-$(cat "$SWEEP/default" 2> /dev/null || echo --sampler ddpm --steps 25 --guidance 2 --guide-scale 6 --tries 4)}"; }
 # What a bundled model draws depends on: the weights, the schedule, and how it says it is drawn.
 way_of() { weights_of "$1" && hash_of "$1/scheduler/scheduler_config.json" && hash_of "$1/model_index.json"; }
 
