@@ -1226,7 +1226,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     const cpu_kernels *k = s->kernels;
     const winograd_weight_sizes z = sizes_of_winograd_weight(s, c);
     size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, first, end;
-    size_t tiles = (tiles_of(c, c->n) + lanes - 1) / lanes * lanes;
+    size_t there = tiles_of(c, c->n), tiles = (there + lanes - 1) / lanes * lanes; /* in whole vectors */
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
     size_t rows = z.once ? SLICE : mr, pieces = (size_t)c->co / rows, in_row = (size_t)c->ci * 9;
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};
@@ -1236,6 +1236,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     if (z.once) du += frequencies * z.u * (size_t)cpu_team_index();
     for (size_t tile = 0; tile < tiles; tile += z.deep) {
         size_t groups = (tiles - tile < z.deep ? tiles - tile : z.deep) / lanes;
+        size_t deep = there - tile < z.deep ? there - tile : z.deep;
         share(groups * (ci + co), &first, &end);
         for (size_t job = first; job < end; job++) {
             size_t at = job / (ci + co) * lanes, channel = job % (ci + co);
@@ -1257,7 +1258,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
             if (z.once) run = 1;
             cpu_product p = {.m = (int)(run * rows),
                              .n = c->ci,
-                             .k = (int)(groups * lanes),
+                             .k = (int)deep,
                              .a = d + f * z.d + from * rows * z.d_row,
                              .a_row = z.d_row,
                              .b = v + f * z.v,

@@ -89,9 +89,10 @@ INLINE float CPU(total)(VEC v)
  * rows of ldb floats. Or A is read as it lies, row m at a + m a_row, where packing would cost as much as the product;
  * its rows are then a multiple of MR. One tile of C stays in registers for all of its k: MR broadcasts and NV loads
  * feed MR NV multiply-adds. Every element of C is summed over k in ascending order, in blocks of KC, wherever it lies.
- * */
+ * The sums of earlier products, to which the first block adds, are far away and asked for early. All indices of `sum`
+ * are constants: with others gcc keeps it in memory and copies it twice for each tile. */
 
-enum { CPU(NR) = NV * LANES, CPU(KC) = 256 };
+enum { CPU(NR) = NV * LANES, CPU(KC) = 256, CPU(NEAR) = 1, CPU(FAR) = 2 }; /* of accumulate: where C lies */
 
 INLINE void CPU(tile)(const int nv, int k, const float *a, size_t a_row, const float *b, size_t ldb, float *c,
                       size_t ldc, int rows, int columns, const float *bias, int accumulate)
@@ -100,8 +101,9 @@ INLINE void CPU(tile)(const int nv, int k, const float *a, size_t a_row, const f
     const float *half = a + 4 * a_row;    /* eight rows through two pointers */
     const size_t three = 3 * a_row;
     EACH(m, MR) EACH(v, nv) sum[m][v] = (VEC){0};
-    for (int m = 0; bias && m < rows; m++)
-        EACH(v, nv) sum[m][v] = BROADCAST(bias[m]);
+    for (int m = 0; accumulate == CPU(FAR) && m < rows; m++)
+        EACH(v, nv) __builtin_prefetch(c + (size_t)m * ldc + v * LANES, 1);
+    if (bias) EACH(m, MR) if (m < rows) EACH(v, nv) sum[m][v] = BROADCAST(bias[m]);
     for (int i = 0; i < k; i++) {
         VEC x[NV];
         EACH(v, nv) x[v] = CPU(load)(b + v * LANES);
@@ -177,7 +179,7 @@ static void CPU(product)(const cpu_product *p)
                 ldb = CPU(NR);
             }
             CPU(strip)(p, depth, p->a + (size_t)k * (p->a_row ? 1 : MR), b, ldb, p->c + n, columns, k ? NULL : p->bias,
-                       p->accumulate || k);
+                       k ? CPU(NEAR) : p->accumulate ? CPU(FAR) : 0);
         }
     }
 }
