@@ -49,9 +49,11 @@ static ddpm_result on_step(void *user, ddpm_net *net, int done, int steps)
     batch_state *b = user;
     int frames = b->drawing->frames;
     double work = b->attempt > 0 ? b->end : b->first + (double)b->n * done / steps;
-    cli_progress_show(b->bar, work, "pictures %d-%d of %d%s, step %d/%d%s", b->first + 1, b->first + b->n,
-                      b->drawing->count, b->attempt > 0 ? " again" : "", done, steps,
-                      b->drawing->status != NULL ? b->drawing->status : "");
+    char last[16] = "", again[48] = "";
+    if (b->n > 1) snprintf(last, sizeof last, "-%d", b->first + b->n);
+    if (b->attempt > 0) snprintf(again, sizeof again, ", try %d of %d", b->attempt + 1, b->drawing->tries);
+    cli_progress_show(b->bar, work, "picture%s %d%s of %d%s, step %d/%d%s", b->n > 1 ? "s" : "", b->first + 1, last,
+                      b->drawing->count, again, done, steps, b->drawing->status != NULL ? b->drawing->status : "");
     ddpm_result result = DDPM_OK;
     for (int k = 0; result == DDPM_OK && k < frames; k++) {
         int first = b->drawing->sample.skip, all = steps - first;

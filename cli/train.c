@@ -519,10 +519,6 @@ static ddpm_result choose_schedule(const training *t, ddpm_schedule_config *sche
     if (!has_range && (is_given("beta-start") || is_given("beta-end")))
         return ddpm_fail(DDPM_ERR_ARGUMENT, "--beta-start and --beta-end have no effect on this beta schedule\n"
                                             "      hint: leave them out, or --beta-schedule linear");
-    if (schedule->rescale_betas_zero_snr && schedule->prediction_type == DDPM_PREDICTS_EPSILON)
-        return ddpm_fail(DDPM_ERR_ARGUMENT,
-                         "with --zero-snr the last x_t holds nothing of x_0, so that no eps can lead to "
-                         "it\n      hint: --prediction-type v_prediction");
     return DDPM_OK;
 }
 
@@ -547,6 +543,12 @@ static ddpm_result plan_training(const cli_context *context, training *t)
         ddpm_schedule_config chosen = *schedule;
         result = ddpm_schedule_create(&t->schedule, &chosen);
     }
+    if (result == DDPM_OK && schedule->prediction_type == DDPM_PREDICTS_EPSILON &&
+        t->schedule.alpha_bar[schedule->num_train_timesteps - 1] == 0)
+        result = ddpm_fail(DDPM_ERR_ARGUMENT,
+                           "with these betas%s the last x_t holds nothing of x_0, so that no eps can lead to it\n"
+                           "      hint: --prediction-type v_prediction, or smaller betas",
+                           schedule->rescale_betas_zero_snr ? " and --zero-snr" : "");
     if (result == DDPM_OK && set.cond_drop > 0 && t->net->labels == NULL)
         result = ddpm_fail(DDPM_ERR_ARGUMENT, "--cond-drop leaves out labels, and this model takes none\n"
                                               "      hint: leave out --cond-drop");

@@ -483,6 +483,8 @@ static void test_schedules(void **state)
         "\"prediction_type\":\"sample\",\"timestep_spacing\":\"trailing\",\"lambda_min_clipped\":-Infinity}";
     assert_fails(1, "train @/data --out @/no --model @/run/best/unet/config.json --zero-snr",
                  "--prediction-type v_prediction");
+    assert_fails(1, "train @/data --out @/no --beta-schedule linear --beta-start 0.5 --beta-end 0.1",
+                 "with these betas the last x_t holds nothing of x_0");
     assert_fails(2, "train @/data --out @/no --prediction-type flow", "is not one of epsilon|sample|v_prediction");
     assert_runs(
         "train @/data --out @/v --model @/run/best/unet/config.json --resolution 16 --epochs 1 --batch-size 24 "
