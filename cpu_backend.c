@@ -1226,7 +1226,7 @@ static void winograd_weight(const cpu_state *s, const conv *c, const float *dy, 
     const cpu_kernels *k = s->kernels;
     const winograd_weight_sizes z = sizes_of_winograd_weight(s, c);
     size_t lanes = (size_t)k->lanes, mr = (size_t)k->rows, first, end;
-    size_t there = tiles_of(c, c->n), tiles = (there + lanes - 1) / lanes * lanes; /* in whole vectors */
+    size_t there = tiles_of(c, c->n), tiles = (there + lanes - 1) / lanes * lanes;
     size_t ci = (size_t)c->ci / lanes, co = (size_t)c->co / lanes; /* in vectors */
     size_t rows = z.once ? SLICE : mr, pieces = (size_t)c->co / rows, in_row = (size_t)c->ci * 9;
     cpu_pictures x = {c->n, c->ci, c->h, c->w, (float *)c->x}, y = {c->n, c->co, c->oh, c->ow, (float *)dy};

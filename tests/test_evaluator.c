@@ -606,7 +606,7 @@ static void guides(void **state)
     (void)state;
     enum { T = 300 };
     static school s;
-    float before[DRAWN * ALL], after[DRAWN * ALL], x0[DRAWN * ALL], log_p[2][DRAWN], time[DRAWN] = {T, T, T};
+    float before[DRAWN * ALL], after[DRAWN * ALL], x0[DRAWN * ALL] = {0}, log_p[2][DRAWN], time[DRAWN] = {T, T, T};
     float plain[ALL], scratch[SMALL * SMALL];
     int views = 0;
     const double scale = 0.004;
