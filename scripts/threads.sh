@@ -6,6 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/figures.sh
 program=${PROGRAM:-./ddpm} rounds=${1:-3} many=${2:-$(getconf _NPROCESSORS_ONLN)}
+[ "$many" -gt 1 ] || { echo "$0: one thread and $many are nothing to compare" >&2; exit 1; }
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 load=$(cut -d' ' -f1 /proc/loadavg 2> /dev/null || echo unknown)
@@ -19,6 +20,7 @@ for work in lab_forward_b1 lab_forward_b8 lab_train_b4 lab_train_b8 small_forwar
         done
     done
 done > "$at/times"
+[ "$(wc -l < "$at/times")" -eq $((12 * rounds)) ] || { echo "$0: $program bench has failed" >&2; exit 1; }
 awk -v many="$many" -v cpu="$cpu" -v load="$load" -v rounds="$rounds" '
     function median(list, n, v, i, j, t) {
         n = split(list, v, " ")
